@@ -1,0 +1,20 @@
+"""Recipes as frozen, strict configs. Imports nothing heavy."""
+
+from hydralign.config.base import Config
+from hydralign.config.data import DataConfig, PromptSourceConfig, SourceConfig
+from hydralign.config.model import FullForm, LoraForm, ModelConfig, NewModelConfig
+from hydralign.config.ppo import PPOConfig
+from hydralign.config.recipe import Recipe
+
+__all__ = [
+    "Config",
+    "DataConfig",
+    "FullForm",
+    "LoraForm",
+    "ModelConfig",
+    "NewModelConfig",
+    "PPOConfig",
+    "PromptSourceConfig",
+    "Recipe",
+    "SourceConfig",
+]

@@ -1,0 +1,16 @@
+"""The base of every config: frozen, strict, and derived from nothing at run time.
+
+Import-light on purpose (pydantic only): `hydralign --help` and a wrong recipe must answer before torch loads.
+"""
+
+from __future__ import annotations
+
+from pydantic import BaseModel, ConfigDict
+
+
+class Config(BaseModel):
+    """A frozen group of settings. Unknown keys are refused; the printed form loads again."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", validate_default=True, use_attribute_docstrings=True, protected_namespaces=()
+    )

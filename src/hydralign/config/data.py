@@ -1,0 +1,116 @@
+"""Where rows come from and which of them count: one source per kind of data."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from hydralign.config.base import Config
+
+
+class FilterConfig(Config):
+    """Rows outside these bounds are left out, counted and reported. Bounds are inclusive; None is no bound."""
+
+    min_characters: int | None = Field(default=None, ge=0)
+    """Shortest text in characters (for prompts: of the text before it is cut)."""
+    max_characters: int | None = Field(default=None, ge=1)
+    """Longest text in characters."""
+    min_tokens: int | None = Field(default=None, ge=0)
+    """Shortest row in tokens."""
+    max_tokens: int | None = Field(default=None, ge=1)
+    """Longest row in tokens."""
+
+
+class CutConfig(Config):
+    """Makes prompts of raw texts: the first n tokens of each, n drawn uniformly per row by seed."""
+
+    min_tokens: int = Field(default=2, ge=1)
+    """Fewest tokens, inclusive."""
+    max_tokens: int = Field(default=8, ge=1)
+    """Most tokens, inclusive."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CutConfig:
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(
+                f"cut.min_tokens={self.min_tokens} is above cut.max_tokens={self.max_tokens}: no length lies "
+                "between them. Swap the two."
+            )
+        return self
+
+
+class HashSplit(Config):
+    """Holds out rows by a hash of their prompt: the same prompt never stands on both sides."""
+
+    by: Literal["hash"] = "hash"
+    """Tag of this kind of split."""
+    percent: float = Field(default=5.0, gt=0, lt=100)
+    """Expected share of rows that are held out."""
+
+
+class LastSplit(Config):
+    """Holds out the last rows of the source. A prompt that stands on both sides leaves the training side."""
+
+    by: Literal["last_percent"]
+    """Tag of this kind of split."""
+    percent: float = Field(default=5.0, gt=0, lt=100)
+    """Share of rows that are held out."""
+
+
+class SourceSplit(Config):
+    """Held-out rows come from a source of their own; its prompts are taken out of the training side."""
+
+    by: Literal["source"]
+    """Tag of this kind of split."""
+    source: str | tuple[str, ...]
+    """File, folder of a data set, hub id, or a list of files."""
+    split: str = "test"
+    """Split of a hub data set."""
+
+
+class NoSplit(Config):
+    """Nothing is held out."""
+
+    by: Literal["none"]
+    """Tag of this kind of split."""
+
+
+HeldOut = Annotated[HashSplit | LastSplit | SourceSplit | NoSplit, Field(discriminator="by")]
+
+
+class SourceConfig(Config):
+    """One data set: where it lies, what its columns are called, which rows count, what is held out."""
+
+    source: str | tuple[str, ...]
+    """A file (.json, .jsonl, .jsonl.gz, .csv, .parquet), several files, or a hub id such as stanfordnlp/imdb."""
+    split: str = "train"
+    """Split of a hub data set; files are one split."""
+    columns: dict[str, str] = Field(default_factory=dict)
+    """Our name: theirs, for columns that are called otherwise (prompt: question)."""
+    filter: FilterConfig = FilterConfig()
+    """Bounds on length."""
+    held_out: HeldOut = HashSplit()
+    """How rows for evaluation are set apart."""
+    limit: int | None = Field(default=None, ge=1)
+    """Use the first rows only, after filtering."""
+
+
+class PromptSourceConfig(SourceConfig):
+    """Prompts: a `prompt` or `query` column, or the first tokens of a `text` column."""
+
+    cut: CutConfig | None = None
+    """Cut prompts out of a `text` column."""
+
+
+class DataConfig(Config):
+    """The data sets of a recipe by kind. A loop names the kind that it needs."""
+
+    prompts: PromptSourceConfig | None = None
+    """What PPO answers."""
+    demonstrations: SourceConfig | None = None
+    """Texts to imitate: `text`, or `prompt` + `completion`, or chat `messages`."""
+    comparisons: SourceConfig | None = None
+    """`prompt`, `chosen`, `rejected`; or `chosen` and `rejected` that begin with the same prompt."""
+    labelled: SourceConfig | None = None
+    """`text` and `label` (the name of the class)."""

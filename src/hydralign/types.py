@@ -1,0 +1,198 @@
+"""The nouns that every layer shares, and the legend of tensor shapes.
+
+Shape suffixes: ``B`` rows, ``P`` prompts, ``G`` samples per prompt (``B = P·G``), ``Q`` prompt tokens,
+``R`` response tokens, ``T = Q + R``, ``V`` vocabulary, ``D`` width, ``N`` real response tokens of a batch.
+
+Masks are bool and **True = counts**. Column ``t`` of any ``_BR`` tensor belongs to response token ``t``;
+``values_BR[:, t]`` is the value *before* that token. Masks come from lengths, never from comparing ids with
+a pad id, so a tokenizer whose pad is its end-of-sequence token loses nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """One prompt: its text, its token ids, and the other columns of its row (seen by rewards)."""
+
+    text: str
+    token_ids: tuple[int, ...]
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Demonstration:
+    """A text to imitate. The loss covers `completion`; `prompt` is context and may be empty."""
+
+    prompt: str
+    completion: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Preference:
+    """Two answers to one prompt, of which somebody preferred `chosen`."""
+
+    prompt: str
+    chosen: str
+    rejected: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class LabelledText:
+    """A text and the name of its class."""
+
+    text: str
+    label: str
+    columns: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class SamplingPlan:
+    """How to sample one iteration. Equal plans give equal tokens on every batch split and process count.
+
+    `seed`, `iteration`, the row's global number and the position key one uniform number per token.
+    `first_row` is the global number of the first row handed to the sampler.
+    `lengths` = (low, high), both inclusive, draws each row's own maximum; it overrides `max_new_tokens`.
+    `top_k = 0` and `top_p = 1` switch truncation off.
+    """
+
+    temperature: float = 1.0
+    min_new_tokens: int = 0
+    max_new_tokens: int = 32
+    lengths: tuple[int, int] | None = None
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    iteration: int = 0
+    first_row: int = 0
+    decode_rows: int = 64
+
+    @property
+    def longest(self) -> int:
+        """The largest number of new tokens that any row can get."""
+        return self.lengths[1] if self.lengths else self.max_new_tokens
+
+    @property
+    def truncated(self) -> bool:
+        """Whether top-k or top-p cut the distribution, so that samples are off-policy."""
+        return self.top_k > 0 or self.top_p < 1.0
+
+    def at(self, iteration: int, first_row: int = 0) -> SamplingPlan:
+        """The same plan with the generator keyed to another iteration."""
+        return replace(self, iteration=iteration, first_row=first_row)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Token rows as a policy reads them: prompt, then response, then padding, each row from column 0.
+
+    A causal model needs no attention mask for such rows: real positions never look right.
+    `temperature` and `min_new_tokens` shape every log-probability of these rows in the same way: policy, old
+    and reference. `trunk_BTD` may carry harvested trunk states (right-padded like the tokens).
+    """
+
+    tokens_BT: Tensor
+    prompt_lengths_B: Tensor
+    response_lengths_B: Tensor
+    temperature: float = 1.0
+    min_new_tokens: int = 0
+    trunk_BTD: Tensor | None = None
+
+    def __len__(self) -> int:
+        return self.tokens_BT.shape[0]
+
+    @property
+    def width(self) -> int:
+        """R: response columns of every `_BR` tensor of these rows (the longest response)."""
+        return int(self.response_lengths_B.max()) if len(self) else 0
+
+    @property
+    def mask_BR(self) -> Tensor:
+        """True for real response tokens, the end-of-sequence token included."""
+        return torch.arange(self.width, device=self.tokens_BT.device) < self.response_lengths_B[:, None]
+
+    @property
+    def response_columns_BR(self) -> Tensor:
+        """The column of `tokens_BT` that holds each response token (clamped inside for padding)."""
+        columns = self.prompt_lengths_B[:, None] + torch.arange(self.width, device=self.tokens_BT.device)
+        return columns.clamp(max=self.tokens_BT.shape[1] - 1)
+
+    @property
+    def response_BR(self) -> Tensor:
+        """Token ids of the responses; entries outside `mask_BR` mean nothing."""
+        return self.tokens_BT.gather(1, self.response_columns_BR)
+
+    def select(self, index_B: Tensor) -> Rows:
+        """These rows only, in this order, with the padding trimmed to the longest of them."""
+        prompt, response = self.prompt_lengths_B[index_B], self.response_lengths_B[index_B]
+        longest = int((prompt + response).max()) if len(index_B) else 0
+        trunk = None if self.trunk_BTD is None else self.trunk_BTD[index_B, :longest]
+        return replace(
+            self,
+            tokens_BT=self.tokens_BT[index_B, :longest],
+            prompt_lengths_B=prompt,
+            response_lengths_B=response,
+            trunk_BTD=trunk,
+        )
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """What the sampler returns. Log-probabilities and values are those of the sampling pass itself."""
+
+    prompts: tuple[Prompt, ...]
+    rows: Rows
+    old_logprobs_BR: Tensor
+    values_BR: Tensor
+    finished_B: Tensor
+    completions: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Rewards of one rollout, before the KL leash.
+
+    `scores_B` is the weighted sum per answer, to be put on its last real token. `token_scores` holds a list per
+    row when a reward spoke per token, else None. `terms` keeps each reward's own unweighted number per row,
+    None where it did not apply.
+    """
+
+    scores_B: Tensor
+    token_scores: tuple[tuple[float, ...] | None, ...] | None = None
+    terms: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Experience:
+    """A rollout with everything that PPO learns from: rewards, values and reference log-probabilities."""
+
+    rollout: Rollout
+    scores: Scores
+    old_logprobs_BR: Tensor
+    ref_logprobs_BR: Tensor
+    values_BR: Tensor
+
+    def __len__(self) -> int:
+        return len(self.rollout)
+
+
+@dataclass(frozen=True)
+class Estimates:
+    """What PPO computes from an experience before it updates: all `_BR`, zero outside the mask."""
+
+    rewards_BR: Tensor
+    advantages_BR: Tensor
+    returns_BR: Tensor
+    stats: Mapping[str, float] = field(default_factory=dict)
