@@ -1,0 +1,30 @@
+"""Rewards: one protocol for functions, classifiers and reward models; their sum, checked; their scale.
+
+Ordinary use is two calls: `build_terms(recipe.ppo.rewards, device)` once, `score_rollout(terms, ...)` per rollout.
+"""
+
+from hydralign.rewards.build import build_terms
+from hydralign.rewards.classifier import ClassifierReward
+from hydralign.rewards.combine import RewardTerm, score_rollout, unique_names
+from hydralign.rewards.fake import LengthReward, TokenShareReward
+from hydralign.rewards.functions import load_function
+from hydralign.rewards.learned import RewardModel, encode, scores
+from hydralign.rewards.normalise import RunningMoments, shape_scores
+from hydralign.rewards.protocol import Reward
+
+__all__ = [
+    "ClassifierReward",
+    "LengthReward",
+    "Reward",
+    "RewardModel",
+    "RewardTerm",
+    "RunningMoments",
+    "TokenShareReward",
+    "build_terms",
+    "encode",
+    "load_function",
+    "score_rollout",
+    "scores",
+    "shape_scores",
+    "unique_names",
+]

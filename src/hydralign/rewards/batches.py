@@ -1,0 +1,37 @@
+"""Token rows of unequal length in right-padded batches of similar length.
+
+Sorting by length saves padding and changes no score: padding is masked, and every row is scored by itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+
+def pad_right(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str) -> tuple[Tensor, Tensor, Tensor]:
+    """`tokens_BT` (int64), `mask_BT` (True for real tokens) and `lengths_B` of these rows on `device`."""
+    longest = max(map(len, rows))
+    tokens_BT = torch.tensor([[*row, *[pad_id] * (longest - len(row))] for row in rows], device=device)
+    lengths_B = torch.tensor([len(row) for row in rows], device=device)
+    mask_BT = torch.arange(longest, device=device) < lengths_B[:, None]
+    return tokens_BT, mask_BT, lengths_B
+
+
+def score_batched(
+    rows: Sequence[Sequence[int]], forward: Callable[[Sequence[Sequence[int]]], Tensor], *, batch_rows: int
+) -> list[float]:
+    """`forward` (rows of ids to `scores_B`) over all rows, without gradients; the result is in the rows' order.
+
+    The longest rows come first, so that a batch too large for the memory fails at once and not late.
+    """
+    order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
+    scores = [0.0] * len(rows)
+    with torch.no_grad():
+        for start in range(0, len(order), batch_rows):
+            batch = order[start : start + batch_rows]
+            for row, score in zip(batch, forward([rows[row] for row in batch]).tolist(), strict=True):
+                scores[row] = score
+    return scores

@@ -1,0 +1,142 @@
+"""A text classifier as a reward, read at one label by *name*.
+
+Labels are never taken by position: which column means "positive" differs between models, and a wrong guess
+trains towards the opposite. Three read-outs of the label's logit z:
+
+    logit         z
+    log_odds      z - logsumexp(other logits) = log p/(1-p); z itself when labels are independent of each other
+    probability   p = sigmoid(log_odds), which is softmax (or, for independent labels, the plain sigmoid)
+
+Texts are right-padded with an attention mask and scored in fp32, so neither padding nor company changes a score.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from hydralign.errors import ModelError, did_you_mean
+from hydralign.rewards.batches import pad_right, score_batched
+from hydralign.rewards.loading import load_classifier, longest_text
+
+Output = Literal["logit", "log_odds", "probability"]
+TextPart = Literal["completion", "prompt+completion"]
+
+
+class ClassifierReward:
+    """The score of `label` for each row's text. `truncated` counts the texts that were too long so far.
+
+    `text` is the completion, or prompt and completion joined with nothing between. Of a joint text that is too
+    long the beginning goes, of a lone completion the end.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        tokenizer: Any,
+        *,
+        label: str,
+        output: Output = "logit",
+        text: TextPart = "prompt+completion",
+        batch_rows: int = 32,
+    ) -> None:
+        """Takes a transformers sequence classifier in eval mode. Raises ModelError when it cannot be read so."""
+        for value, allowed in ((output, get_args(Output)), (text, get_args(TextPart))):
+            if value not in allowed:
+                raise ModelError(
+                    f"{value!r} is no way to read a classifier: its score would be undefined. "
+                    f"{did_you_mean(value, allowed)}"
+                )
+        config: Any = model.config
+        labels = {int(column): name for column, name in config.id2label.items()}
+        self.label_column = find_label(label, [labels[column] for column in sorted(labels)])
+        self.label = labels[self.label_column]
+        if len(labels) == 1 and output != "logit":
+            raise ModelError(
+                f"the classifier has the single output {self.label!r}: {output} needs another label to compare with. "
+                "Use output: logit."
+            )
+        pad_id = config.pad_token_id if config.pad_token_id is not None else tokenizer.pad_token_id
+        if pad_id is None:
+            raise ModelError(
+                "neither the classifier nor its tokenizer names a padding token: texts of unequal length cannot be "
+                "scored together. Set pad_token_id in its config.json."
+            )
+        config.pad_token_id = pad_id
+        self.model, self.tokenizer, self.output, self.text, self.batch_rows = model, tokenizer, output, text, batch_rows
+        self.truncated = 0
+        self._pad_id = int(pad_id)
+        self._independent = config.problem_type == "multi_label_classification"
+        self._longest = longest_text(model, tokenizer)
+        tokenizer.truncation_side = "left" if text == "prompt+completion" else "right"
+
+    @classmethod
+    def from_folder(
+        cls,
+        path: str | Path,
+        *,
+        label: str,
+        output: Output = "logit",
+        text: TextPart = "prompt+completion",
+        batch_rows: int = 32,
+        device: torch.device | str = "cpu",
+    ) -> ClassifierReward:
+        """The classifier of a folder or hub id. Raises ModelError when weights, tokenizer or label are missing."""
+        model, tokenizer, raw = load_classifier(path, device)
+        if not raw.get("id2label"):
+            raise ModelError(
+                f"the config.json of {str(path)!r} names no labels: which output means {label!r} would be a guess. "
+                "Add id2label to it."
+            )
+        return cls(model, tokenizer, label=label, output=output, text=text, batch_rows=batch_rows)
+
+    def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
+        """One float per row."""
+        if self.text == "completion":
+            texts = list(completions)
+        else:
+            texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+        return score_batched([self._encode(text) for text in texts], self._forward, batch_rows=self.batch_rows)
+
+    def _encode(self, text: str) -> list[int]:
+        ids = self.tokenizer(text, verbose=False)["input_ids"]
+        if len(ids) > self._longest:
+            self.truncated += 1
+            ids = self.tokenizer(text, truncation=True, max_length=self._longest)["input_ids"]
+        if ids:
+            return list(ids)
+        # An empty text has no token to be read at; a model without [CLS] gets its start-of-text token.
+        starts = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self._pad_id)
+        return [next(start for start in starts if start is not None)]
+
+    def _forward(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        tokens_BT, mask_BT, _ = pad_right(rows, self._pad_id, next(self.model.parameters()).device)
+        logits_BC = self.model(input_ids=tokens_BT, attention_mask=mask_BT.long()).logits.float()
+        logit_B = logits_BC[:, self.label_column]
+        if self.output == "logit":
+            return logit_B
+        others_BC = torch.cat([logits_BC[:, : self.label_column], logits_BC[:, self.label_column + 1 :]], dim=1)
+        log_odds_B = logit_B if self._independent else logit_B - others_BC.logsumexp(dim=1)
+        return log_odds_B if self.output == "log_odds" else log_odds_B.sigmoid()
+
+
+def find_label(label: str, labels: Sequence[str]) -> int:
+    """The column of `label`: its exact name, else the only name that differs in case alone. Raises ModelError."""
+    exact = [column for column, name in enumerate(labels) if name == label]
+    matches = exact or [column for column, name in enumerate(labels) if name.casefold() == label.casefold()]
+    if len(matches) == 1:
+        return matches[0]
+    listed = ", ".join(map(repr, labels))
+    if matches:
+        raise ModelError(
+            f"label {label!r} fits {len(matches)} labels of the classifier ({listed}): the reward would be a guess. "
+            "Write the label exactly, and rename equal labels in config.json."
+        )
+    raise ModelError(
+        f"the classifier has no label {label!r}: its labels are {listed}, and none is taken by position. "
+        f"{did_you_mean(label, labels)}"
+    )

@@ -1,0 +1,136 @@
+"""Python functions as rewards: found by name, called with the columns that they ask for.
+
+A reference is `module:function` or `path/to/file.py:function`. Everything is passed by parameter name: `prompts`,
+`completions`, `finished`, `completion_tokens` and the columns of the data set. A function with `**columns` gets
+all of them, any other only those that it names. The answer is checked in `combine`, not here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import inspect
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from hydralign.errors import RewardError, did_you_mean
+
+FORMS = "Write module:function or path/to/file.py:function."
+
+
+def load_function(reference: str) -> Callable[..., Any]:
+    """The callable that `reference` names. Raises RewardError for anything that cannot be called as a reward."""
+    place, _, name = reference.rpartition(":")
+    if not place or not name:
+        raise RewardError(f"reward function {reference!r} lacks a module or a name: it cannot be found. {FORMS}")
+    module = _module_of_file(Path(place).expanduser()) if place.endswith(".py") else _module(place)
+    if not hasattr(module, name):
+        known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
+        raise RewardError(
+            f"{place} has no {name!r}: the reward {reference!r} cannot be called. {did_you_mean(name, known)}"
+        )
+    function = getattr(module, name)
+    if not callable(function) or inspect.isclass(function):
+        kind = "a class" if inspect.isclass(function) else f"of type {type(function).__name__}"
+        raise RewardError(
+            f"{reference!r} is {kind}: a reward is called as f(prompts, completions, **columns) and returns a list. "
+            "Name a function, or a module-level instance with __call__."
+        )
+    refuse_async(function, reference)
+    return function
+
+
+def call(
+    function: Callable[..., Any],
+    prompts: Sequence[str],
+    completions: Sequence[str],
+    columns: Mapping[str, Any],
+    *,
+    name: str,
+) -> Any:
+    """What `function` returns for these rows, called with the arguments that its signature asks for.
+
+    `name` is the reward's name in messages. Raises RewardError for a required parameter that is no column. An
+    exception from inside the function passes through with a note that names the reward.
+    """
+    refuse_async(function, name)
+    given = {**columns, "prompts": list(prompts), "completions": list(completions)}
+    try:
+        parameters = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError) as error:
+        raise RewardError(
+            f"reward {name!r} shows no signature: it is unknown which columns it wants. "
+            "Wrap it in a function (prompts, completions, **columns)."
+        ) from error
+    wanted = {p.name: p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)}
+    missing = [
+        parameter
+        for parameter, p in wanted.items()
+        if p.default is p.empty and (parameter not in given or p.kind is p.POSITIONAL_ONLY)
+    ]
+    if missing:
+        raise RewardError(
+            f"reward {name!r} requires {', '.join(map(repr, missing))}: no column of that name can be passed to it. "
+            f"Columns here: {', '.join(sorted(given))}. Rename the parameter or the column, or give it a default."
+        )
+    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
+    try:
+        return function(**{key: value for key, value in given.items() if takes_all or key in wanted})
+    except Exception as error:
+        error.add_note(f"raised by the reward {name!r}")
+        raise
+
+
+def refuse_async(function: Callable[..., Any], name: str) -> None:
+    """Raises RewardError when calling `function` would give a coroutine instead of scores."""
+    if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
+        raise RewardError(
+            f"reward {name!r} is an async function: a loop would get a coroutine instead of scores. "
+            "Give a plain function; inside it asyncio.run(...) may call the async one."
+        )
+
+
+def _module(place: str) -> ModuleType:
+    try:
+        return importlib.import_module(place)
+    except ModuleNotFoundError as error:
+        if error.name is None or not (place == error.name or place.startswith(f"{error.name}.")):
+            raise _import_failed(place, error) from error
+        raise RewardError(
+            f"there is no module {error.name!r} on this interpreter's path: the reward in {place!r} cannot be loaded. "
+            "Install it, or give the file itself as path/to/file.py:function."
+        ) from error
+    except Exception as error:
+        raise _import_failed(place, error) from error
+
+
+def _module_of_file(path: Path) -> ModuleType:
+    if not path.is_file():
+        raise RewardError(
+            f"there is no file {str(path)!r} (looked from {str(Path.cwd())!r}): the reward in it cannot be loaded. "
+            "Correct the path; a relative one counts from where the command is run."
+        )
+    digest = hashlib.sha1(str(path.resolve()).encode(), usedforsecurity=False).hexdigest()[:8]
+    name = f"hydralign_reward_file_{path.stem}_{digest}"
+    spec = importlib.util.spec_from_file_location(name, path)
+    assert spec is not None, "a path that ends in .py always has a loader"
+    assert spec.loader is not None, "a path that ends in .py always has a loader"
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module  # dataclasses and pickling look their module up here
+    try:
+        spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise _import_failed(str(path), error) from error
+    return module
+
+
+def _import_failed(place: str, error: Exception) -> RewardError:
+    return RewardError(
+        f"importing {place!r} failed with {type(error).__name__} ({error}): the reward in it cannot be loaded. "
+        "Make the import work in plain Python first."
+    )

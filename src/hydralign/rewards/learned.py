@@ -1,0 +1,124 @@
+"""Our reward models: one way to encode an answer, and one way to read its score.
+
+A reward model is an ordinary `AutoModelForSequenceClassification` folder with `num_labels = 1`. Training,
+evaluation and PPO all use `encode` and `scores` below, so none of them can disagree with another, and a process
+that knows only transformers gets the same numbers: its forward pass reads the rightmost token that is not padding,
+which is the last real token as long as the pad token is no token of the text. Hence pad must differ from EOS.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hydralign.errors import ModelError, RewardError
+from hydralign.rewards.batches import pad_right, score_batched
+from hydralign.rewards.loading import load_classifier, longest_text
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """Token ids as a reward model reads them, and how many tokens were `cut` off at the beginning."""
+
+    ids: tuple[int, ...]
+    cut: int = 0
+
+
+def encode(tokenizer: Any, prompt: str, completion: str, finished: bool, max_tokens: int | None = None) -> Encoded:
+    """Prompt and completion tokenised as one text; EOS at the end if, and only if, the answer finished.
+
+    A tokenizer that adds EOS by itself is overruled for unfinished answers; one without EOS adds none. Above
+    `max_tokens` the beginning is cut, since the score is read at the end. Raises RewardError when no token is left.
+    """
+    ids = list(tokenizer(prompt + completion, verbose=False)["input_ids"])
+    eos_id = tokenizer.eos_token_id
+    if eos_id is not None:
+        ids = ids[:-1] if ids and ids[-1] == eos_id else ids
+        ids = [*ids, eos_id] if finished else ids
+    if not ids:
+        raise RewardError(
+            "prompt and completion are both empty, and the answer is unfinished: there is no token to read a score "
+            "at. Leave empty rows out of the data."
+        )
+    cut = 0 if max_tokens is None else max(0, len(ids) - max_tokens)
+    return Encoded(tuple(ids[cut:]), cut)
+
+
+def scores(model: nn.Module, rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:
+    """`scores_B`: the head's output at each row's last real token, with gradients; right padding, found by length.
+
+    Works on the plain model and under PEFT. An encoder with a head of its own kind is read by its own forward pass.
+    """
+    tokens_BT, mask_BT, lengths_B = pad_right(rows, pad_id, next(model.parameters()).device)
+    core: Any = model
+    if hasattr(core, "get_base_model"):
+        core = core.get_base_model()
+    if not hasattr(core, "score"):
+        logits_B1: Tensor = model(input_ids=tokens_BT, attention_mask=mask_BT.long()).logits
+        return logits_B1[:, 0]
+    states_BTD = core.base_model(input_ids=tokens_BT, attention_mask=mask_BT.long(), use_cache=False).last_hidden_state
+    last_BD = states_BTD[torch.arange(len(rows), device=states_BTD.device), lengths_B - 1]
+    scores_B1: Tensor = core.score(last_BD)
+    return scores_B1[:, 0]
+
+
+def require_reward_model(model: nn.Module, tokenizer: Any) -> int:
+    """The pad id of a usable reward model. Raises ModelError for other heads and for a pad that hides EOS."""
+    config: Any = model.config
+    if config.num_labels != 1:
+        labels = ", ".join(map(repr, config.id2label.values()))
+        raise ModelError(
+            f"the model has {config.num_labels} outputs ({labels}): a reward model has one, and which of these is the "
+            "reward would be a guess. Use a reward of type classifier and name the label."
+        )
+    pad_id = config.get_text_config().pad_token_id
+    eos_id = tokenizer.eos_token_id
+    if pad_id is None:
+        raise ModelError(
+            "the reward model's config has no pad_token_id: transformers could not score two texts at once, nor find "
+            "the last token of either. Add a padding token of its own and set pad_token_id."
+        )
+    if pad_id == eos_id:
+        raise ModelError(
+            f"pad_token_id and the end-of-sequence token are both {pad_id}: transformers reads the score at the "
+            "rightmost token that is not padding, so it would skip the end of every finished answer. "
+            "Give the reward model a padding token of its own."
+        )
+    return int(pad_id)
+
+
+class RewardModel:
+    """A reward model folder as a reward. `truncated` counts the texts that were too long so far."""
+
+    def __init__(
+        self, model: nn.Module, tokenizer: Any, *, batch_rows: int = 32, max_tokens: int | None = None
+    ) -> None:
+        """Takes a model in eval mode; `max_tokens` None is the longest text that it can read. Raises ModelError."""
+        self._pad_id = require_reward_model(model, tokenizer)
+        self.model, self.tokenizer, self.batch_rows = model, tokenizer, batch_rows
+        self.max_tokens = longest_text(model, tokenizer) if max_tokens is None else max_tokens
+        self.truncated = 0
+
+    @classmethod
+    def from_folder(cls, path: str | Path, *, batch_rows: int = 32, device: torch.device | str = "cpu") -> RewardModel:
+        """The reward model of a folder or hub id. Raises ModelError when it is incomplete or of another kind."""
+        model, tokenizer, _ = load_classifier(path, device)
+        return cls(model, tokenizer, batch_rows=batch_rows)
+
+    def __call__(
+        self, prompts: Sequence[str], completions: Sequence[str], finished: Sequence[bool], **columns: Any
+    ) -> list[float]:
+        """One float per row."""
+        answers = zip(prompts, completions, finished, strict=True)
+        encoded = [encode(self.tokenizer, *answer, self.max_tokens) for answer in answers]
+        self.truncated += sum(row.cut > 0 for row in encoded)
+        return score_batched(
+            [row.ids for row in encoded],
+            lambda rows: scores(self.model, rows, self._pad_id).float(),
+            batch_rows=self.batch_rows,
+        )

@@ -1,0 +1,76 @@
+"""Loads a sequence-classification folder, and refuses one whose weights are not all there.
+
+transformers fills missing weights with random numbers and only logs it; as a reward that is noise with a
+confident face, so here it is an error. safetensors only, no code from the folder, fp32, eval mode, no gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from torch import nn
+from transformers import AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
+
+from hydralign.errors import ModelError
+
+
+def load_classifier(path: str | Path, device: torch.device | str) -> tuple[nn.Module, Any, Mapping[str, Any]]:
+    """Model, tokenizer and the raw contents of config.json of a folder or hub id. Raises ModelError."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        path = folder
+        _require_files(folder)
+    elif folder.is_absolute() or str(path).startswith(("~", ".")) or str(path).count("/") > 1:
+        raise ModelError(f"there is no folder {str(path)!r}: no reward can be read from it. Correct the path.")
+    try:
+        raw, _ = PretrainedConfig.get_config_dict(path)
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+        )
+        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        raise ModelError(
+            f"{str(path)!r} does not load as a sequence classifier ({type(error).__name__}: {error}): it cannot give "
+            "a reward. Give a folder or hub id that AutoModelForSequenceClassification loads from safetensors."
+        ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
+        raise ModelError(
+            f"{str(path)!r} lacks the weights {shown}: they would be random numbers, and so would the reward. "
+            "Give a model that was trained as a sequence classifier and saved with its head."
+        )
+    return model.to(device).eval().requires_grad_(False), tokenizer, raw
+
+
+def longest_text(model: nn.Module, tokenizer: Any) -> int:
+    """Most tokens that the model can read: the lesser of its position table and the tokenizer's own limit."""
+    positions = getattr(model.config, "max_position_embeddings", None)
+    limits = [int(tokenizer.model_max_length)]
+    if isinstance(positions, int) and positions > 0:
+        # RoBERTa and its kin number positions from padding_idx + 1, so that part of the table is out of reach.
+        tables = (m for n, m in model.named_modules() if n.endswith("position_embeddings"))
+        offsets = [m.padding_idx + 1 for m in tables if isinstance(m, nn.Embedding) and m.padding_idx is not None]
+        limits.append(positions - max(offsets, default=0))
+    return min(limits)
+
+
+def _require_files(folder: Path) -> None:
+    if (folder / "adapter_config.json").exists() and not (folder / "config.json").exists():
+        raise ModelError(
+            f"{str(folder)!r} is a PEFT adapter: a reward needs the whole classifier with its head. "
+            "Merge it into its base (merge_and_unload) and save the result."
+        )
+    if not (folder / "config.json").exists():
+        raise ModelError(f"{str(folder)!r} has no config.json: it is no model folder. Correct the path.")
+    if not any(folder.glob("*.safetensors")):
+        others = [file.name for file in folder.iterdir() if file.suffix in (".bin", ".pt", ".pth")]
+        hint = f" Convert {others[0]} with save_pretrained; pickles are not read." if others else ""
+        raise ModelError(
+            f"{str(folder)!r} has no model.safetensors: without weights the reward would be random. "
+            f"Complete the folder.{hint}"
+        )

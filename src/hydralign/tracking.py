@@ -1,0 +1,308 @@
+"""Metrics and samples of a run: JSON lines in the run folder always, other trackers as mirrors.
+
+    metrics.jsonl   {"step": 12, "objective/kl": 2.4, ...}   or   {"step": 12, "event": "skipped_update", ...}
+    samples.jsonl   {"step": 12, "table": "samples", "query": ..., "response": ..., ...}
+
+NaN and infinity become null, so that every line is valid JSON. The local files are the record: when they cannot be
+written the run stops. A mirror that fails is reported once and switched off; training goes on. Nothing is sent
+anywhere unless the user asks for it: wandb runs in WANDB_MODE or else offline, trackio and tensorboard write files.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import logging
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any, Protocol
+
+from hydralign.errors import ConfigError, RunFolderError, did_you_mean
+
+logger = logging.getLogger("hydralign")
+
+
+class Tracker(Protocol):
+    """Where the numbers of a run go."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Numbers of one step."""
+
+    def table(self, step: int, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows with equal keys, such as queries with their responses and rewards."""
+
+    def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
+        """Something that happened once, such as a skipped update."""
+
+    def close(self) -> None:
+        """Nothing more will come."""
+
+
+class JsonLines:
+    """metrics.jsonl and samples.jsonl in `folder`, appended to, flushed after every line."""
+
+    def __init__(self, folder: str | Path) -> None:
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.metrics_path, self.samples_path = folder / "metrics.jsonl", folder / "samples.jsonl"
+        self._metrics = self.metrics_path.open("ab")
+        self._samples = self.samples_path.open("ab")
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Appends one line; a number keeps its kind, whole numbers stay whole."""
+        self._append(self._metrics, {"step": step, **metrics})
+
+    def table(self, step: int, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Appends one line per row to samples.jsonl."""
+        for row in rows:
+            self._append(self._samples, {"step": step, "table": name, **row})
+
+    def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
+        """Appends one line to metrics.jsonl."""
+        self._append(self._metrics, {"step": step, "event": name, **details})
+
+    def close(self) -> None:
+        """Closes both files."""
+        self._metrics.close()
+        self._samples.close()
+
+    def position(self) -> int:
+        """Length of metrics.jsonl in bytes, to be kept in a checkpoint."""
+        return self.metrics_path.stat().st_size
+
+    def cut_back(self, offset: int) -> None:
+        """Forgets what was written after `position()` was `offset`, and the samples of later steps with it.
+
+        Raises RunFolderError when metrics.jsonl is shorter than that or has no line end there.
+        """
+        kept = self.metrics_path.read_bytes()[:offset]
+        if len(kept) < offset or (kept and not kept.endswith(b"\n")):
+            raise RunFolderError(
+                f"{self.metrics_path} has no line that ends at byte {offset}, where the checkpoint left it: the file "
+                "was changed since, so its metrics would not fit the run. Restore it, or start in another folder."
+            )
+        last = max((json.loads(line)["step"] for line in kept.splitlines()), default=-1)
+        samples = self.samples_path.read_bytes().splitlines(keepends=True)
+        # A crash can leave half a line at the end, which counts as later.
+        whole = [line for line in samples if line.endswith(b"\n") and json.loads(line)["step"] <= last]
+        os.truncate(self.metrics_path, offset)
+        self.samples_path.write_bytes(b"".join(whole))
+
+    def _append(self, file: Any, row: Mapping[str, Any]) -> None:
+        file.write(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False).encode() + b"\n")
+        file.flush()
+
+
+class WandbMirror:
+    """A wandb run under `folder`/wandb; offline unless WANDB_MODE says otherwise."""
+
+    def __init__(self, folder: Path, run_name: str, config: Mapping[str, Any]) -> None:
+        self._wandb = _module("wandb", extra="wandb")
+        self._run = self._wandb.init(
+            project="hydralign",
+            name=run_name,
+            dir=str(folder),
+            mode=os.environ.get("WANDB_MODE", "offline"),
+            config=dict(config),
+            settings=self._wandb.Settings(console="off", silent=True),
+        )
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Scalars."""
+        self._run.log(dict(metrics), step=step)
+
+    def table(self, step: int, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A wandb.Table."""
+        columns, data = _columns(rows)
+        self._run.log({name: self._wandb.Table(columns=columns, data=data)}, step=step)
+
+    def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
+        """A 1 at this step under `event/<name>`; the details stay in the local file."""
+        self._run.log({f"event/{name}": 1}, step=step)
+
+    def close(self) -> None:
+        """Finishes the run."""
+        self._run.finish()
+
+
+class TrackioMirror:
+    """A trackio run in TRACKIO_DIR, which becomes `folder`/trackio unless it is set. No dashboard is started.
+
+    trackio reads TRACKIO_DIR when it is first imported; imported before, it keeps the place that it had.
+    """
+
+    def __init__(self, folder: Path, run_name: str, config: Mapping[str, Any]) -> None:
+        os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))
+        self._trackio = _module("trackio", extra="trackio")
+        self._run = self._trackio.init(
+            project="hydralign",
+            name=run_name,
+            config=dict(config),
+            embed=False,
+            auto_log_gpu=False,
+            auto_log_cpu=False,
+        )
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Scalars."""
+        self._run.log(dict(metrics), step=step)
+
+    def table(self, step: int, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A trackio.Table."""
+        columns, data = _columns(rows)
+        self._run.log({name: self._trackio.Table(columns=columns, data=data)}, step=step)
+
+    def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
+        """A 1 at this step under `event/<name>`; the details stay in the local file."""
+        self._run.log({f"event/{name}": 1}, step=step)
+
+    def close(self) -> None:
+        """Finishes the run."""
+        self._run.finish()
+
+
+class TensorBoardMirror:
+    """Event files in `folder`/tensorboard."""
+
+    def __init__(self, folder: Path, run_name: str, config: Mapping[str, Any]) -> None:
+        module = _module("torch.utils.tensorboard", extra="tensorboard")
+        self._writer = module.SummaryWriter(log_dir=str(folder / "tensorboard"))
+        self._writer.add_text("config", f"```json\n{json.dumps(_plain(config), indent=2)}\n```", 0)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Scalars."""
+        for name, value in metrics.items():
+            self._writer.add_scalar(name, value, step)
+
+    def table(self, step: int, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """A table in Markdown under Text."""
+        columns, data = _columns(rows)
+        lines = [columns, ["---"] * len(columns), *data]
+        self._writer.add_text(name, "\n".join(f"|{'|'.join(map(_cell, line))}|" for line in lines), step)
+
+    def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
+        """A line of JSON under Text."""
+        self._writer.add_text(f"event/{name}", f"`{json.dumps(_plain(details))}`", step)
+
+    def close(self) -> None:
+        """Flushes and closes the files."""
+        self._writer.close()
+
+
+MIRRORS: Mapping[str, Callable[[Path, str, Mapping[str, Any]], Tracker]] = {
+    "wandb": WandbMirror,
+    "trackio": TrackioMirror,
+    "tensorboard": TensorBoardMirror,
+}
+
+
+class Trackers:
+    """The local files first, then every mirror. A mirror that raises is reported once and left out from then on."""
+
+    def __init__(self, primary: JsonLines, mirrors: Mapping[str, Tracker]) -> None:
+        self.primary = primary
+        self.mirrors = dict(mirrors)
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Numbers of one step, everywhere."""
+        self.primary.log(step, metrics)
+        self._mirror(lambda mirror: mirror.log(step, metrics))
+
+    def table(self, step: int, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Rows, everywhere."""
+        self.primary.table(step, name, rows)
+        self._mirror(lambda mirror: mirror.table(step, name, rows))
+
+    def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
+        """An event, everywhere."""
+        self.primary.event(step, name, details)
+        self._mirror(lambda mirror: mirror.event(step, name, details))
+
+    def close(self) -> None:
+        """Closes everything."""
+        self.primary.close()
+        self._mirror(lambda mirror: mirror.close())
+
+    def position(self) -> int:
+        """See `JsonLines.position`."""
+        return self.primary.position()
+
+    def cut_back(self, offset: int) -> None:
+        """See `JsonLines.cut_back`; what a mirror has received stays there."""
+        self.primary.cut_back(offset)
+
+    def _mirror(self, act: Callable[[Tracker], None]) -> None:
+        for name, mirror in list(self.mirrors.items()):
+            try:
+                act(mirror)
+            except Exception as error:
+                del self.mirrors[name]
+                _report_lost(name, error)
+
+
+def open_trackers(folder: str | Path, names: Iterable[str], run_name: str, config: Mapping[str, Any]) -> Trackers:
+    """The local files in `folder` and the named mirrors (wandb, trackio, tensorboard).
+
+    Raises ConfigError for an unknown name or a missing package; a mirror that cannot start is reported and left out.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    mirrors: dict[str, Tracker] = {}
+    for name in names:
+        if name not in MIRRORS:
+            raise ConfigError(f"there is no tracker {name!r}: nothing would be mirrored. {did_you_mean(name, MIRRORS)}")
+        try:
+            mirrors[name] = MIRRORS[name](folder, run_name, config)
+        except ConfigError:
+            raise
+        except Exception as error:
+            _report_lost(name, error)
+    return Trackers(JsonLines(folder), mirrors)
+
+
+def _report_lost(name: str, error: Exception) -> None:
+    logger.warning(
+        "tracker %s failed (%s: %s): it gets nothing more. Training goes on; metrics.jsonl has everything.",
+        name,
+        type(error).__name__,
+        error,
+    )
+
+
+def _module(name: str, *, extra: str) -> ModuleType:
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        raise ConfigError(
+            f"tracker {extra!r} needs a package that cannot be imported ({error}): it would record nothing. "
+            f"Run: pip install 'hydralign[{extra}]'"
+        ) from error
+
+
+def _columns(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
+    """Column names in order of first sight, and the cells row by row; None where a row lacks the column."""
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    return columns, [[_plain(row.get(column)) for column in columns] for row in rows]
+
+
+def _cell(value: Any) -> str:
+    return str(value).replace("|", "\\|").replace("\n", " ")
+
+
+def _plain(value: Any) -> Any:
+    """`value` as JSON has it: tensors and numpy numbers as Python's, NaN and infinity as None, the rest as text."""
+    value = value.tolist() if hasattr(value, "tolist") else value
+    match value:
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else None
+        case Mapping():
+            return {str(key): _plain(item) for key, item in value.items()}
+        case list() | tuple():
+            return [_plain(item) for item in value]
+        case _:
+            return str(value)

@@ -1,0 +1,134 @@
+"""Reward functions: found by reference, called with what they ask for."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from hydralign.errors import RewardError
+from hydralign.rewards import LengthReward, load_function
+from hydralign.rewards.functions import call
+
+SOURCE = """
+from dataclasses import dataclass
+
+@dataclass
+class Judge:
+    bonus: float = 1.0
+    def __call__(self, completions):
+        return [self.bonus] * len(completions)
+
+judge = Judge()
+number = 3
+
+def brevity(prompts, completions):
+    return [-len(text) for text in completions]
+
+async def later(prompts, completions):
+    return []
+"""
+
+
+@pytest.fixture
+def source(tmp_path: Path) -> str:
+    (tmp_path / "my rewards.py").write_text(SOURCE)
+    return str(tmp_path / "my rewards.py")
+
+
+def test_load_function_finds_functions_and_instances_in_a_file(source: str) -> None:
+    assert load_function(f"{source}:brevity")(prompts=["p"], completions=["abc"]) == [-3]
+    assert load_function(f"{source}:judge")(completions=["abc"]) == [1.0]
+
+
+def test_load_function_finds_a_function_in_a_module(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    import math
+
+    assert load_function("math:fsum") is math.fsum
+    Path(source).rename(Path(source).with_name("my_rewards_on_path.py"))
+    monkeypatch.syspath_prepend(str(Path(source).parent))
+    assert load_function("my_rewards_on_path:brevity")(["p"], ["ab"]) == [-2]
+    del sys.modules["my_rewards_on_path"]
+
+
+@pytest.mark.parametrize(
+    ("reference", "problem"),
+    [
+        ("brevity", "lacks a module or a name"),
+        ("module:", "lacks a module or a name"),
+        ("no_such_module_here:f", "there is no module 'no_such_module_here'"),
+        ("json.no_such_part:f", "there is no module 'json.no_such_part'"),
+        ("nowhere/none.py:f", "there is no file 'nowhere/none.py'"),
+        ("FILE:brevety", "has no 'brevety'.*Did you mean 'brevity'"),
+        ("FILE:number", "is of type int"),
+        ("FILE:Judge", "is a class"),
+        ("FILE:later", "is an async function"),
+    ],
+)
+def test_load_function_says_what_is_wrong(source: str, reference: str, problem: str) -> None:
+    with pytest.raises(RewardError, match=problem):
+        load_function(reference.replace("FILE", source))
+
+
+def test_load_function_names_the_error_of_a_file_that_does_not_import(tmp_path: Path) -> None:
+    broken = tmp_path / "broken.py"
+    broken.write_text("import no_such_dependency\n")
+    with pytest.raises(RewardError, match=r"importing .*broken\.py' failed with ModuleNotFoundError.*no_such_depend"):
+        load_function(f"{broken}:f")
+    assert not any(name.startswith("hydralign_reward_file_broken") for name in sys.modules)
+
+
+def test_call_passes_only_the_columns_that_are_named() -> None:
+    def named(completions: list[str], summary: list[str], factor: float = 2.0) -> list[float]:
+        return [factor * len(c + s) for c, s in zip(completions, summary, strict=True)]
+
+    columns = {"summary": ["xy"], "other": [1], "finished": [True]}
+    assert call(named, ["p"], ["abc"], columns, name="named") == [10.0]
+
+
+def test_call_passes_everything_when_the_function_takes_all() -> None:
+    def takes_all(completions: list[str], **columns: Any) -> list[str]:
+        return sorted(columns)
+
+    assert call(takes_all, ["p"], ["c"], {"finished": [True]}, name="f") == ["finished", "prompts"]
+
+
+def test_call_lists_the_columns_when_a_required_one_is_missing() -> None:
+    def wants(completions: list[str], sumary: list[str]) -> list[float]:
+        return []
+
+    with pytest.raises(RewardError, match=r"'wants' requires 'sumary'.*Columns here: completions, prompts, summary"):
+        call(wants, ["p"], ["c"], {"summary": ["s"]}, name="wants")
+
+
+def test_call_refuses_async_objects_and_hidden_signatures() -> None:
+    class Later:
+        async def __call__(self, completions: list[str]) -> list[float]:
+            return []
+
+    with pytest.raises(RewardError, match="is an async function"):
+        call(Later(), ["p"], ["c"], {}, name="later")
+    with pytest.raises(RewardError, match="shows no signature"):
+        call(dict.fromkeys(["x"]).update, ["p"], ["c"], {}, name="update")
+
+
+def test_call_hands_on_an_exception_with_the_rewards_name() -> None:
+    def breaks(completions: list[str]) -> list[float]:
+        raise ZeroDivisionError("mine")
+
+    with pytest.raises(ZeroDivisionError, match="mine") as caught:
+        call(breaks, ["p"], ["c"], {}, name="fragile")
+    assert caught.value.__notes__ == ["raised by the reward 'fragile'"]
+
+
+def test_call_protects_the_callers_texts_from_a_function_that_changes_its_lists() -> None:
+    def greedy(prompts: list[str], completions: list[str]) -> list[float]:
+        completions.clear()
+        return [0.0]
+
+    texts = ["c"]
+    call(greedy, ["p"], texts, {}, name="greedy")
+    assert texts == ["c"]
+    assert call(LengthReward(2), ["p"], ["one two three"], {}, name="length") == [-1.0]
