@@ -2,9 +2,11 @@
 
 from hydralign.config.base import Config
 from hydralign.config.data import DataConfig, PromptSourceConfig, SourceConfig
+from hydralign.config.loading import dump_recipe, load_recipe, parse_overrides, read_config
 from hydralign.config.model import FullForm, LoraForm, ModelConfig, NewModelConfig
 from hydralign.config.ppo import PPOConfig
 from hydralign.config.recipe import Recipe
+from hydralign.config.show import batch_arithmetic, describe, diff
 
 __all__ = [
     "Config",
@@ -17,4 +19,11 @@ __all__ = [
     "PromptSourceConfig",
     "Recipe",
     "SourceConfig",
+    "batch_arithmetic",
+    "describe",
+    "diff",
+    "dump_recipe",
+    "load_recipe",
+    "parse_overrides",
+    "read_config",
 ]

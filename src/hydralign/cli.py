@@ -1,0 +1,89 @@
+"""The command line: one command per loop, all of them `hydralign COMMAND RECIPE.yaml [--section.key value …]`.
+
+Parses, reports errors and sets the exit code; the loops do the work, and Python calls mirror the commands. Nothing
+heavy is imported before a recipe is read, so `--help` and a mistyped command answer at once.
+Exit codes: 0 done, 2 the user can mend it (the message says how), 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import traceback
+from collections.abc import Sequence
+
+from hydralign.errors import HydralignError
+
+_COMMANDS = {
+    "run": "every section of the recipe in order, going on at the first unfinished one",
+    "ppo": "the ppo section: reinforcement learning from rewards",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code; `argv` defaults to the process's arguments."""
+    arguments, overrides = _parser().parse_known_args(argv)
+    try:
+        _execute(arguments.command, arguments.recipe, overrides, dry_run=arguments.dry_run)
+    except HydralignError as error:
+        if arguments.debug:
+            traceback.print_exc()
+        sys.stderr.write(f"error: {error}\n")
+        return 2
+    except KeyboardInterrupt:
+        sys.stderr.write("interrupted\n")
+        return 130
+    return 0
+
+
+def _execute(command: str, path: str, overrides: Sequence[str], *, dry_run: bool) -> None:
+    from hydralign.config.loading import load_recipe
+
+    recipe = load_recipe(path, overrides)
+
+    from hydralign.loops.runs import plan, run_recipe, run_section
+
+    if dry_run:
+        sys.stdout.write(plan(recipe) + "\n")
+    elif command == "run":
+        run_recipe(recipe)
+    else:
+        run_section(recipe, command)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hydralign",
+        description="Teach language models from human feedback, and prove with error bars that it worked.",
+        epilog="`hydralign COMMAND --help` describes one command.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=_PrintVersion, help="print the version and stop")
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    for name, summary in _COMMANDS.items():
+        command = commands.add_parser(
+            name,
+            help=summary,
+            description=f"Runs {summary}.",
+            epilog="Any setting of the recipe can follow it: --ppo.steps 20 --ppo.rewards.0.weight=2 "
+            "--model.form '{type: lora}'. Values are YAML.",
+            usage=f"hydralign {name} RECIPE.yaml [--dry-run] [--debug] [--section.key value ...]",
+            allow_abbrev=False,
+        )
+        command.add_argument("recipe", metavar="RECIPE.yaml", help="the recipe to run")
+        command.add_argument("--dry-run", action="store_true", help="print the resolved plan and stop")
+        command.add_argument("--debug", action="store_true", help="show the traceback of an error")
+    return parser
+
+
+class _PrintVersion(argparse.Action):
+    """Looks the version up only when asked: reading package metadata costs time."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str | None = None) -> None:
+        super().__init__(option_strings, dest=argparse.SUPPRESS, nargs=0, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        sys.stdout.write(f"hydralign {version('hydralign')}\n")
+        parser.exit()
