@@ -1,0 +1,41 @@
+"""A sampler that answers from a script: for tests of rewards and loops without chance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from hydralign.generation.sampler import pack_rows
+from hydralign.models.policy import Policy
+from hydralign.types import Prompt, Rollout, SamplingPlan
+
+
+@dataclass(frozen=True)
+class ScriptedSampler:
+    """Gives prompt i the i-th scripted token ids (cycling); log-probabilities and values are the policy's own."""
+
+    answers: tuple[tuple[int, ...], ...]
+
+    @torch.no_grad()
+    def __call__(self, policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan) -> Rollout:
+        """The scripted answers as a rollout; a row is finished if its answer ends with a stop token."""
+        answers = [self.answers[(plan.first_row + i) % len(self.answers)] for i in range(len(prompts))]
+        rows = pack_rows(
+            [prompt.token_ids for prompt in prompts],
+            answers,
+            plan=plan,
+            pad_id=policy.tokenizer.pad_token_id,
+            device=policy.device,
+        )
+        logprobs_BR, values_BR, _ = policy.evaluate(rows)
+        finished = [bool(answer) and answer[-1] in policy.stop_ids for answer in answers]
+        return Rollout(
+            prompts=tuple(prompts),
+            rows=rows,
+            old_logprobs_BR=logprobs_BR,
+            values_BR=values_BR,
+            finished_B=torch.tensor(finished, device=policy.device),
+            completions=tuple(policy.tokenizer.batch_decode(answers, skip_special_tokens=True)),
+        )

@@ -1,0 +1,203 @@
+"""Sample answers from a policy: batched, with a key-value cache, finished rows leaving the batch.
+
+Each token is drawn by inverting the cumulative distribution in fp64 at one keyed uniform number, so tokens do not
+depend on batching. Log-probabilities and values are taken from the very states that the tokens were drawn from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hydralign.errors import ConfigError, NonFiniteError
+from hydralign.generation.keyed import drawn_lengths, keyed_uniforms
+from hydralign.models.logprobs import shape_logits
+from hydralign.models.policy import Policy
+from hydralign.types import Prompt, Rollout, Rows, SamplingPlan
+
+COMPACT_SHARE = 1 / 8
+"""Rows leave the cache when at least this share of the batch has finished: each time copies the cache."""
+
+
+class Sampler(Protocol):
+    """Anything that answers prompts: the in-process sampler, a fake, later an engine elsewhere."""
+
+    def __call__(self, policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan) -> Rollout:
+        """One answer per prompt, in order."""
+
+
+@torch.no_grad()
+def sample(policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan) -> Rollout:
+    """One answer per prompt, by ancestral sampling from softmax(logits / temperature).
+
+    Rows are decoded `plan.decode_rows` at a time, similar prompt lengths together. Raises ConfigError when a prompt
+    and its answer do not fit the context, NonFiniteError when logits hold NaN or infinity.
+    """
+    check_context(policy, prompts, plan)
+    rows = np.arange(plan.first_row, plan.first_row + len(prompts))
+    limits_B = _limits(plan, rows)
+    uniforms_BR = keyed_uniforms(seed=plan.seed, iteration=plan.iteration, rows=rows, positions=int(limits_B.max()))
+    by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row].token_ids))
+    drawn = _Drawn(len(prompts), int(limits_B.max()))
+    for start in range(0, len(prompts), plan.decode_rows):
+        index_B = torch.tensor(by_length[start : start + plan.decode_rows])
+        _decode(policy, prompts, plan, index_B, limits_B[index_B], torch.from_numpy(uniforms_BR)[index_B], drawn)
+    return drawn.rollout(policy, prompts, plan)
+
+
+def check_context(policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan) -> None:
+    """Raise ConfigError unless the longest prompt and the longest answer fit the policy's context together."""
+    longest = max(len(prompt.token_ids) for prompt in prompts)
+    if longest + plan.longest > policy.context:
+        raise ConfigError(
+            f"The longest prompt has {longest} tokens and answers may have {plan.longest}, together "
+            f"{longest + plan.longest}, but the model's context holds {policy.context}: later tokens would have no "
+            f"position. Shorten answers (max_new_tokens, lengths), or drop prompts with filter.max_tokens: "
+            f"{policy.context - plan.longest}."
+        )
+
+
+def _limits(plan: SamplingPlan, rows: np.ndarray) -> Tensor:
+    """The largest number of new tokens of each row."""
+    if plan.lengths is None:
+        return torch.full((len(rows),), plan.max_new_tokens)
+    low, high = plan.lengths
+    return torch.from_numpy(drawn_lengths(low, high, seed=plan.seed, iteration=plan.iteration, rows=rows))
+
+
+class _Drawn:
+    """What has been drawn so far for all rows of one call, in the caller's order, on the CPU."""
+
+    def __init__(self, rows: int, width: int) -> None:
+        self.tokens_BR = torch.zeros(rows, width, dtype=torch.long)
+        self.logprobs_BR = torch.zeros(rows, width)
+        self.values_BR = torch.zeros(rows, width)
+        self.lengths_B = torch.zeros(rows, dtype=torch.long)
+        self.finished_B = torch.zeros(rows, dtype=torch.bool)
+
+    def rollout(self, policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan) -> Rollout:
+        """The rows as a policy reads them, and the texts without special tokens."""
+        prompt_ids = [prompt.token_ids for prompt in prompts]
+        answers = [ids[:n].tolist() for ids, n in zip(self.tokens_BR, self.lengths_B.tolist(), strict=True)]
+        rows = pack_rows(prompt_ids, answers, plan=plan, pad_id=policy.tokenizer.pad_token_id, device=policy.device)
+        width = rows.width
+        return Rollout(
+            prompts=tuple(prompts),
+            rows=rows,
+            old_logprobs_BR=self.logprobs_BR[:, :width].to(policy.device),
+            values_BR=self.values_BR[:, :width].to(policy.device),
+            finished_B=self.finished_B.to(policy.device),
+            completions=tuple(policy.tokenizer.batch_decode(answers, skip_special_tokens=True)),
+        )
+
+
+def pack_rows(
+    prompt_ids: Sequence[Sequence[int]],
+    answers: Sequence[Sequence[int]],
+    *,
+    plan: SamplingPlan,
+    pad_id: int,
+    device: torch.device,
+) -> Rows:
+    """Prompt, answer and padding in one right-padded tensor. The pad id only fills; lengths say what is real."""
+    both = [[*prompt, *answer] for prompt, answer in zip(prompt_ids, answers, strict=True)]
+    tokens_BT = torch.full((len(both), max(map(len, both))), pad_id, dtype=torch.long)
+    for row, ids in enumerate(both):
+        tokens_BT[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
+    return Rows(
+        tokens_BT=tokens_BT.to(device),
+        prompt_lengths_B=torch.tensor([len(ids) for ids in prompt_ids], device=device),
+        response_lengths_B=torch.tensor([len(ids) for ids in answers], device=device),
+        temperature=plan.temperature,
+        min_new_tokens=plan.min_new_tokens,
+    )
+
+
+def _decode(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    plan: SamplingPlan,
+    index_B: Tensor,
+    limits_B: Tensor,
+    uniforms_BR: Tensor,
+    drawn: _Drawn,
+) -> None:
+    """Decode some rows to their ends and write them into `drawn`. `index_B` are their places there."""
+    device = policy.device
+    width = int(limits_B.max())
+    decoding = policy.start([prompts[i].token_ids for i in index_B.tolist()], width)
+    uniforms_BR, limits_B = uniforms_BR.to(device), limits_B.to(device)
+    stop_S = torch.tensor(policy.stop_ids, device=device)
+    steps: list[tuple[Tensor, ...]] = []
+    done_B = torch.zeros(len(index_B), dtype=torch.bool, device=device)
+    place_B = torch.arange(len(index_B), device=device)
+    for position in range(width):
+        logits_BV, values_B = decoding.predict()
+        check_logits(logits_BV, position)
+        tokens_B, logprobs_B = draw(logits_BV, uniforms_BR[place_B, position], plan, policy.stop_ids, position)
+        steps.append((place_B, tokens_B, logprobs_B, values_B, ~done_B))
+        stopped_B = torch.isin(tokens_B, stop_S)
+        done_B = done_B | stopped_B | (position + 1 >= limits_B[place_B])
+        left = int((~done_B).sum())
+        if left == 0:
+            break
+        if left <= (1 - COMPACT_SHARE) * len(done_B):
+            keep_B = (~done_B).nonzero().squeeze(1)
+            decoding.keep(keep_B)
+            tokens_B, place_B, done_B = tokens_B[keep_B], place_B[keep_B], done_B[keep_B]
+        decoding.append(tokens_B)
+    for position, (place_B, tokens_B, logprobs_B, values_B, live_B) in enumerate(steps):
+        at_B = index_B[place_B[live_B].cpu()]
+        drawn.tokens_BR[at_B, position] = tokens_B[live_B].cpu()
+        drawn.logprobs_BR[at_B, position] = logprobs_B[live_B].cpu()
+        drawn.values_BR[at_B, position] = values_B[live_B].cpu()
+        drawn.lengths_B[at_B] = position + 1
+        drawn.finished_B[at_B] = torch.isin(tokens_B[live_B], stop_S).cpu()
+
+
+def draw(
+    logits_BV: Tensor, uniforms_B: Tensor, plan: SamplingPlan, stop_ids: Sequence[int], position: int
+) -> tuple[Tensor, Tensor]:
+    """(tokens_B, logprobs_B): inverse of the cumulative distribution, in fp64, at `uniforms_B`.
+
+    Log-probabilities are of the whole distribution, before top-k and top-p cut it.
+    """
+    blocked_B = torch.full((len(logits_BV),), position < plan.min_new_tokens, device=logits_BV.device)
+    blocking = stop_ids if position < plan.min_new_tokens else ()
+    logits_BV = shape_logits(logits_BV, temperature=plan.temperature, stop_ids=blocking, blocked_N=blocked_B)
+    logprobs_BV = torch.log_softmax(logits_BV, dim=-1)
+    probabilities_BV = truncate(logprobs_BV.double().exp(), top_k=plan.top_k, top_p=plan.top_p)
+    cumulative_BV = probabilities_BV.cumsum(-1)
+    points_B1 = (uniforms_B * cumulative_BV[:, -1])[:, None]
+    tokens_B = torch.searchsorted(cumulative_BV, points_B1, right=True).squeeze(1).clamp(max=logits_BV.shape[1] - 1)
+    return tokens_B, logprobs_BV.gather(1, tokens_B[:, None]).squeeze(1)
+
+
+def truncate(probabilities_BV: Tensor, *, top_k: int, top_p: float) -> Tensor:
+    """Zero all but the k likeliest tokens and all but the smallest likeliest set with mass ≥ p; not renormalised."""
+    if top_k > 0:
+        kth_B1 = probabilities_BV.topk(min(top_k, probabilities_BV.shape[1]), dim=-1).values[:, -1:]
+        probabilities_BV = probabilities_BV.masked_fill(probabilities_BV < kth_B1, 0.0)
+    if top_p < 1.0:
+        ordered_BV, order_BV = probabilities_BV.sort(dim=-1, descending=True)
+        before_BV = ordered_BV.cumsum(-1) - ordered_BV
+        dropped_BV = before_BV >= top_p * ordered_BV.sum(-1, keepdim=True)
+        probabilities_BV = probabilities_BV.masked_fill(torch.zeros_like(dropped_BV).scatter(1, order_BV, dropped_BV), 0.0)
+    return probabilities_BV
+
+
+def check_logits(logits_BV: Tensor, position: int) -> None:
+    """Raise NonFiniteError naming the first row and position whose logits hold NaN or infinity."""
+    bad_B = ~torch.isfinite(logits_BV).all(dim=-1)
+    if bool(bad_B.any()):
+        row = int(bad_B.nonzero()[0])
+        raise NonFiniteError(
+            f"sampler/logits/position {position}",
+            f"Logits of new token {position} (row {row} of its batch, {int(bad_B.sum())} rows in all) hold NaN or "
+            "infinity: no token can be drawn from them. The weights or activations have overflowed: lower the "
+            "learning rate, or use precision fp32.",
+        )

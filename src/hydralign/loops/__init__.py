@@ -1,0 +1,1 @@
+"""The training loops: one config and one readable loop each, over public stages."""

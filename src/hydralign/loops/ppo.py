@@ -1,0 +1,344 @@
+"""PPO on answers to prompts: sample, score, estimate, update, report.
+
+Follows Stiennon et al. 2020 (section 3.4) with the details of Huang et al. 2024 (N+ implementation details).
+Departs from them: the score lands on the last real token, every gradient is clipped, samples stop at EOS. The stages
+are public (`collect`, `estimate`, `update`); to change the algorithm, write your own loop over them.
+"""
+
+from __future__ import annotations
+
+import io
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from hydralign.algorithms.kl import adapt_coefficient, k1
+from hydralign.config.ppo import AdaptiveKL, PPOConfig, SamplingConfig
+from hydralign.data import PromptStream
+from hydralign.errors import ConfigError, NonFiniteError
+from hydralign.generation.sampler import Sampler, sample
+from hydralign.loops.checks import check_start
+from hydralign.loops.estimate import dense_scores, estimate
+from hydralign.loops.schedule import learning_rate_at, set_learning_rate
+from hydralign.loops.state import PPOState, checkpoints, load_checkpoint, save_checkpoint
+from hydralign.loops.update import LossWeights, make_optimizer, update
+from hydralign.models.policy import Policy
+from hydralign.processes import ALONE, Processes
+from hydralign.progress import progress, say
+from hydralign.rewards.combine import RewardTerm
+from hydralign.rewards.normalise import RunningMoments
+from hydralign.rollout import collect
+from hydralign.tracking import JsonLines, Tracker
+from hydralign.types import Estimates, Experience, Prompt, SamplingPlan
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class PPOParts:
+    """What a PPO run is made of. Any part may be replaced by one's own."""
+
+    policy: Policy
+    prompts: PromptStream
+    rewards: Sequence[RewardTerm]
+    folder: Path
+    tracker: Tracker
+    record: JsonLines | None = None
+    """The local metrics file, cut back when a run resumes; None on processes that do not write."""
+    processes: Processes = ALONE
+    sampler: Sampler = sample
+    on_step: Callable[[int, Policy], None] | None = None
+    """Called after every iteration, with the number of iterations done."""
+
+
+def train(config: PPOConfig, parts: PPOParts, *, seed: int = 0) -> PPOState:
+    """Run PPO from the newest checkpoint in `parts.folder`, or from the start; returns the final state.
+
+    Raises StartCheckError before the first update when policy, reference and sampler disagree, NonFiniteError after
+    `stop_after_bad_steps` poisoned iterations in a row, KeyboardInterrupt after a checkpoint when interrupted.
+    """
+    policy, processes = parts.policy, parts.processes
+    plan = sampling_plan(config.sampling, seed)
+    optimizer = _optimizer(config, policy)
+    state = _resumed(config, parts, optimizer)
+    first_step = state.step
+    quiet = None if processes.main else io.StringIO()
+    with interruptible() as interrupted, progress("ppo", config.steps, start=state.step, stream=quiet) as bar:
+        while state.step < config.steps:
+            started, step = time.perf_counter(), state.step
+            rate = learning_rate_at(
+                step,
+                steps=config.steps,
+                peak=_peak(config),
+                warmup_steps=config.optimizer.warmup_steps,
+                decay=config.optimizer.decay,
+            )
+            set_learning_rate(optimizer, rate)
+            try:
+                # 1. Sample answers, score them, read the reference.
+                experience = agreed(processes, lambda: _collect(config, parts, plan, state.step))
+                collected = time.perf_counter()
+                if step == first_step:
+                    check_start(policy, experience, fresh=step == 0, micro_rows=config.batch.micro_rows)
+                # 2. Estimate advantages.
+                batch = _batch_moments(config, experience, processes)
+                state = replace(state, moments=state.moments.merged(batch))
+                estimates = _estimate(config, state, experience, batch, processes)
+                # 3. Update policy and values.
+                stats = _update(config, parts, optimizer, experience, estimates, seed=seed, iteration=step)
+            except NonFiniteError as error:
+                state = _poisoned(config, parts, state, error)
+                continue
+            # 4. Follow the KL target, report, save.
+            state = _advanced(config, state, estimates.stats["objective/kl"])
+            metrics = {**estimates.stats, **stats, "ppo/learning_rate": rate, **_times(started, collected)}
+            parts.tracker.log(step, metrics)
+            bar.update(state.step, _numbers_that_matter(metrics))
+            if parts.on_step:
+                parts.on_step(state.step, policy)
+            _save(config, parts, state, optimizer, experience, last=interrupted.is_set())
+            if interrupted.is_set():
+                raise KeyboardInterrupt
+    return state
+
+
+def sampling_plan(config: SamplingConfig, seed: int) -> SamplingPlan:
+    """The sampler's plain arguments out of a recipe's section."""
+    return SamplingPlan(
+        temperature=config.temperature,
+        min_new_tokens=config.min_new_tokens,
+        max_new_tokens=config.max_new_tokens,
+        lengths=(config.lengths.low, config.lengths.high) if config.lengths else None,
+        top_k=config.top_k,
+        top_p=config.top_p,
+        seed=seed,
+        decode_rows=config.decode_rows,
+    )
+
+
+def agreed(processes: Processes, stage: Callable[[], Result]) -> Result:
+    """The stage's result, or NonFiniteError on every process when one of them met NaN or infinity."""
+    error, result = None, None
+    try:
+        result = stage()
+    except NonFiniteError as met:
+        error = met
+    if float(processes.sum(torch.tensor(float(error is not None), device=processes.device))):
+        raise error or NonFiniteError("another process", "Another process met NaN or infinity. See its log.")
+    assert result is not None
+    return result
+
+
+@contextmanager
+def interruptible() -> Iterator[threading.Event]:
+    """Ctrl-C sets the event once, so that the iteration can end and be saved; a second Ctrl-C stops at once."""
+    event = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield event
+        return
+    previous = signal.getsignal(signal.SIGINT)
+
+    def note(*_: Any) -> None:
+        event.set()
+        signal.signal(signal.SIGINT, previous)
+        say("Stopping after this iteration, with a checkpoint. Press Ctrl-C again to stop at once.")
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield event
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+def _collect(config: PPOConfig, parts: PPOParts, plan: SamplingPlan, step: int) -> Experience:
+    """This process's share of the iteration's rows: each prompt `samples_per_prompt` times, neighbours."""
+    batch = config.batch
+    prompts: list[Prompt] = [
+        prompt for prompt in parts.prompts.batch(step, batch.prompts) for _ in range(batch.samples_per_prompt)
+    ]
+    share = parts.processes.share(len(prompts))
+    return collect(
+        parts.policy,
+        prompts[share],
+        parts.rewards,
+        plan.at(step, first_row=share.start),
+        micro_rows=batch.micro_rows,
+        sampler=parts.sampler,
+    )
+
+
+def _batch_moments(config: PPOConfig, experience: Experience, processes: Processes) -> RunningMoments:
+    """Moments of this iteration's scores, those of all processes, dense ones summed per answer."""
+    scores_B = experience.scores.scores_B
+    dense_BR = dense_scores(experience.scores.token_scores, experience.rollout.rows.mask_BR)
+    if dense_BR is not None:
+        scores_B = scores_B + dense_BR.sum(-1)
+    return RunningMoments().updated(processes.gather(scores_B, config.batch.rows))
+
+
+def _estimate(
+    config: PPOConfig, state: PPOState, experience: Experience, batch: RunningMoments, processes: Processes
+) -> Estimates:
+    shaping, advantages = config.shaping, config.advantages
+    return estimate(
+        experience,
+        kl_coefficient=state.kl_coefficient,
+        kl_estimator=config.kl.estimator,
+        gamma=advantages.gamma,
+        lam=advantages.lam,
+        whiten_advantages=advantages.whiten,
+        whiten_rewards=shaping.whiten_rewards,
+        score_std={"none": None, "batch": batch.std, "running": state.moments.std}[shaping.scale],
+        score_clip=shaping.clip,
+        missing_eos_penalty=shaping.missing_eos_penalty,
+        processes=processes,
+    )
+
+
+def _update(
+    config: PPOConfig,
+    parts: PPOParts,
+    optimizer: torch.optim.Optimizer,
+    experience: Experience,
+    estimates: Estimates,
+    *,
+    seed: int,
+    iteration: int,
+) -> dict[str, float]:
+    return update(
+        parts.policy,
+        optimizer,
+        experience,
+        estimates,
+        epochs=config.batch.epochs,
+        minibatches=config.batch.minibatches,
+        micro_rows=config.batch.micro_rows,
+        loss=LossWeights(**config.loss.model_dump(exclude={"target_kl"})),
+        target_kl=config.loss.target_kl,
+        max_grad_norm=config.optimizer.max_grad_norm,
+        seed=seed,
+        iteration=iteration,
+        processes=parts.processes,
+    )
+
+
+def _optimizer(config: PPOConfig, policy: Policy) -> torch.optim.Optimizer:
+    settings = config.optimizer.model_dump(include={"type", "betas", "eps", "weight_decay"})
+    return make_optimizer(policy.trained(), learning_rate=_peak(config), **settings)
+
+
+def _peak(config: PPOConfig) -> float:
+    rate = config.optimizer.learning_rate
+    if rate is None:
+        raise ConfigError(
+            "ppo.optimizer.learning_rate is None: it depends on the form of the model. Give a number, or take the "
+            "config from `load_recipe` or `Recipe.resolved()`, which fill it in."
+        )
+    return rate
+
+
+def _resumed(config: PPOConfig, parts: PPOParts, optimizer: torch.optim.Optimizer) -> PPOState:
+    """The state of the newest checkpoint, put back into policy, optimizer and metrics file; or a fresh one."""
+    saved = checkpoints(parts.folder / "checkpoints")
+    if not saved:
+        if parts.record:
+            parts.record.cut_back(0)
+        return PPOState(kl_coefficient=config.kl.coefficient)
+    state, metrics_position, differences = load_checkpoint(saved[-1], parts.policy.trained(), optimizer)
+    if parts.record:
+        parts.record.cut_back(metrics_position)
+    if parts.processes.main:
+        say(f"Going on from {saved[-1].name}.")
+        for difference in differences:
+            say(f"Not bit-equal to an uninterrupted run: {difference}.")
+    return state
+
+
+def _advanced(config: PPOConfig, state: PPOState, kl: float) -> PPOState:
+    """One more good iteration; an adaptive controller moves the coefficient."""
+    coefficient, controller = state.kl_coefficient, config.kl.controller
+    if isinstance(controller, AdaptiveKL):
+        coefficient = adapt_coefficient(
+            coefficient, kl=kl, target=controller.target, horizon=controller.horizon, rows=config.batch.rows
+        )
+    return replace(state, step=state.step + 1, kl_coefficient=coefficient, bad_steps=0)
+
+
+def _poisoned(config: PPOConfig, parts: PPOParts, state: PPOState, error: NonFiniteError) -> PPOState:
+    """Log the event and go on without an update; raise with a diagnosis after too many in a row."""
+    bad_steps = state.bad_steps + 1
+    parts.tracker.event(state.step, "non_finite", {"where": error.where, "message": str(error)})
+    if parts.processes.main:
+        say(f"Iteration {state.step} skipped ({bad_steps} in a row): {error}")
+    if bad_steps >= config.stop_after_bad_steps:
+        raise NonFiniteError(
+            error.where,
+            f"{bad_steps} iterations in a row met NaN or infinity, the last at {error.where}: {error} The weights are "
+            f"still those of the last good update; checkpoints lie in {parts.folder / 'checkpoints'}.",
+        ) from error
+    return replace(state, step=state.step + 1, bad_steps=bad_steps)
+
+
+def _save(
+    config: PPOConfig,
+    parts: PPOParts,
+    state: PPOState,
+    optimizer: torch.optim.Optimizer,
+    experience: Experience,
+    *,
+    last: bool,
+) -> None:
+    """Samples and checkpoints that are due; written by the main process."""
+    saving = config.saving
+    if (state.step - 1) % saving.samples_every == 0:
+        parts.tracker.table(state.step - 1, "samples", sample_rows(experience, saving.samples))
+    due = saving.checkpoint_every and state.step % saving.checkpoint_every == 0
+    if parts.processes.main and (due or last or state.step == config.steps):
+        save_checkpoint(
+            parts.folder / "checkpoints",
+            state,
+            parts.policy.trained(),
+            optimizer,
+            metrics_position=parts.record.position() if parts.record else 0,
+            keep=saving.keep,
+        )
+    parts.processes.wait()
+
+
+def sample_rows(experience: Experience, count: int) -> list[dict[str, Any]]:
+    """The first answers of an experience as rows of a table: query, response, score, KL, tokens, whether finished."""
+    rollout = experience.rollout
+    mask_BR = rollout.rows.mask_BR
+    kl_B = k1(experience.old_logprobs_BR, experience.ref_logprobs_BR, mask_BR).sum(-1)
+    columns = (rollout.completions, experience.scores.scores_B.tolist(), kl_B.tolist(), mask_BR.sum(-1).tolist())
+    return [
+        {"query": prompt.text, "response": text, "reward": score, "kl": kl, "tokens": tokens, "finished": finished}
+        for prompt, text, score, kl, tokens, finished in zip(
+            rollout.prompts[:count], *(c[:count] for c in columns), rollout.finished_B[:count].tolist(), strict=True
+        )
+    ]
+
+
+def _numbers_that_matter(metrics: dict[str, float]) -> dict[str, float]:
+    return {
+        "score": metrics["ppo/mean_scores"],
+        "kl": metrics["objective/kl"],
+        "length": metrics["tokens/responses_len_mean"],
+    }
+
+
+def _times(started: float, collected: float) -> dict[str, float]:
+    """Seconds of this process."""
+    now = time.perf_counter()
+    return {
+        "time/ppo/collect": collected - started,
+        "time/ppo/update": now - collected,
+        "time/ppo/total": now - started,
+    }

@@ -1,0 +1,274 @@
+"""PPO's third stage: epochs × minibatches × micro-batches of the clipped objective, one optimizer step each minibatch.
+
+Losses are local sums over the global count of the optimizer step, so micro-batches and processes add up to the
+same loss and gradient, whatever their number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hydralign.algorithms.kl import k1
+from hydralign.algorithms.masked import Average, aggregate
+from hydralign.algorithms.policy_losses import clipped_policy_loss
+from hydralign.algorithms.value_losses import clipped_value_loss
+from hydralign.errors import NonFiniteError
+from hydralign.generation.keyed import keyed_uniforms
+from hydralign.loops.metrics import Sums
+from hydralign.models.policy import Policy
+from hydralign.processes import ALONE, Processes
+from hydralign.types import Estimates, Experience
+
+SHUFFLE = 2
+"""Stream of the keyed generator that orders rows, beside those of tokens and lengths."""
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """The clipped objective's settings (Schulman et al. 2017) as `update` takes them."""
+
+    clip: float = 0.2
+    value_clip: float | None = 0.2
+    value_coefficient: float = 0.1
+    entropy_coefficient: float = 0.0
+    average: Average = "token"
+
+
+def update(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    experience: Experience,
+    estimates: Estimates,
+    *,
+    epochs: int = 4,
+    minibatches: int = 4,
+    micro_rows: int = 16,
+    loss: LossWeights | None = None,
+    target_kl: float | None = None,
+    max_grad_norm: float = 1.0,
+    seed: int = 0,
+    iteration: int = 0,
+    processes: Processes = ALONE,
+) -> dict[str, float]:
+    """Train the policy on one experience; returns global means of the update's metrics.
+
+    Takes `epochs · minibatches` optimizer steps, fewer when the k3 estimate of KL(old, new) per token exceeds
+    `target_kl` after one. Raises NonFiniteError, with the weights as the last good step left them, when a loss or
+    a gradient is NaN or infinite.
+    """
+    weights = loss or LossWeights()
+    trained = policy.trained()
+    sums, steps, stopped = Sums(), 0, False
+    for epoch in range(epochs):
+        shuffle: dict[str, Any] = {"seed": seed, "iteration": iteration, "epoch": epoch, "processes": processes}
+        for index_B in minibatch_rows(len(experience), minibatches, **shuffle):
+            step = accumulate(policy, experience, estimates, index_B, micro_rows, weights, optimizer, processes)
+            if steps == 0:
+                sums.add("drift", step.drift, step.tokens)
+            norm = apply_gradients(optimizer, trained, max_grad_norm, processes)
+            sums.add("grad_norm", norm / processes.count, 1 / processes.count)
+            for name, total in step.losses.items():
+                sums.add(name, total, 1 / processes.count)
+            sums.add_all(step.stats, step.tokens)
+            steps += 1
+            if target_kl is not None and float(processes.sum(step.stats["k3"])) / step.global_tokens > target_kl:
+                stopped = True
+                break
+        if stopped:
+            break
+    return _named(sums.means(processes), steps, stopped, weights)
+
+
+def minibatch_rows(
+    rows: int, minibatches: int, *, seed: int, iteration: int, epoch: int, processes: Processes = ALONE
+) -> Iterator[Tensor]:
+    """This process's rows of each minibatch of one epoch, as indices into its own rows.
+
+    Every minibatch takes one row at random out of each block of `minibatches` neighbours. So every process holds an
+    equal share of every minibatch, and which rows meet does not depend on the number of processes.
+    """
+    blocks = rows // minibatches
+    first = processes.rank * blocks
+    order = keyed_uniforms(
+        seed=seed,
+        iteration=iteration,
+        rows=np.arange(first, first + blocks) * (1 << 20) + epoch,
+        positions=minibatches,
+        stream=SHUFFLE,
+    ).argsort(axis=1)
+    index = torch.from_numpy(order + np.arange(blocks)[:, None] * minibatches)
+    yield from index.t().contiguous()
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What one minibatch's forward passes told; its gradients lie in the parameters."""
+
+    stats: dict[str, Tensor]
+    """Local sums over tokens."""
+    losses: dict[str, Tensor]
+    """Local parts of the step's losses, which add up over processes."""
+    drift: Tensor
+    """Local Σ|log-probability now − sampler's|."""
+    tokens: Tensor
+    global_tokens: float
+
+
+def accumulate(
+    policy: Policy,
+    experience: Experience,
+    estimates: Estimates,
+    index_B: Tensor,
+    micro_rows: int,
+    weights: LossWeights,
+    optimizer: torch.optim.Optimizer,
+    processes: Processes,
+) -> _Step:
+    """Gradients of one minibatch's loss, in micro-batches of rows of like length. No backward on a poisoned loss."""
+    rows = experience.rollout.rows
+    index_B = index_B.to(rows.tokens_BT.device)
+    lengths_B = rows.response_lengths_B[index_B]
+    local = torch.stack([lengths_B.sum(), (lengths_B > 0).sum()]).double()
+    tokens, answers = processes.sum(local).tolist()
+    count = tokens if weights.average == "token" else answers
+    optimizer.zero_grad(set_to_none=True)
+    totals: dict[str, dict[str, Tensor]] = {"stats": {}, "losses": {}}
+    drift, where = torch.zeros(()), ""
+    for micro_B in index_B[(rows.prompt_lengths_B[index_B] + lengths_B).argsort()].split(micro_rows):
+        micro = micro_loss(policy, experience, estimates, micro_B, weights, count)
+        if not bool(torch.isfinite(micro.loss)):
+            where = next((name for name, x in micro.losses.items() if not bool(torch.isfinite(x))), "loss")
+            break
+        micro.loss.backward()
+        drift = drift + micro.drift
+        for kind, parts in (("stats", micro.stats), ("losses", micro.losses)):
+            for name, value in parts.items():
+                totals[kind][name] = totals[kind].get(name, torch.zeros(())) + value
+    poisoned = processes.sum(torch.tensor(float(bool(where)), device=rows.tokens_BT.device))
+    if bool(poisoned):
+        optimizer.zero_grad(set_to_none=True)
+        raise NonFiniteError(
+            f"update/{where or 'loss of another process'}",
+            "The PPO loss is NaN or infinite: a step on it would destroy every weight, so none was taken. Lower the "
+            "learning rate, clip scores (ppo.shaping.clip), or use precision fp32.",
+        )
+    return _Step(totals["stats"], totals["losses"], drift, local[0], tokens)
+
+
+class _Micro(NamedTuple):
+    """The loss of a few rows, with detached parts: sums over tokens, shares of the step's losses, Σ|drift|."""
+
+    loss: Tensor
+    stats: dict[str, Tensor]
+    losses: dict[str, Tensor]
+    drift: Tensor
+
+
+def micro_loss(
+    policy: Policy,
+    experience: Experience,
+    estimates: Estimates,
+    index_B: Tensor,
+    weights: LossWeights,
+    count: float,
+) -> _Micro:
+    """The clipped objective on a few rows, divided by `count`: the tokens (or answers) of the whole step."""
+    rows = experience.rollout.rows.select(index_B)
+    mask_BR, width = rows.mask_BR, rows.width
+    old_logprobs_BR, old_values_BR = (
+        x_BR[index_B, :width] for x_BR in (experience.old_logprobs_BR, experience.values_BR)
+    )
+    advantages_BR, returns_BR = (x_BR[index_B, :width] for x_BR in (estimates.advantages_BR, estimates.returns_BR))
+    shared: dict[str, Any] = {"average": weights.average, "count": count}
+    logprobs_BR, values_BR, entropy_BR = policy.evaluate(rows, entropy_gradient=weights.entropy_coefficient > 0)
+    policy_loss, policy_stats = clipped_policy_loss(
+        logprobs_BR, old_logprobs_BR, advantages_BR, mask_BR, clip=weights.clip, **shared
+    )
+    value_loss, value_stats = clipped_value_loss(
+        values_BR, old_values_BR, returns_BR, mask_BR, clip=weights.value_clip, **shared
+    )
+    loss = policy_loss + weights.value_coefficient * value_loss
+    if weights.entropy_coefficient:
+        loss = loss - weights.entropy_coefficient * aggregate(entropy_BR, mask_BR, **shared)
+    sampler_BR = experience.rollout.old_logprobs_BR[index_B, :width]
+    return _Micro(
+        loss,
+        policy_stats | value_stats | {"entropy": entropy_BR.detach().sum()},
+        {"policy_loss": policy_loss.detach(), "value_loss": value_loss.detach()},
+        k1(logprobs_BR.detach(), sampler_BR, mask_BR).abs().sum(),
+    )
+
+
+def apply_gradients(
+    optimizer: torch.optim.Optimizer,
+    trained: dict[str, torch.nn.Parameter],
+    max_grad_norm: float,
+    processes: Processes = ALONE,
+) -> Tensor:
+    """Sum gradients over processes, clip them to `max_grad_norm`, step; returns the norm before clipping.
+
+    Raises NonFiniteError naming the first bad parameter, without a step.
+    """
+    parameters = list(trained.values())
+    processes.sum_gradients(parameters)
+    norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    if not bool(torch.isfinite(norm)):
+        named = ((n, p.grad) for n, p in trained.items() if p.grad is not None)
+        first = next((name for name, grad in named if not bool(torch.isfinite(grad).all())), "the norm itself")
+        optimizer.zero_grad(set_to_none=True)
+        raise NonFiniteError(
+            f"update/gradient/{first}",
+            f"The gradient of {first} is NaN or infinite: a step on it would destroy every weight, so none was "
+            "taken. Lower the learning rate, or use precision fp32.",
+        )
+    optimizer.step()
+    return norm.detach()
+
+
+def _named(means: dict[str, float], steps: int, stopped: bool, weights: LossWeights) -> dict[str, float]:
+    """The update's metrics under the names that classic TRL gave them."""
+    policy_loss, value_loss = means["policy_loss"], means["value_loss"]
+    return {
+        "objective/entropy": means["entropy"],
+        "ppo/loss/policy": policy_loss,
+        "ppo/loss/value": value_loss,
+        "ppo/loss/total": policy_loss
+        + weights.value_coefficient * value_loss
+        - weights.entropy_coefficient * means["entropy"],
+        "ppo/policy/entropy": means["entropy"],
+        "ppo/policy/approxkl": means["k3"],
+        "ppo/policy/policykl": means["k1"],
+        "ppo/policy/clipfrac": means["clipped"],
+        "ppo/policy/ratio": means["ratio"],
+        "ppo/policy/grad_norm": means["grad_norm"],
+        "ppo/val/vpred": means["value"],
+        "ppo/val/error": means["value_squared_error"],
+        "ppo/val/clipfrac": means["value_clipped"],
+        "ppo/optimizer_steps": float(steps),
+        "ppo/early_stopped": float(stopped),
+        "sampler/logprob_drift": means["drift"],
+    }
+
+
+def make_optimizer(
+    trained: dict[str, torch.nn.Parameter],
+    *,
+    type: Literal["adamw", "sgd"] = "adamw",
+    learning_rate: float = 3e-6,
+    betas: tuple[float, float] = (0.9, 0.999),
+    eps: float = 1e-5,
+    weight_decay: float = 0.0,
+) -> torch.optim.Optimizer:
+    """AdamW (fused) or plain SGD over the trained parameters only."""
+    parameters = list(trained.values())
+    if type == "sgd":
+        return torch.optim.SGD(parameters, lr=learning_rate, weight_decay=weight_decay)
+    return torch.optim.AdamW(
+        parameters, lr=learning_rate, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
+    )

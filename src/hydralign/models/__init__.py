@@ -1,0 +1,17 @@
+"""Language models as policies: loading and making, heads, forms (full, LoRA), log-probabilities, saving."""
+
+from hydralign.models.forms import load_policy, make_policy
+from hydralign.models.loading import load_model
+from hydralign.models.making import make_model, train_tokenizer
+from hydralign.models.policy import Decoding, Evaluation, Policy
+
+__all__ = [
+    "Decoding",
+    "Evaluation",
+    "Policy",
+    "load_model",
+    "load_policy",
+    "make_model",
+    "make_policy",
+    "train_tokenizer",
+]

@@ -1,0 +1,73 @@
+"""From a model to a policy in one of its forms. The only place that tells the forms apart."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hydralign.config.model import Form, FullForm, LoraForm
+from hydralign.errors import ModelError
+from hydralign.models.causal import CausalModel
+from hydralign.models.full import FullPolicy
+from hydralign.models.heads import ValueHead
+from hydralign.models.loading import load_model
+from hydralign.models.lora import LoraPolicy
+from hydralign.models.policy import Policy
+from hydralign.models.saving import load_value_head
+
+
+def load_policy(
+    path: str,
+    *,
+    form: Form | None = None,
+    precision: str = "fp32",
+    pad_token: str | None = None,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+) -> Policy:
+    """A policy from a model folder or hub id; its value head is the one saved there, or a new one at zero.
+
+    Raises ModelError or TokenizerError when the folder cannot be trained from.
+    """
+    if (Path(path) / "adapter_config.json").exists():
+        raise ModelError(
+            f"model.path={path!r} is an adapter, not a whole model: what it adapts is unknown here. Name the base "
+            "under model.path and the adapter under model.form: {type: lora, adapter: ...}."
+        )
+    model, tokenizer = load_model(path, pad_token=pad_token, device=device)
+    if Path(path).exists():
+        # An adapter saved from this model names it; an absolute name is found from any folder.
+        model.name_or_path = model.config.name_or_path = str(Path(path).resolve())
+    head_folder = form.adapter if isinstance(form, LoraForm) and form.adapter else path
+    head = load_value_head(head_folder, model.config.hidden_size).to(device)
+    return make_policy(model, tokenizer, value_head=head, form=form, precision=precision, seed=seed)
+
+
+def make_policy(
+    model: Any,
+    tokenizer: Any,
+    *,
+    value_head: ValueHead | None = None,
+    form: Form | None = None,
+    precision: str = "fp32",
+    seed: int = 0,
+) -> Policy:
+    """A policy in the wanted form around a model in memory, which it takes over. `seed` seeds fresh adapters."""
+    form = form or FullForm()
+    CausalModel(model).check_readout()
+    head = value_head or ValueHead(model.config.hidden_size).to(model.device)
+    if isinstance(form, LoraForm):
+        return LoraPolicy(
+            model,
+            tokenizer,
+            head,
+            rank=form.rank,
+            alpha=form.alpha,
+            targets=form.targets,
+            adapter=form.adapter,
+            precision=precision,
+            seed=seed,
+        )
+    return FullPolicy(model, tokenizer, head, precision=precision)

@@ -1,0 +1,57 @@
+"""The two read-outs of a language model's final state: token logits and a scalar value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hydralign.errors import ModelError
+
+
+class ValueHead(nn.Module):
+    """One linear layer, d + 1 parameters, on the state after the final norm.
+
+    Starts at zero, so that the first advantages are the rewards themselves (Huang et al. 2024, detail of the
+    value head). Always fp32.
+    """
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(width))
+        self.bias = nn.Parameter(torch.zeros(()))
+
+    def forward(self, hidden_ND: Tensor) -> Tensor:
+        """values_N, fp32, in units of reward."""
+        with torch.autocast(hidden_ND.device.type, enabled=False):
+            return hidden_ND.float() @ self.weight + self.bias
+
+
+class OutputHead:
+    """The language-model head of a transformers model, with the logit scaling that its family applies.
+
+    Not a module of its own: the weights stay in the model (tied or not).
+    """
+
+    def __init__(self, model: Any) -> None:
+        config = model.config
+        self.linear = model.get_output_embeddings()
+        if self.linear is None:
+            raise ModelError(
+                f"{type(model).__name__} has no output embeddings: it is not a language model that can be sampled. "
+                "Name a causal language model."
+            )
+        self.softcap = getattr(config, "final_logit_softcapping", None)
+        self.scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
+            getattr(config, "logits_scaling", None) or 1.0
+        )
+
+    def __call__(self, hidden_ND: Tensor) -> Tensor:
+        """logits_NV, fp32 whatever the precision of the product."""
+        logits_NV = self.linear(hidden_ND).float()
+        if self.scale != 1.0:
+            logits_NV = logits_NV * self.scale
+        if self.softcap:
+            logits_NV = torch.tanh(logits_NV / self.softcap) * self.softcap
+        return logits_NV

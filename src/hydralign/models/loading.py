@@ -1,0 +1,126 @@
+"""Load a transformers causal model and its tokenizer, with the checks that spare a user a wrong run.
+
+No remote code, safetensors only; the network is used only when `path` is no local folder.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from hydralign.errors import ModelError, TokenizerError
+
+WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+
+
+def looks_local(path: str) -> bool:
+    """Whether a user who wrote this meant a folder, not a hub id."""
+    return path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).exists()
+
+
+def check_folder(path: str) -> str:
+    """The expanded path; raises ModelError when a local folder is missing or holds no weights."""
+    folder = Path(path).expanduser()
+    if not folder.exists():
+        if "/" in path and looks_local(path):
+            raise ModelError(
+                f"Model folder {path!r} does not exist: there is nothing to load. Check the path (it is read from "
+                "the folder that the command runs in), or name a hub id such as openai-community/gpt2."
+            )
+        return path
+    if not (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
+        raise ModelError(
+            f"Model folder {path!r} has no config.json: transformers cannot tell what it is. "
+            "Point to a folder written by save_pretrained."
+        )
+    if not any((folder / name).exists() for name in (*WEIGHT_FILES, "adapter_model.safetensors")):
+        other = ", ".join(sorted(f.name for f in folder.iterdir() if f.suffix in {".bin", ".pt", ".pth"}))
+        found = f" (found {other}: pickled weights can run code and are refused)" if other else ""
+        raise ModelError(
+            f"Model folder {path!r} has no model.safetensors{found}: random weights would be trained in its place. "
+            "Save the model with save_pretrained of transformers 5, which writes safetensors."
+        )
+    return str(folder)
+
+
+def load_model(path: str, *, pad_token: str | None = None, device: str | torch.device = "cpu") -> tuple[Any, Any]:
+    """(model, tokenizer) in fp32, eval mode, dropout off, SDPA attention.
+
+    Raises ModelError for a folder without weights or an unknown architecture, TokenizerError for a tokenizer that
+    lacks a pad or an end-of-sequence token.
+    """
+    where = check_folder(path)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(where)
+        model, info = AutoModelForCausalLM.from_pretrained(
+            where, dtype=torch.float32, use_safetensors=True, output_loading_info=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ModelError(
+            f"Model {path!r} could not be loaded: {str(error).splitlines()[0]} Check that it is a causal language "
+            "model with its tokenizer, saved by transformers."
+        ) from error
+    missing = sorted(info.get("missing_keys", ()))
+    if missing:
+        raise ModelError(
+            f"Model {path!r} lacks {len(missing)} weights (first: {missing[0]}): they would start at random. "
+            "Name a folder that holds the whole language model."
+        )
+    prepare_tokenizer(tokenizer, pad_token=pad_token, path=path)
+    return prepare_model(model, tokenizer).to(device), tokenizer
+
+
+def prepare_tokenizer(tokenizer: Any, *, pad_token: str | None, path: str) -> None:
+    """Set the pad token in place if one is named; check that pad and end-of-sequence exist."""
+    if pad_token is not None:
+        known = tokenizer.get_vocab()
+        if pad_token not in known:
+            raise TokenizerError(
+                f"model.pad_token={pad_token!r} is not in the vocabulary of {path!r}: a new token would need a new "
+                f"embedding row. Use an existing one, such as {tokenizer.eos_token!r}."
+            )
+        tokenizer.pad_token = pad_token
+    if tokenizer.eos_token_id is None:
+        raise TokenizerError(
+            f"The tokenizer of {path!r} has no end-of-sequence token: answers could never end themselves. "
+            "Set eos_token in its tokenizer_config.json."
+        )
+    if tokenizer.pad_token_id is None:
+        raise TokenizerError(
+            f"The tokenizer of {path!r} has no pad token: a saved model could not be used on batches. Set "
+            f"model.pad_token to an existing token, such as {tokenizer.eos_token!r} (safe here: masks come from "
+            "lengths, never from comparing ids with the pad id)."
+        )
+
+
+def prepare_model(model: Any, tokenizer: Any) -> Any:
+    """Switch dropout off for good and tell the config which token pads."""
+    model.config.pad_token_id = tokenizer.pad_token_id
+    if getattr(model, "generation_config", None) is not None:
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    for module in model.modules():
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.0
+    return model.eval()
+
+
+def stop_ids_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
+    """All tokens that end an answer: the tokenizer's and those of the generation config."""
+    generation = getattr(model, "generation_config", None)
+    configured = getattr(generation, "eos_token_id", None)
+    listed = configured if isinstance(configured, list) else [configured]
+    ids = dict.fromkeys([tokenizer.eos_token_id, *(i for i in listed if i is not None)])
+    return tuple(i for i in ids if i is not None)
+
+
+def context_of(model: Any) -> int:
+    """Longest sequence in tokens that the model has positions for."""
+    config = model.config
+    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
+        value = getattr(config, name, None)
+        if isinstance(value, int):
+            return value
+    return 1 << 30

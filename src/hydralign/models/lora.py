@@ -1,0 +1,153 @@
+"""The LoRA form: low-rank adapters are trained, the reference is the same model without them.
+
+Going on from a trained adapter, the reference is that adapter's start, kept as a frozen second adapter: the bare
+base model would be another model, and KL would not start at 0.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor
+from transformers.pytorch_utils import Conv1D
+
+from hydralign.errors import ModelError
+from hydralign.models.causal import CachedDecoding, CausalModel
+from hydralign.models.heads import ValueHead
+from hydralign.models.loading import context_of, prepare_model, stop_ids_of
+from hydralign.models.policy import Evaluation
+from hydralign.models.precision import store_matrices_in_bf16
+from hydralign.models.saving import save_value_head, whole_folder
+from hydralign.types import Rows
+
+TRAINED, REFERENCE = "default", "reference"
+
+
+class LoraPolicy:
+    """Policy form `lora`. In bf16 mode the base's matrices are stored in bf16, the adapters in fp32."""
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        value_head: ValueHead,
+        *,
+        rank: int = 16,
+        alpha: float = 32.0,
+        targets: Sequence[str] | None = None,
+        adapter: str | None = None,
+        precision: str = "fp32",
+        seed: int = 0,
+    ) -> None:
+        self.tokenizer, self.precision, self.value_head = tokenizer, precision, value_head
+        self.stop_ids = stop_ids_of(model, tokenizer)
+        self.context = context_of(model)
+        self.has_start = adapter is not None
+        model.requires_grad_(False)
+        if precision == "bf16":
+            store_matrices_in_bf16(model)
+        with warnings.catch_warnings():
+            # PEFT asks transformers for a name that is about to be renamed there; nothing that a user could mend.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            if adapter is None:
+                self.peft = _fresh_adapter(model, rank=rank, alpha=alpha, targets=targets, seed=seed)
+            else:
+                self.peft = _trained_adapter(model, adapter)
+        prepare_model(model, tokenizer)
+        self.causal = CausalModel(model, precision=precision)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its rows must lie."""
+        return self.causal.device
+
+    def evaluate(self, rows: Rows, *, entropy_gradient: bool = False) -> Evaluation:
+        """Log-probabilities, values and entropies of the responses."""
+        return self.causal.evaluate(rows, self.value_head, self.stop_ids, entropy_gradient=entropy_gradient)
+
+    @torch.no_grad()
+    def reference(self, rows: Rows) -> Tensor:
+        """ref_logprobs_BR with the adapters off, or set to the adapter that training started from."""
+        with self._as_reference():
+            return self.causal.reference(rows, self.stop_ids)
+
+    @contextmanager
+    def _as_reference(self) -> Iterator[None]:
+        if not self.has_start:
+            with self.peft.disable_adapter():
+                yield
+            return
+        self.peft.base_model.set_adapter(REFERENCE, inference_mode=True)
+        try:
+            yield
+        finally:
+            self.peft.base_model.set_adapter(TRAINED)
+
+    def start(self, prompt_ids: list[tuple[int, ...]], new_tokens: int) -> CachedDecoding:
+        """Begin sampling."""
+        return CachedDecoding(self.causal, self.value_head, prompt_ids, new_tokens)
+
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """The adapters' weights and the value head."""
+        named = {name: p for name, p in self.peft.named_parameters() if p.requires_grad}
+        return named | {f"value_head.{name}": p for name, p in self.value_head.named_parameters()}
+
+    def fixed(self) -> list[Tensor]:
+        """The base model, and the adapter that training started from."""
+        return [p for p in self.peft.parameters() if not p.requires_grad]
+
+    def export(self, folder: Path) -> None:
+        """Write a PEFT adapter folder with tokenizer and value head; it names its base model."""
+        with whole_folder(folder) as partial:
+            # Without this switch PEFT would look for the base model's config on the network.
+            self.peft.save_pretrained(partial, selected_adapters=[TRAINED], save_embedding_layers=False)
+            self.tokenizer.save_pretrained(partial)
+            save_value_head(partial, self.value_head)
+
+
+def _fresh_adapter(model: Any, *, rank: int, alpha: float, targets: Sequence[str] | None, seed: int) -> Any:
+    """Adapters whose second factor is zero: at the start they change nothing, to the bit."""
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=list(targets) if targets else None,
+        task_type="CAUSAL_LM",
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return get_peft_model(model, config)
+    except ValueError as error:
+        linear = sorted({n.split(".")[-1] for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))})
+        raise ModelError(
+            f"model.form.targets={targets}: no adapter could be placed in {type(model).__name__} "
+            f"({str(error).splitlines()[0]}). Name some of its linear layers: {', '.join(linear)}."
+        ) from error
+
+
+def _trained_adapter(model: Any, adapter: str) -> Any:
+    """The adapter twice: one copy to train, one frozen as the reference."""
+    if not (Path(adapter) / "adapter_config.json").exists():
+        raise ModelError(
+            f"model.form.adapter={adapter!r} holds no adapter_config.json: there is no adapter to go on from. "
+            "Name a folder that PEFT saved, or leave it out to start with fresh adapters."
+        )
+    try:
+        peft = PeftModel.from_pretrained(model, adapter, adapter_name=TRAINED, is_trainable=True)
+        peft.load_adapter(adapter, adapter_name=REFERENCE, is_trainable=False)
+    except (RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"Adapter {adapter!r} does not fit this base model: {str(error).splitlines()[0]} "
+            "Name the base that the adapter was trained on under model.path."
+        ) from error
+    peft.base_model.set_adapter(TRAINED)
+    return peft

@@ -1,0 +1,92 @@
+"""The processes of a replicated run: who is who, sums over all, fair shares.
+
+No module wrapper is used: decoding and branch replays bypass `forward` hooks, so gradients are summed by hand, in
+one all-reduce per optimizer step. accelerate finds rank, device and backend; torchrun and `accelerate launch` both
+work, and a plain process is a run of one.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from hydralign.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class Processes:
+    """This process's place among `count` equal ones."""
+
+    rank: int = 0
+    count: int = 1
+    device: torch.device = torch.device("cpu")
+
+    @property
+    def main(self) -> bool:
+        """Whether this process writes files and speaks."""
+        return self.rank == 0
+
+    def sum(self, x: Tensor) -> Tensor:
+        """The sum of `x` over all processes (a new tensor; `x` itself when alone)."""
+        if self.count == 1:
+            return x
+        total = x.detach().clone()
+        torch.distributed.all_reduce(total)
+        return total
+
+    def share(self, rows: int) -> slice:
+        """This process's contiguous part of `rows` rows; parts differ by at most one row."""
+        return slice(rows * self.rank // self.count, rows * (self.rank + 1) // self.count)
+
+    def gather(self, local_N: Tensor, total: int) -> Tensor:
+        """All processes' shares of a vector of `total` numbers, joined in order."""
+        if self.count == 1:
+            return local_N
+        whole = torch.zeros(total, dtype=local_N.dtype, device=local_N.device)
+        whole[self.share(total)] = local_N
+        return self.sum(whole)
+
+    def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        """Replace every gradient by its sum over processes, in one message. A missing gradient counts as zero."""
+        if self.count == 1:
+            return
+        parameters = list(parameters)
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([g.reshape(-1) for g in gradients])
+        torch.distributed.all_reduce(flat)
+        for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(part.view_as(gradient))
+
+    def wait(self) -> None:
+        """Return when every process has come here."""
+        if self.count > 1:
+            torch.distributed.barrier()
+
+    def require_shares(self, rows: int, what: str) -> None:
+        """Raise ConfigError unless `rows` divide evenly among the processes."""
+        if rows % self.count:
+            raise ConfigError(
+                f"{what}={rows} is not a multiple of {self.count} processes: some would hold more rows than others "
+                f"and wait. Choose {what} as a multiple of {self.count}, or launch another number of processes."
+            )
+
+
+ALONE = Processes()
+
+
+def launched_processes() -> Processes:
+    """The processes that a launcher started around us, or a run of one."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Processes(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+    from accelerate import PartialState
+
+    state = PartialState(cpu=not torch.cuda.is_available())
+    return Processes(rank=state.process_index, count=state.num_processes, device=state.device)

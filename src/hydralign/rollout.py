@@ -1,0 +1,97 @@
+"""From prompts to experience: sample, score, and read values and reference.
+
+This is PPO's first stage. It learns nothing and estimates nothing; it drives any policy form, any reward and any
+sampler through their seams.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hydralign.errors import RewardError
+from hydralign.generation.sampler import Sampler, sample
+from hydralign.models.policy import Evaluation, Policy
+from hydralign.rewards.combine import RewardTerm, score_rollout
+from hydralign.types import Experience, Prompt, Rollout, Rows, SamplingPlan, Scores
+
+RESERVED_COLUMNS = frozenset({"prompts", "completions", "finished", "completion_tokens"})
+
+
+def collect(
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    reward: Callable[..., Any] | Sequence[RewardTerm],
+    plan: SamplingPlan,
+    *,
+    micro_rows: int = 16,
+    sampler: Sampler = sample,
+) -> Experience:
+    """Answer `prompts`, score the answers, and read the reference; `reward` is a function or weighted terms.
+
+    In fp32 the old log-probabilities and values are the sampler's own. In bf16, where decoding with a cache and a
+    full forward pass differ, both are read again by the path that the update uses.
+    """
+    rollout = sampler(policy, prompts, plan)
+    scores = score(rollout, reward, policy.tokenizer)
+    ref_logprobs_BR = by_micro_batch(rollout.rows, micro_rows, lambda rows: [policy.reference(rows)])[0]
+    old_logprobs_BR, values_BR = rollout.old_logprobs_BR, rollout.values_BR
+    if policy.precision != "fp32":
+        old_logprobs_BR, values_BR, _ = evaluate_rows(policy, rollout.rows, micro_rows)
+    return Experience(rollout, scores, old_logprobs_BR, ref_logprobs_BR, values_BR)
+
+
+def score(rollout: Rollout, reward: Callable[..., Any] | Sequence[RewardTerm], tokenizer: Any) -> Scores:
+    """Scores of one rollout. Rewards see text, the data set's columns, `finished` and `completion_tokens`."""
+    terms = (RewardTerm(getattr(reward, "__name__", "reward"), reward),) if callable(reward) else tuple(reward)
+    scores = score_rollout(
+        terms,
+        prompts=[prompt.text for prompt in rollout.prompts],
+        completions=list(rollout.completions),
+        columns=shared_columns(rollout.prompts),
+        finished=rollout.finished_B.tolist(),
+        completion_tokens=completion_tokens(rollout.rows, tokenizer),
+    )
+    return Scores(scores.scores_B.to(rollout.rows.tokens_BT.device), scores.token_scores, scores.terms)
+
+
+def shared_columns(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
+    """The prompts' data columns as lists, None where a row lacks one."""
+    names = dict.fromkeys(name for prompt in prompts for name in prompt.columns)
+    taken = RESERVED_COLUMNS & names.keys()
+    if taken:
+        raise RewardError(
+            f"The data have a column {sorted(taken)[0]!r}: rewards get an argument of that name from the sampler, so "
+            "one of the two would be lost. Rename it with data.prompts.columns."
+        )
+    return {name: [prompt.columns.get(name) for prompt in prompts] for name in names}
+
+
+def completion_tokens(rows: Rows, tokenizer: Any) -> list[list[str]]:
+    """The text of every real response token, end-of-sequence tokens included, so that lists match `_BR` columns."""
+    response_BR, lengths = rows.response_BR.cpu(), rows.response_lengths_B.tolist()
+    ids = response_BR[rows.mask_BR.cpu()].unique().tolist()
+    text = dict(zip(ids, tokenizer.batch_decode([[i] for i in ids]), strict=True))
+    return [[text[i] for i in row[:length].tolist()] for row, length in zip(response_BR, lengths, strict=True)]
+
+
+def by_micro_batch(rows: Rows, micro_rows: int, read: Callable[[Rows], Sequence[Tensor]]) -> list[Tensor]:
+    """The `_BR` tensors that `read` gives, a few rows at a time, rows of like length together; order kept."""
+    out: list[Tensor] = []
+    for index_B in (rows.prompt_lengths_B + rows.response_lengths_B).argsort().split(micro_rows):
+        part = rows.select(index_B)
+        results = read(part)
+        if not out:
+            out = [x.new_zeros(len(rows), rows.width) for x in results]
+        for whole_BR, part_BR in zip(out, results, strict=True):
+            whole_BR[index_B, : part.width] = part_BR
+    return out
+
+
+@torch.no_grad()
+def evaluate_rows(policy: Policy, rows: Rows, micro_rows: int) -> Evaluation:
+    """`policy.evaluate` on any number of rows, without gradient, by the very path that updates use."""
+    return Evaluation(*by_micro_batch(rows, micro_rows, policy.evaluate))

@@ -1,0 +1,75 @@
+"""Parts that many tests share: a tokenizer, policies of every form and family, rows of unequal lengths."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hydralign.config.model import Form, FullForm, LoraForm
+from hydralign.models.policy import Policy
+from hydralign.testing import tiny_policy, tiny_prompts, tiny_tokenizer
+from hydralign.types import Prompt, Rows
+
+torch.set_num_threads(1)
+
+SHARED = Path(__file__).parents[1].parent / "shared"
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of shared data; the test is skipped where it is absent."""
+    if not (SHARED / "data").is_dir():
+        pytest.skip("needs the shared data folder beside the checkout")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def tokenizer() -> Any:
+    return tiny_tokenizer()
+
+
+FORMS: dict[str, Form] = {"full": FullForm(), "lora": LoraForm(type="lora", rank=4)}
+FAMILIES = ("gpt2", "llama")
+
+
+@pytest.fixture(params=[(family, form) for family in FAMILIES for form in FORMS], ids="-".join)
+def policy(request: pytest.FixtureRequest, tokenizer: Any) -> Policy:
+    """Every family in every form, fp32."""
+    family, form = request.param
+    return tiny_policy(family=family, form=FORMS[form], tokenizer=tokenizer)
+
+
+@pytest.fixture
+def prompts(tokenizer: Any) -> list[Prompt]:
+    return tiny_prompts(tokenizer)
+
+
+def make_rows(prompt_ids: list[list[int]], answers: list[list[int]], *, pad: int = 1, **plan: Any) -> Rows:
+    """Rows out of token lists, padded on the right with `pad`."""
+    both = [p + a for p, a in zip(prompt_ids, answers, strict=True)]
+    width = max(map(len, both))
+    return Rows(
+        torch.tensor([row + [pad] * (width - len(row)) for row in both]),
+        torch.tensor([len(p) for p in prompt_ids]),
+        torch.tensor([len(a) for a in answers]),
+        **plan,
+    )
+
+
+@pytest.fixture
+def rows() -> Rows:
+    """Four rows of unequal prompt and answer lengths."""
+    return make_rows(
+        [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15]], [[20, 21], [22, 23, 24, 25, 26], [27], [28, 29, 30]]
+    )
+
+
+def shake(policy: Policy, *, seed: int = 7, scale: float = 0.05) -> None:
+    """Move every trained weight, as an update would, so that policy and reference differ and values are not 0."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in policy.trained().values():
+            parameter.add_(torch.randn(parameter.shape, generator=generator) * scale)

@@ -1,0 +1,154 @@
+"""The sampler: whose tokens these are, when rows end, and that nothing but the key decides."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from hydralign.errors import ConfigError, NonFiniteError
+from hydralign.generation import sample
+from hydralign.generation.sampler import draw, truncate
+from hydralign.models.policy import Policy
+from hydralign.testing import ScriptedSampler, tiny_policy, tiny_prompts
+from hydralign.types import Prompt, SamplingPlan
+
+PLAN = SamplingPlan(max_new_tokens=10, seed=4, temperature=0.8, min_new_tokens=1)
+
+
+@pytest.fixture
+def many(tokenizer: Any) -> list[Prompt]:
+    return tiny_prompts(tokenizer, *("that and this thing of words"[:n] for n in range(1, 25)))
+
+
+def favour_stopping(policy: Any, share: float = 0.2) -> None:
+    """Let a share of all tokens end an answer, so that rows end at different times."""
+    policy.stop_ids = tuple(range(int(300 * share)))
+
+
+def test_batching_changes_no_token(policy: Policy, many: list[Prompt]) -> None:
+    favour_stopping(policy)
+    whole = sample(policy, many, PLAN)
+    assert len(set(whole.rows.response_lengths_B.tolist())) > 3
+    small = sample(policy, many, replace(PLAN, decode_rows=5))
+    assert torch.equal(small.rows.tokens_BT, whole.rows.tokens_BT)
+    torch.testing.assert_close(small.old_logprobs_BR, whole.old_logprobs_BR, atol=1e-5, rtol=0)
+    part = sample(policy, many[7:12], replace(PLAN, first_row=7))
+    assert part.completions == whole.completions[7:12]
+
+
+def test_sampler_logprobs_and_values_are_those_of_the_forward_pass(policy: Policy, many: list[Prompt]) -> None:
+    favour_stopping(policy)
+    with torch.no_grad():
+        for parameter in policy.trained().values():
+            parameter.add_(0.01)
+    rollout = sample(policy, many, PLAN)
+    with torch.no_grad():
+        evaluation = policy.evaluate(rollout.rows)
+    gap = (evaluation.logprobs_BR - rollout.old_logprobs_BR)[rollout.rows.mask_BR].abs()
+    assert gap.mean() <= 1e-4
+    assert gap.max() <= 1e-3
+    torch.testing.assert_close(evaluation.values_BR, rollout.values_BR, atol=1e-4, rtol=0)
+    assert rollout.values_BR.abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_bf16_drift_between_decoding_and_forward_pass_is_small(
+    family: str, many: list[Prompt], tokenizer: Any
+) -> None:
+    policy = tiny_policy(family=family, precision="bf16", tokenizer=tokenizer)
+    rollout = sample(policy, many, PLAN)
+    with torch.no_grad():
+        gap = (policy.evaluate(rollout.rows).logprobs_BR - rollout.old_logprobs_BR)[rollout.rows.mask_BR].abs()
+    assert 0 < gap.mean() <= 3e-2
+    assert gap.max() <= 0.5
+
+
+def test_rows_end_at_the_stop_token_and_say_so(policy: Policy, many: list[Prompt]) -> None:
+    favour_stopping(policy)
+    rollout = sample(policy, many, PLAN)
+    stops, rows = set(policy.stop_ids), rollout.rows
+    for row in range(len(rows)):
+        answer = rows.response_BR[row, : int(rows.response_lengths_B[row])].tolist()
+        assert not stops & set(answer[:-1])
+        assert bool(rollout.finished_B[row]) == (answer[-1] in stops)
+        assert len(answer) == PLAN.max_new_tokens or answer[-1] in stops
+    assert 0 < int(rollout.finished_B.sum()) < len(rows)
+    assert all("<eos>" not in text for text in rollout.completions)
+
+
+def test_stop_token_is_impossible_below_the_minimum_length(policy: Policy, many: list[Prompt]) -> None:
+    favour_stopping(policy, share=0.95)
+    rollout = sample(policy, many, replace(PLAN, min_new_tokens=4))
+    lengths = rollout.rows.response_lengths_B
+    assert lengths.min() == 5
+    assert lengths.double().mean() < 6
+    with torch.no_grad():
+        gap = policy.evaluate(rollout.rows).logprobs_BR - rollout.old_logprobs_BR
+    assert gap.abs().max() < 1e-3
+
+
+def test_each_row_keeps_its_own_drawn_length(policy: Policy, many: list[Prompt]) -> None:
+    plan = replace(PLAN, lengths=(2, 6), min_new_tokens=2)
+    rollout = sample(policy, many, plan)
+    lengths = rollout.rows.response_lengths_B[~rollout.finished_B]
+    assert (lengths.min(), lengths.max()) == (2, 6)
+    again = sample(policy, many, replace(plan, decode_rows=3))
+    assert torch.equal(again.rows.response_lengths_B, rollout.rows.response_lengths_B)
+
+
+def test_tokens_follow_the_distribution(tokenizer: Any) -> None:
+    policy = tiny_policy(tokenizer=tokenizer)
+    prompt = tiny_prompts(tokenizer, "this")
+    rollout = sample(policy, prompt * 4000, SamplingPlan(max_new_tokens=1, seed=1, decode_rows=4000))
+    with torch.no_grad():
+        ids = torch.tensor([prompt[0].token_ids])
+        expected = torch.softmax(policy.causal.model(input_ids=ids).logits[0, -1], -1)  # type: ignore[attr-defined]
+    counts = torch.bincount(rollout.rows.response_BR[:, 0], minlength=len(expected))
+    spread = (4000 * expected * (1 - expected)).sqrt()
+    likely = expected > 0.005
+    assert int(likely.sum()) > 20
+    assert ((counts - 4000 * expected).abs() / spread)[likely].max() < 4.5
+
+
+def test_draw_inverts_the_cumulative_distribution() -> None:
+    logits_BV = torch.log(torch.tensor([[0.2, 0.3, 0.5]] * 5))
+    uniforms_B = torch.tensor([0.0, 0.19, 0.21, 0.49, 0.99], dtype=torch.float64)
+    tokens_B, logprobs_B = draw(logits_BV, uniforms_B, SamplingPlan(), (), 0)
+    assert tokens_B.tolist() == [0, 0, 1, 1, 2]
+    assert logprobs_B.exp().tolist() == pytest.approx([0.2, 0.2, 0.3, 0.3, 0.5])
+
+
+def test_truncation_keeps_the_likeliest_tokens() -> None:
+    probabilities_BV = torch.tensor([[0.1, 0.4, 0.2, 0.3]], dtype=torch.float64)
+    assert truncate(probabilities_BV, top_k=2, top_p=1.0).tolist() == [[0.0, 0.4, 0.0, 0.3]]
+    assert truncate(probabilities_BV, top_k=0, top_p=0.65).tolist() == [[0.0, 0.4, 0.0, 0.3]]
+    assert truncate(probabilities_BV, top_k=0, top_p=0.75).tolist() == [[0.0, 0.4, 0.2, 0.3]]
+
+
+def test_prompt_and_answer_that_exceed_the_context_are_refused(policy: Policy, tokenizer: Any) -> None:
+    with pytest.raises(ConfigError, match="context holds 64"):
+        sample(policy, tiny_prompts(tokenizer, "thing " * 30), PLAN)
+
+
+def test_nan_in_logits_is_an_event_that_names_the_position(tokenizer: Any) -> None:
+    policy = tiny_policy(tokenizer=tokenizer)
+    weight = policy.causal.model.transformer.wpe.weight  # type: ignore[attr-defined]
+    prompt = tiny_prompts(tokenizer, "this and that")
+    with torch.no_grad():
+        weight[len(prompt[0].token_ids) + 2] = float("nan")
+    with pytest.raises(NonFiniteError, match="NaN or infinity") as caught:
+        sample(policy, prompt, SamplingPlan(max_new_tokens=8, min_new_tokens=8))
+    assert caught.value.where == "sampler/logits/position 3"
+
+
+def test_scripted_sampler_says_what_it_was_told(tokenizer: Any) -> None:
+    policy = tiny_policy(tokenizer=tokenizer)
+    answers = (tuple(tokenizer("that").input_ids), (*tokenizer("thing").input_ids, tokenizer.eos_token_id))
+    rollout = ScriptedSampler(answers)(policy, tiny_prompts(tokenizer), SamplingPlan())
+    assert rollout.completions == ("that", "thing", "that")
+    assert rollout.finished_B.tolist() == [False, True, False]
+    with torch.no_grad():
+        assert torch.equal(rollout.old_logprobs_BR, policy.evaluate(rollout.rows).logprobs_BR)

@@ -1,0 +1,134 @@
+"""Model folders that cannot be trained from are refused by name, with a way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from hydralign.config.model import LoraForm
+from hydralign.errors import ModelError, TokenizerError
+from hydralign.models import load_model, load_policy, make_model, make_policy
+from hydralign.models.heads import ValueHead
+from hydralign.models.loading import stop_ids_of
+from hydralign.models.saving import load_value_head, save_value_head, whole_folder
+from hydralign.testing import tiny_model, tiny_policy, tiny_tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path: Path, tokenizer: Any) -> Path:
+    tiny_model(tokenizer).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def test_load_model_gives_the_saved_weights(folder: Path, tokenizer: Any) -> None:
+    model, loaded = load_model(str(folder))
+    ids = torch.tensor([[3, 4, 5]])
+    with torch.no_grad():
+        torch.testing.assert_close(model(ids).logits, tiny_model(tokenizer)(ids).logits)
+    assert loaded.eos_token == "<eos>"
+
+
+def test_missing_folder_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelError, match="does not exist"):
+        load_model(str(tmp_path / "nowhere"))
+
+
+def test_folder_without_weights_is_refused(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match="no model.safetensors"):
+        load_model(str(folder))
+
+
+def test_pickled_weights_are_refused_by_name(folder: Path) -> None:
+    (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="pytorch_model.bin: pickled"):
+        load_model(str(folder))
+
+
+def test_tokenizer_without_pad_is_refused_until_one_is_named(folder: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(folder)
+    with pytest.raises(TokenizerError, match="no pad token"):
+        load_model(str(folder))
+    _, loaded = load_model(str(folder), pad_token="<eos>")
+    assert loaded.pad_token_id == loaded.eos_token_id
+    with pytest.raises(TokenizerError, match="not in the vocabulary"):
+        load_model(str(folder), pad_token="[NEW]")
+
+
+def test_adapter_folder_as_model_path_is_refused(tmp_path: Path, tokenizer: Any) -> None:
+    tiny_policy(form=LoraForm(type="lora", rank=2), tokenizer=tokenizer).export(tmp_path / "adapter")
+    with pytest.raises(ModelError, match="is an adapter"):
+        load_policy(str(tmp_path / "adapter"))
+
+
+def test_wrong_adapter_targets_list_the_right_ones(tokenizer: Any) -> None:
+    with pytest.raises(ModelError, match="c_attn"):
+        make_policy(tiny_model(tokenizer), tokenizer, form=LoraForm(type="lora", targets=("q_proj",)))
+
+
+def test_missing_adapter_folder_is_named(tmp_path: Path, tokenizer: Any) -> None:
+    with pytest.raises(ModelError, match="adapter_config.json"):
+        make_policy(tiny_model(tokenizer), tokenizer, form=LoraForm(type="lora", adapter=str(tmp_path)))
+
+
+def test_logit_scaling_that_is_unknown_is_refused(tokenizer: Any) -> None:
+    model = tiny_model(tokenizer)
+    plain = model.forward
+
+    def doubled(*args: Any, **kwargs: Any) -> Any:
+        output = plain(*args, **kwargs)
+        output.logits = 2 * output.logits
+        return output
+
+    model.forward = doubled
+    with pytest.raises(ModelError, match="architecture changes them"):
+        make_policy(model, tokenizer)
+
+
+def test_value_head_survives_saving_and_refuses_another_width(tmp_path: Path) -> None:
+    head = ValueHead(8)
+    with torch.no_grad():
+        head.weight.copy_(torch.arange(8.0))
+    save_value_head(tmp_path, head)
+    assert torch.equal(load_value_head(str(tmp_path), 8).weight, head.weight)
+    with pytest.raises(ModelError, match="belongs to another model"):
+        load_value_head(str(tmp_path), 9)
+    (tmp_path / "value_head.safetensors").write_bytes(b"junk")
+    with pytest.raises(ModelError, match="cannot be read"):
+        load_value_head(str(tmp_path), 8)
+
+
+def test_whole_folder_leaves_the_old_one_when_writing_fails(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    target.mkdir()
+    (target / "old").write_text("kept")
+    with pytest.raises(RuntimeError), whole_folder(target) as partial:
+        (partial / "new").write_text("half")
+        raise RuntimeError
+    assert [f.name for f in tmp_path.iterdir()] == ["model"]
+    assert (target / "old").read_text() == "kept"
+
+
+def test_stop_ids_are_the_tokenizers_and_the_generation_configs(tokenizer: Any) -> None:
+    model = tiny_model(tokenizer)
+    model.generation_config.eos_token_id = [7, tokenizer.eos_token_id]
+    assert stop_ids_of(model, tokenizer) == (tokenizer.eos_token_id, 7)
+
+
+def test_new_models_are_equal_for_equal_seeds_and_leave_the_global_state(tokenizer: Any) -> None:
+    sizes: dict[str, Any] = {"family": "llama", "layers": 1, "width": 16, "heads": 2, "context": 32}
+    torch.manual_seed(5)
+    first = make_model(tokenizer, **sizes, seed=3)
+    after = torch.rand(1)
+    second = make_model(tokenizer, **sizes, seed=3)
+    torch.manual_seed(5)
+    assert torch.equal(torch.rand(1), after)
+    pairs = zip(first.parameters(), second.parameters(), strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    assert tokenizer.pad_token_id != tokenizer.eos_token_id

@@ -1,0 +1,230 @@
+"""What every policy form must keep: log-probabilities that nothing but the tokens decides, and a true reference."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from conftest import FORMS, make_rows, shake
+
+from hydralign.config.model import LoraForm
+from hydralign.models import load_policy, make_policy
+from hydralign.models.policy import Policy
+from hydralign.testing import tiny_model, tiny_policy, tiny_tokenizer
+from hydralign.types import Rows
+
+
+def whole_model_logprobs(policy: Any, rows: Rows) -> torch.Tensor:
+    """By hand: each row alone, unpadded, through the model's own forward, then a plain log-softmax."""
+    out_BR = torch.zeros(len(rows), rows.width)
+    for row in range(len(rows)):
+        q, r = int(rows.prompt_lengths_B[row]), int(rows.response_lengths_B[row])
+        ids = rows.tokens_BT[row, : q + r]
+        logits = policy.causal.model(input_ids=ids[None]).logits[0] / rows.temperature
+        for t in range(r):
+            scores = logits[q + t - 1].clone()
+            if t < rows.min_new_tokens:
+                scores[list(policy.stop_ids)] = -math.inf
+            out_BR[row, t] = torch.log_softmax(scores, -1)[ids[q + t]]
+    return out_BR
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_logprobs_equal_those_of_each_row_alone_in_the_plain_model(
+    policy: Policy, rows: Rows, temperature: float
+) -> None:
+    shake(policy)
+    rows = replace(rows, temperature=temperature, min_new_tokens=2)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            policy.evaluate(rows).logprobs_BR, whole_model_logprobs(policy, rows), atol=1e-5, rtol=0
+        )
+
+
+def test_entropy_is_that_of_the_sampling_distribution(policy: Policy) -> None:
+    rows = make_rows([[5, 6]], [[7]], temperature=0.5)
+    with torch.no_grad():
+        logits = policy.causal.model(input_ids=torch.tensor([[5, 6]])).logits[0, -1]  # type: ignore[attr-defined]
+        p = torch.softmax(logits / 0.5, -1)
+        expected = -(p * p.log()).sum()
+        assert policy.evaluate(rows).entropy_BR.item() == pytest.approx(expected.item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.6])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_policy_and_reference_are_bit_equal_at_the_start(
+    family: str, form: str, precision: str, temperature: float, rows: Rows, tokenizer: Any
+) -> None:
+    policy = tiny_policy(family=family, form=FORMS[form], precision=precision, tokenizer=tokenizer)
+    rows = replace(rows, temperature=temperature)
+    with torch.no_grad():
+        assert torch.equal(policy.evaluate(rows).logprobs_BR, policy.reference(rows))
+
+
+def test_reference_stays_where_it_was_when_the_policy_moves(policy: Policy, rows: Rows) -> None:
+    start_BR = policy.reference(rows)
+    shake(policy)
+    with torch.no_grad():
+        assert not torch.equal(policy.evaluate(rows).logprobs_BR, start_BR)
+    assert torch.equal(policy.reference(rows), start_BR)
+
+
+def test_pretrained_adapter_is_its_own_reference(tmp_path: Path, rows: Rows, tokenizer: Any) -> None:
+    first = tiny_policy(form=LoraForm(type="lora", rank=4), tokenizer=tokenizer)
+    bare_BR = first.reference(rows)
+    shake(first)
+    with torch.no_grad():
+        trained_BR = first.evaluate(rows).logprobs_BR
+    first.export(tmp_path / "adapter")
+    again = tiny_policy(form=LoraForm(type="lora", adapter=str(tmp_path / "adapter")), tokenizer=tokenizer)
+    with torch.no_grad():
+        assert torch.equal(again.evaluate(rows).logprobs_BR, again.reference(rows))
+    torch.testing.assert_close(again.reference(rows), trained_BR, atol=1e-5, rtol=0)
+    assert (again.reference(rows) - bare_BR).abs().max() > 0.01
+    shake(again, seed=8)
+    torch.testing.assert_close(again.reference(rows), trained_BR, atol=1e-5, rtol=0)
+    assert {name for name in again.trained() if "reference" in name} == set()
+
+
+def gradients(policy: Policy, rows: Rows, order: list[int], micro: int) -> dict[str, torch.Tensor]:
+    """Of the sum of log-probabilities and values, each token weighted by its own number, over micro-batches."""
+    for parameter in policy.trained().values():
+        parameter.grad = None
+    weight_BR = torch.arange(1.0, len(rows) * rows.width + 1).view(len(rows), rows.width)
+    for part in torch.tensor(order).split(micro):
+        few = rows.select(part)
+        evaluation = policy.evaluate(few)
+        weights = weight_BR[part, : few.width] * few.mask_BR
+        ((evaluation.logprobs_BR + evaluation.values_BR) * weights).sum().backward()
+    return {name: p.grad.clone() for name, p in policy.trained().items() if p.grad is not None}
+
+
+@pytest.mark.parametrize(("order", "micro"), [([0, 1, 2, 3], 1), ([3, 1, 0, 2], 4), ([2, 0, 3, 1], 3)])
+def test_company_order_and_micro_batches_change_no_gradient(
+    policy: Policy, rows: Rows, order: list[int], micro: int
+) -> None:
+    shake(policy)
+    expected = gradients(policy, rows, [0, 1, 2, 3], 4)
+    found = gradients(policy, rows, order, micro)
+    scale = max(g.abs().max().item() for g in expected.values())
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name] / scale, gradient / scale, atol=1e-5, rtol=0)
+
+
+def test_what_stands_in_the_padding_changes_nothing(policy: Policy, rows: Rows) -> None:
+    junk = rows.tokens_BT.clone()
+    for row in range(len(rows)):
+        junk[row, int(rows.prompt_lengths_B[row] + rows.response_lengths_B[row]) :] = 99
+    wide = torch.cat([junk, torch.full((len(rows), 5), 42)], dim=1)
+    with torch.no_grad():
+        for plain, other in zip(
+            policy.evaluate(rows), policy.evaluate(replace(rows, tokens_BT=wide)), strict=True
+        ):
+            torch.testing.assert_close(other, plain, atol=1e-5, rtol=0)
+
+
+def test_values_start_at_zero_and_read_the_state_before_each_token(policy: Policy, rows: Rows) -> None:
+    with torch.no_grad():
+        assert policy.evaluate(rows).values_BR.abs().max() == 0
+        shake(policy)
+        values_BR = policy.evaluate(rows).values_BR
+        changed = rows.tokens_BT.clone()
+        changed[1, 1 + 2] = 77  # the third answer token of row 1
+        moved_R = (policy.evaluate(replace(rows, tokens_BT=changed)).values_BR - values_BR)[1].abs()
+    assert moved_R[:3].max() < 1e-6
+    assert moved_R[3:].min() > 1e-6
+
+
+def test_value_head_has_width_plus_one_parameters(policy: Policy) -> None:
+    assert sum(p.numel() for n, p in policy.trained().items() if n.startswith("value_head.")) == 32 + 1
+
+
+def test_lora_trains_adapters_and_value_head_only(tokenizer: Any) -> None:
+    policy = tiny_policy(form=LoraForm(type="lora", rank=4), tokenizer=tokenizer)
+    names = set(policy.trained())
+    assert names
+    assert all("lora_" in name or name.startswith("value_head.") for name in names)
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_saved_full_policy_loads_in_plain_transformers_with_equal_logits(
+    family: str, tmp_path: Path, rows: Rows, tokenizer: Any
+) -> None:
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    policy = tiny_policy(family=family, tokenizer=tokenizer)
+    shake(policy)
+    policy.export(tmp_path / "model")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+    with torch.no_grad():
+        theirs = plain(input_ids=rows.tokens_BT).logits
+        ours = policy.causal.model(input_ids=rows.tokens_BT).logits  # type: ignore[attr-defined]
+    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
+    assert AutoTokenizer.from_pretrained(tmp_path / "model").pad_token_id == tokenizer.pad_token_id
+    again = load_policy(str(tmp_path / "model"))
+    with torch.no_grad():
+        torch.testing.assert_close(again.evaluate(rows).values_BR, policy.evaluate(rows).values_BR, atol=1e-5, rtol=0)
+
+
+def test_saved_adapter_loads_in_plain_transformers_with_equal_logits(
+    tmp_path: Path, rows: Rows, tokenizer: Any
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    base = tmp_path / "base"
+    tiny_model(tokenizer).save_pretrained(base)
+    tokenizer.save_pretrained(base)
+    policy = load_policy(str(base), form=LoraForm(type="lora", rank=4))
+    shake(policy)
+    policy.export(tmp_path / "adapter")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
+    with torch.no_grad():
+        theirs = plain(input_ids=rows.tokens_BT).logits
+        ours = policy.causal.model(input_ids=rows.tokens_BT).logits  # type: ignore[attr-defined]
+    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
+
+
+def test_chunks_of_the_head_change_neither_logprobs_nor_gradients(
+    monkeypatch: pytest.MonkeyPatch, rows: Rows, tokenizer: Any
+) -> None:
+    from hydralign.models import logprobs
+
+    policy = tiny_policy(tokenizer=tokenizer)
+    shake(policy)
+    whole = gradients(policy, rows, [0, 1, 2, 3], 4)
+    defaults = logprobs.token_logprobs.__kwdefaults__
+    monkeypatch.setitem(defaults, "chunk_elements", 3 * len(tokenizer))
+    chunked = gradients(policy, rows, [0, 1, 2, 3], 4)
+    for name, gradient in whole.items():
+        torch.testing.assert_close(chunked[name], gradient, atol=1e-3, rtol=1e-4)
+
+
+def test_logits_of_prompt_positions_never_exist(tokenizer: Any) -> None:
+    policy = tiny_policy(tokenizer=tokenizer)
+    seen: list[int] = []
+    linear = policy.causal.head.linear  # type: ignore[attr-defined]
+    hook = linear.register_forward_hook(lambda _, args, out: seen.append(out[..., 0].numel()))
+    rows = make_rows([list(range(5, 45)), [5, 6]], [[7, 8], [9]])
+    with torch.no_grad():
+        policy.evaluate(rows)
+    hook.remove()
+    assert sum(seen) == 3
+
+
+def test_pad_equal_to_eos_keeps_the_eos_in_the_mask(tokenizer: Any) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+    policy = make_policy(tiny_model(tokenizer), tokenizer)
+    eos = tokenizer.eos_token_id
+    rows = make_rows([[5, 6], [7]], [[8, eos], [9, 10, eos]], pad=eos)
+    evaluation = policy.evaluate(rows)
+    assert rows.mask_BR.sum(-1).tolist() == [2, 3]
+    evaluation.logprobs_BR[0, 1].backward()
+    head_gradient = policy.causal.model.transformer.wte.weight.grad[eos]  # type: ignore[attr-defined]
+    assert head_gradient.abs().max() > 0
