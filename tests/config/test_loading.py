@@ -5,8 +5,18 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import yaml
 
-from hydralign.config import Config, Recipe, dump_recipe, load_recipe, parse_overrides, read_config
+from hydralign.config import (
+    Config,
+    PPOConfig,
+    Recipe,
+    dump_config,
+    dump_recipe,
+    load_recipe,
+    parse_overrides,
+    read_config,
+)
 from hydralign.config.model import LoraForm
 from hydralign.config.ppo import AdaptiveKL
 from hydralign.config.rewards import ClassifierReward
@@ -69,6 +79,12 @@ def test_dump_recipe_loads_again_to_an_equal_recipe(path: Path, tmp_path: Path) 
     written.write_text(dump_recipe(recipe), encoding="utf-8")
     assert load_recipe(written) == recipe
     assert "learning_rate: 3.0e-05" in dump_recipe(recipe)
+
+
+def test_dump_config_is_read_again_as_the_same_group(path: Path) -> None:
+    ppo = load_recipe(path).ppo
+    assert ppo is not None
+    assert read_config(PPOConfig, yaml.safe_load(dump_config(ppo))) == ppo
 
 
 def test_overrides_replace_values_at_any_depth_and_the_last_one_wins(path: Path) -> None:

@@ -65,7 +65,12 @@ def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
 
 def dump_recipe(recipe: Recipe) -> str:
     """YAML of every setting, defaults included; `load_recipe` makes an equal recipe of it."""
-    return yaml.safe_dump(recipe.model_dump(), sort_keys=False, allow_unicode=True, width=120)
+    return dump_config(recipe)
+
+
+def dump_config(config: Config) -> str:
+    """YAML of one group of settings, as it stands in a recipe below the group's key."""
+    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True, width=120)
 
 
 def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
@@ -342,8 +347,3 @@ def _lost_booleans(raw: Any, read: Any, key: str = "") -> Iterator[tuple[str, bo
     elif isinstance(raw, list):
         for index, (value, child) in enumerate(zip(raw, read, strict=True)):
             yield from _lost_booleans(value, child, f"{key}.{index}")
-
-
-def dump_config(config: Config) -> str:
-    """YAML of one config group."""
-    return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True, width=120)
