@@ -10,20 +10,29 @@ from hydralign.config.base import Config
 
 
 class FilterConfig(Config):
-    """Rows outside these bounds are left out, counted and reported. Bounds are inclusive; None is no bound."""
+    """Rows outside these bounds are left out, counted and reported. Bounds are inclusive; None is no bound.
+
+    What is measured: of a prompt its text, or the whole text that it is cut from; of a demonstration prompt and
+    completion together; of a comparison prompt and answer together, and both answers must fit.
+    """
 
     min_characters: int | None = Field(default=None, ge=0)
-    """Shortest text in characters (for prompts: of the text before it is cut)."""
+    """Shortest text in characters."""
     max_characters: int | None = Field(default=None, ge=1)
     """Longest text in characters."""
     min_tokens: int | None = Field(default=None, ge=0)
-    """Shortest row in tokens."""
+    """Shortest text in tokens."""
     max_tokens: int | None = Field(default=None, ge=1)
-    """Longest row in tokens."""
+    """Longest text in tokens."""
+    empty: Literal["error", "skip"] = "error"
+    """What a row with an empty text, prompt, completion or answer is: an error, or one more counted row left out."""
 
 
 class CutConfig(Config):
-    """Makes prompts of raw texts: the first n tokens of each, n drawn uniformly per row by seed."""
+    """Makes prompts of raw texts: the first n tokens of each, n drawn uniformly per text by seed.
+
+    A beginning-of-sequence token that the tokenizer puts first comes on top of the n.
+    """
 
     min_tokens: int = Field(default=2, ge=1)
     """Fewest tokens, inclusive."""
@@ -83,7 +92,7 @@ class SourceConfig(Config):
     """One data set: where it lies, what its columns are called, which rows count, what is held out."""
 
     source: str | tuple[str, ...]
-    """A file (.json, .jsonl, .jsonl.gz, .csv, .parquet), several files, or a hub id such as stanfordnlp/imdb."""
+    """A file (.json, .jsonl, .csv, these with .gz, .parquet), a folder, several of them, or a hub id."""
     split: str = "train"
     """Split of a hub data set; files are one split."""
     columns: dict[str, str] = Field(default_factory=dict)
@@ -93,7 +102,7 @@ class SourceConfig(Config):
     held_out: HeldOut = HashSplit()
     """How rows for evaluation are set apart."""
     limit: int | None = Field(default=None, ge=1)
-    """Use the first rows only, after filtering."""
+    """Use the first rows only, after filtering and before any are held out; not of a held-out source."""
 
 
 class PromptSourceConfig(SourceConfig):

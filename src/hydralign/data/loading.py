@@ -1,0 +1,189 @@
+"""From a source to records: read, draft, filter, tokenise, split, and account for every row.
+
+Every kind of data goes the same way; the kinds differ in how a row becomes a draft, and prompts are tokenised in
+the end. Rows are worked on in blocks, so that a `limit` stops early and tokenisers see many texts at once.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from hydralign.config.data import FilterConfig, PromptSourceConfig, SourceConfig, SourceSplit
+from hydralign.data.comparisons import comparison_drafter
+from hydralign.data.demonstrations import demonstration_drafter, labelled_drafter
+from hydralign.data.drafts import Draft, Drafter, LeftOut
+from hydralign.data.filters import within_bounds
+from hydralign.data.prompts import cut_to_prompts, prompt_drafter, tokenised
+from hydralign.data.reading import read_table
+from hydralign.data.report import DataReport, DataSet
+from hydralign.data.rows import EmptyTextError, Row, Table
+from hydralign.data.splits import split_rows
+from hydralign.errors import ConfigError, DataError
+from hydralign.types import Demonstration, LabelledText, Preference, Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+Record = TypeVar("Record")
+InMemory = Iterable[Mapping[str, Any]]
+
+_BLOCK = 2048
+
+
+@dataclass(frozen=True)
+class _Kind(Generic[Record]):
+    """How one kind of data is made: a drafter for a table, and what turns a block of drafts into records."""
+
+    drafter: Callable[[Table], Drafter[Record]]
+    finish: Callable[[Sequence[Draft[Record]]], Sequence[Record | LeftOut]]
+
+
+@dataclass(frozen=True)
+class _Gathered(Generic[Record]):
+    """One source's records, each with the key of its split, and counts of everything else."""
+
+    source: str
+    rows_read: int
+    keyed: tuple[tuple[str, Record], ...]
+    dropped: Counter[str]
+
+
+def load_prompts(
+    config: PromptSourceConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int, rows: InMemory | None = None
+) -> DataSet[Prompt]:
+    """Prompts to answer, tokenised; with `config.cut`, the first tokens of texts, whose lengths `seed` draws.
+
+    A prompt's `columns` are all columns of its row. `rows` stand in for `config.source`. Raises DataError (RowError
+    for one row), TokenizerError for chats without a template.
+    """
+
+    def finish(drafts: Sequence[Draft[Prompt]]) -> Sequence[Prompt | LeftOut]:
+        if config.cut is None:
+            return tokenised(drafts, tokenizer)
+        return cut_to_prompts(drafts, tokenizer, config.cut, seed=seed)
+
+    def drafter(table: Table) -> Drafter[Prompt]:
+        return prompt_drafter(table, tokenizer, from_text=config.cut is not None)
+
+    return _load(config, tokenizer, rows, _Kind(drafter, finish))
+
+
+def load_demonstrations(
+    config: SourceConfig, tokenizer: PreTrainedTokenizerBase | None = None, *, rows: InMemory | None = None
+) -> DataSet[Demonstration]:
+    """Texts to imitate, not tokenised. The tokenizer is needed for chats and for filters on tokens only.
+
+    `rows` stand in for `config.source`. Raises as `load_prompts` does.
+    """
+    return _load(config, tokenizer, rows, _Kind(lambda table: demonstration_drafter(table, tokenizer), _records))
+
+
+def load_comparisons(
+    config: SourceConfig, tokenizer: PreTrainedTokenizerBase | None = None, *, rows: InMemory | None = None
+) -> DataSet[Preference]:
+    """Pairs of answers, not tokenised; pairs of equal answers are left out and counted.
+
+    The tokenizer is needed for chats and for filters on tokens only. `rows` stand in for `config.source`. Raises as
+    `load_prompts` does.
+    """
+    return _load(config, tokenizer, rows, _Kind(lambda table: comparison_drafter(table, tokenizer), _records))
+
+
+def load_labelled(
+    config: SourceConfig, tokenizer: PreTrainedTokenizerBase | None = None, *, rows: InMemory | None = None
+) -> DataSet[LabelledText]:
+    """Texts with the names of their classes; a label that is a number becomes its digits.
+
+    The tokenizer is needed for filters on tokens only. `rows` stand in for `config.source`. Raises DataError.
+    """
+    return _load(config, tokenizer, rows, _Kind(labelled_drafter, _records))
+
+
+def _load(
+    config: SourceConfig, tokenizer: PreTrainedTokenizerBase | None, rows: InMemory | None, kind: _Kind[Record]
+) -> DataSet[Record]:
+    if tokenizer is None and (config.filter.min_tokens is not None or config.filter.max_tokens is not None):
+        raise ConfigError(
+            "filter counts tokens, and no tokenizer is given: nobody can count. Give one, or use characters."
+        )
+    table = read_table(config.source, split=config.split, columns=config.columns, rows=rows)
+    main, other = _gather(table, config.filter, tokenizer, kind, limit=config.limit), None
+    if isinstance(config.held_out, SourceSplit):
+        table = read_table(config.held_out.source, split=config.held_out.split, columns=config.columns)
+        other = _gather(table, config.filter, tokenizer, kind)
+    sides = split_rows(main.keyed, config.held_out, other.keyed if other else ())
+    dropped = main.dropped + (other.dropped if other else Counter())
+    if sides.leaking:
+        dropped["whose prompt is held out"] = sides.leaking
+    report = DataReport(
+        source=f"{main.source} (held out: {other.source})" if other else main.source,
+        rows_read=main.rows_read + (other.rows_read if other else 0),
+        train=len(sides.train),
+        held_out=len(sides.held_out),
+        dropped=dict(dropped),
+    )
+    if not sides.train:
+        raise DataError(
+            f"{report.describe()} Nothing is left to train on: there is nothing to learn. Loosen the filter, hold out "
+            "less, or name a source with more rows."
+        )
+    return DataSet(sides.train, sides.held_out, report)
+
+
+def _gather(
+    table: Table,
+    bounds: FilterConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    kind: _Kind[Record],
+    *,
+    limit: int | None = None,
+) -> _Gathered[Record]:
+    keyed: list[tuple[str, Record]] = []
+    dropped: Counter[str] = Counter()
+    drafter = kind.drafter(table)
+    starts = range(0, len(table.rows), _BLOCK)
+    blocks = (_worked(table.rows[start : start + _BLOCK], drafter, bounds, tokenizer, kind) for start in starts)
+    for place, outcome in enumerate(chain.from_iterable(blocks)):
+        if len(keyed) == limit:
+            dropped[f"after the first {limit:,} usable ones (limit)"] = len(table.rows) - place
+            break
+        if isinstance(outcome, LeftOut):
+            dropped[outcome.reason] += 1
+        else:
+            keyed.append(outcome)
+    return _Gathered(table.source, len(table.rows), tuple(keyed), dropped)
+
+
+def _worked(
+    rows: Sequence[Row],
+    drafter: Drafter[Record],
+    bounds: FilterConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    kind: _Kind[Record],
+) -> Iterator[tuple[str, Record] | LeftOut]:
+    """What became of each row, in order."""
+    drafts = within_bounds([_drafted(row, drafter, bounds) for row in rows], bounds, tokenizer)
+    finished = iter(kind.finish([draft for draft in drafts if isinstance(draft, Draft)]))
+    for draft in drafts:
+        if isinstance(draft, LeftOut):
+            yield draft
+        else:
+            record = next(finished)
+            yield record if isinstance(record, LeftOut) else (draft.key, record)
+
+
+def _drafted(row: Row, drafter: Drafter[Record], bounds: FilterConfig) -> Draft[Record] | LeftOut:
+    try:
+        return drafter(row)
+    except EmptyTextError as error:
+        if bounds.empty == "error":
+            raise
+        return LeftOut(f"with an empty {error.field}")
+
+
+def _records(drafts: Sequence[Draft[Record]]) -> Sequence[Record | LeftOut]:
+    return [draft.record for draft in drafts]

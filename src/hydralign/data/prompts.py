@@ -1,0 +1,91 @@
+"""Rows to prompts, and texts cut to their first tokens.
+
+The length of a cut is a function of (seed, text) alone, so leaving out or reordering other rows changes none. Only
+the head of a long text is tokenised, up to a space well behind the last token that can be needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from hashlib import blake2b
+from typing import TYPE_CHECKING
+
+from hydralign.config.data import CutConfig
+from hydralign.data.chat import is_chat, messages_of, render_prompt
+from hydralign.data.drafts import Draft, Drafter, LeftOut
+from hydralign.data.rows import Row, Table
+from hydralign.data.tokens import encode_plain, encode_prompts, first_token
+from hydralign.types import Prompt
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_HEAD_CHARACTERS_PER_TOKEN = 24
+
+
+def prompt_drafter(table: Table, tokenizer: PreTrainedTokenizerBase, *, from_text: bool) -> Drafter[Prompt]:
+    """How this table's rows become prompts, not yet tokenised. Raises DataError when its columns do not allow it."""
+    names = ("text",) if from_text else ("prompt", "query")
+    name = next((name for name in names if table.has(name)), None)
+    if name is None:
+        needed = "`text` is" if from_text else "`prompt` or `query` (or `text`, with a `cut`) is"
+        raise table.lacks("prompts", needed, names[0])
+
+    def draft(row: Row) -> Draft[Prompt]:
+        if is_chat(row.value(name)) and not from_text:
+            text = render_prompt(row, name, messages_of(row, name), tokenizer)
+        else:
+            text = row.text(name)
+        return Draft(Prompt(text, (), row.values), text, (text,))
+
+    return draft
+
+
+def tokenised(drafts: Sequence[Draft[Prompt]], tokenizer: PreTrainedTokenizerBase) -> list[Prompt | LeftOut]:
+    """The prompts with their token ids."""
+    encoded = encode_prompts(tokenizer, [draft.record.text for draft in drafts])
+    return [replace(draft.record, token_ids=ids) for draft, ids in zip(drafts, encoded, strict=True)]
+
+
+def cut_to_prompts(
+    drafts: Sequence[Draft[Prompt]], tokenizer: PreTrainedTokenizerBase, cut: CutConfig, *, seed: int
+) -> list[Prompt | LeftOut]:
+    """The first tokens of each text, decoded again; the ids are what counts where a cut splits a character."""
+    texts = [draft.record.text for draft in drafts]
+    lengths = [cut_length(text, cut, seed=seed) for text in texts]
+    first = first_token(tokenizer)
+    heads = [head[:n] for head, n in zip(_heads(tokenizer, texts, cut.max_tokens), lengths, strict=True)]
+    decoded = tokenizer.batch_decode([list(head) for head in heads], clean_up_tokenization_spaces=False)
+    short = LeftOut(f"with fewer tokens than the length drawn ({cut.min_tokens} to {cut.max_tokens})")
+    return [
+        replace(draft.record, text=text, token_ids=first + head) if len(head) == n else short
+        for draft, head, text, n in zip(drafts, heads, decoded, lengths, strict=True)
+    ]
+
+
+def cut_length(text: str, cut: CutConfig, *, seed: int) -> int:
+    """The number of tokens to keep of `text`: uniform over the cut's range, keyed by seed and text."""
+    digest = blake2b(f"{seed}\n{text}".encode(), digest_size=8).digest()
+    return cut.min_tokens + int.from_bytes(digest) % (cut.max_tokens - cut.min_tokens + 1)
+
+
+def _heads(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str], needed: int) -> list[tuple[int, ...]]:
+    """Token ids of each text, of which the first `needed` are right; more need not be there."""
+    heads = [_head(text, needed * _HEAD_CHARACTERS_PER_TOKEN) for text in texts]
+    encoded = encode_plain(tokenizer, heads)
+    # The last token of a head may have been another one in the whole text, so one more than needed must be there.
+    unsure = [
+        place for place, ids in enumerate(encoded) if len(ids) <= needed and len(heads[place]) < len(texts[place])
+    ]
+    for place, ids in zip(unsure, encode_plain(tokenizer, [texts[place] for place in unsure]), strict=True):
+        encoded[place] = ids
+    return encoded
+
+
+def _head(text: str, characters: int) -> str:
+    """The beginning of the text up to the last space within `characters`; the whole text where there is none."""
+    if len(text) <= characters:
+        return text
+    end = text.rfind(" ", 0, characters)
+    return text[:end] if end > 0 else text

@@ -1,0 +1,257 @@
+"""Reads rows out of files, folders, the hub or memory, and knows where each of them stood.
+
+JSON, JSON lines and CSV are read with the standard library: only so can an error name the file and the line,
+and rows may differ in their fields. Parquet, saved data sets and hub ids go through `datasets`; its class labels
+(stored as numbers) become their names, an absent one (-1) becomes None. Local data is read anew on every call and
+nothing is left on disk; a hub data set stays in the hub's own cache. CSV fields are always text.
+
+This module judges no field of a row. LMFlow files are JSON objects whose rows stand in `instances`.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+import io
+import json
+import re
+import sys
+import tempfile
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from hydralign.data.rows import Row, Table, shortened
+from hydralign.errors import DataError, did_you_mean
+
+IN_MEMORY = "rows in memory"
+_SUFFIXES = (".json", ".json.gz", ".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
+_FROM_ONE = "rows count from 1"
+_LINES = "row numbers are line numbers, from 1"
+_AFTER_HEADER = "rows count from 1, after the header"
+
+
+def read_table(
+    source: str | Sequence[str],
+    *,
+    split: str = "train",
+    columns: Mapping[str, str] | None = None,
+    rows: Iterable[Mapping[str, Any]] | None = None,
+) -> Table:
+    """All rows of `source` (or of `rows` in its place), with `columns` (ours: theirs) applied.
+
+    A mapped column is added under our name; the original stays. Raises DataError for a source that is missing,
+    unreadable or empty, and for a mapped column that no row has.
+    """
+    sources = (source,) if isinstance(source, str) else tuple(source)
+    name = IN_MEMORY if rows is not None else " + ".join(sources)
+    read = list(_memory_rows(rows)) if rows is not None else [row for one in sources for row in _read(one, split)]
+    if not read:
+        raise DataError(f"{name} holds no rows: there is nothing to learn from. Name a source that has some.")
+    there = tuple(dict.fromkeys(chain.from_iterable(row.values for row in read)))
+    wanted = dict(columns or {})
+    for ours, theirs in wanted.items():
+        if theirs not in there:
+            raise DataError(
+                f"columns.{ours} names column {theirs!r}, which {name} does not have: its columns are "
+                f"{', '.join(there)}. {did_you_mean(theirs, there)}"
+            )
+    if wanted:
+        read = [_renamed(row, wanted) for row in read]
+    return Table(name, tuple(read), tuple(dict.fromkeys((*there, *wanted))), frozenset(wanted))
+
+
+def _renamed(row: Row, wanted: Mapping[str, str]) -> Row:
+    kept = {name: value for name, value in row.values.items() if name not in wanted}
+    values = kept | {ours: row.values[theirs] for ours, theirs in wanted.items() if theirs in row.values}
+    return Row(row.source, row.number, values, row.counting, wanted)
+
+
+def _read(source: str, split: str) -> Iterator[Row]:
+    path = Path(source).expanduser()
+    if path.is_dir():
+        return _dataset_rows(source, _folder_dataset(source, path, split))
+    if not path.exists():
+        if _HUB_ID.fullmatch(source) and not source.endswith(_SUFFIXES):
+            return _dataset_rows(source, _hub_dataset(source, split))
+        raise DataError(
+            f"{source} does not exist (looked from {Path.cwd()}): there is nothing to read. "
+            "Correct the path, or name a hub data set as organisation/name."
+        )
+    if source.endswith(".parquet"):
+        return _dataset_rows(source, _parquet_dataset(source, path))
+    kind = path.name.removesuffix(".gz")
+    for suffix, reader in ((".jsonl", _json_line_rows), (".json", _json_rows), (".csv", _csv_rows)):
+        if kind.endswith(suffix):
+            return reader(source, _content(source, path))
+    raise DataError(f"{source} is of a kind that is not read: known are {', '.join(_SUFFIXES)}. Convert the file.")
+
+
+def _content(source: str, path: Path) -> bytes:
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"{source} cannot be read: {error}. Check the file, or fetch it again.") from error
+    return content.removeprefix(b"\xef\xbb\xbf")
+
+
+def _memory_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
+    names = _class_names(getattr(rows, "features", None))
+    for number, values in enumerate(rows, start=1):
+        yield _row(IN_MEMORY, number, values, _FROM_ONE, names)
+
+
+def _row(
+    source: str, number: int, values: object, counting: str, names: Mapping[str, Sequence[str]] | None = None
+) -> Row:
+    if not isinstance(values, Mapping):
+        raise DataError(
+            f"{source}, row {number}: {type(values).__name__} {shortened(values)} is no row, which is an object "
+            f"with named fields ({counting}). Write it as {{name: value, ...}}."
+        )
+    named = dict(values)
+    for name, classes in (names or {}).items():
+        if isinstance(named.get(name), int):
+            named[name] = classes[named[name]] if named[name] >= 0 else None
+    return Row(source, number, named, counting)
+
+
+def _json_line_rows(source: str, content: bytes) -> Iterator[Row]:
+    for number, line in enumerate(io.BytesIO(content), start=1):
+        if line.strip():
+            yield _row(source, number, _parsed(f"{source}, line {number}", line.strip()), _LINES)
+
+
+def _json_rows(source: str, content: bytes) -> Iterator[Row]:
+    if _is_json_lines(content):
+        return _json_line_rows(source, content)
+    return _json_list_rows(source, _parsed(source, content))
+
+
+def _is_json_lines(content: bytes) -> bool:
+    """Whether the first line is an object of its own: much JSON on the hub is JSON lines under the shorter name."""
+    first, _, rest = content.strip().partition(b"\n")
+    if not (first.startswith(b"{") and rest.strip()):
+        return False
+    try:
+        json.loads(first)
+    except ValueError:
+        return False
+    return True
+
+
+def _json_list_rows(source: str, parsed: object) -> Iterator[Row]:
+    rows = parsed.get("instances") if isinstance(parsed, dict) else parsed
+    if not isinstance(rows, list):
+        raise DataError(
+            f"{source} holds one {type(parsed).__name__}: a data set is a list of objects, or an object with such a "
+            "list in `instances`. Put the rows into a list."
+        )
+    for number, values in enumerate(rows, start=1):
+        yield _row(source, number, values, _FROM_ONE)
+
+
+def _parsed(place: str, content: bytes) -> object:
+    try:
+        return json.loads(_decoded(place, content))
+    except json.JSONDecodeError as error:
+        within = f"line {error.lineno}, " if error.lineno > 1 else ""
+        raise DataError(
+            f"{place}: no valid JSON, {error.msg} at {within}column {error.colno}: the row cannot be read. "
+            "Repair it; a file cut short by a full disk or a broken download ends like this."
+        ) from error
+    except RecursionError as error:
+        raise DataError(f"{place}: JSON nested too deeply to be read: rows are flat. Repair it.") from error
+
+
+def _decoded(place: str, content: bytes) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DataError(
+            f"{place}: byte {content[error.start]:#04x} in its line {line} is not UTF-8: the text cannot be read. "
+            "Save the file as UTF-8."
+        ) from error
+
+
+def _csv_rows(source: str, content: bytes) -> Iterator[Row]:
+    reader = csv.reader(io.StringIO(_decoded(source, content), newline=""), strict=True)
+    limit = csv.field_size_limit(sys.maxsize)
+    try:
+        header = next(reader, [])
+        if len(set(header)) < len(header):
+            raise DataError(f"{source} names a column twice: {', '.join(header)}. Give every column its own name.")
+        for number, values in enumerate(filter(None, reader), start=1):
+            if len(values) != len(header):
+                raise DataError(
+                    f"{source}, row {number} (ends on line {reader.line_num}): {len(values)} fields where the header "
+                    f"has {len(header)}: they cannot be told apart. Put text with commas or line breaks into quotes."
+                )
+            yield _row(source, number, dict(zip(header, values, strict=True)), _AFTER_HEADER)
+    except csv.Error as error:
+        raise DataError(f"{source}, line {reader.line_num}: no valid CSV, {error}. Repair the line.") from error
+    finally:
+        csv.field_size_limit(limit)
+
+
+def _parquet_dataset(source: str, path: Path) -> Any:
+    with _quiet_datasets(source) as datasets, tempfile.TemporaryDirectory() as cache:
+        return datasets.Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True)
+
+
+def _folder_dataset(source: str, path: Path, split: str) -> Any:
+    with _quiet_datasets(source) as datasets:
+        if (path / "state.json").exists():
+            return datasets.load_from_disk(str(path), keep_in_memory=True)
+        if (path / "dataset_dict.json").exists():
+            splits = datasets.load_from_disk(str(path), keep_in_memory=True)
+            if split not in splits:
+                raise DataError(f"{source} has no split {split!r}: it has {', '.join(splits)}. Name one of these.")
+            return splits[split]
+        with tempfile.TemporaryDirectory() as cache:
+            return datasets.load_dataset(str(path.resolve()), split=split, cache_dir=cache, keep_in_memory=True)
+
+
+def _hub_dataset(source: str, split: str) -> Any:
+    with _quiet_datasets(source) as datasets:
+        return datasets.load_dataset(source, split=split)
+
+
+def _dataset_rows(source: str, dataset: Any) -> Iterator[Row]:
+    names = _class_names(dataset.features)
+    for number, values in enumerate(dataset, start=1):
+        yield _row(source, number, values, _FROM_ONE, names)
+
+
+@contextmanager
+def _quiet_datasets(source: str) -> Iterator[Any]:
+    """The `datasets` library without progress bars and without its download counter; its errors become ours."""
+    import datasets  # here: it takes a second to import, and most data does not need it
+
+    bars_were_off = datasets.utils.are_progress_bars_disabled()
+    counted = datasets.config.HF_UPDATE_DOWNLOAD_COUNTS
+    datasets.utils.disable_progress_bars()
+    datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
+    try:
+        yield datasets
+    except DataError:
+        raise
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        raise DataError(
+            f"{source} cannot be read: {error}. Check the name, the split and the connection, or name a file."
+        ) from error
+    finally:
+        datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counted
+        if not bars_were_off:
+            datasets.utils.enable_progress_bars()
+
+
+def _class_names(features: object) -> dict[str, Sequence[str]]:
+    if not isinstance(features, Mapping):
+        return {}
+    return {name: kind.names for name, kind in features.items() if hasattr(kind, "int2str")}
