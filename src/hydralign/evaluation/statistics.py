@@ -1,0 +1,198 @@
+"""Is after better than before? Paired differences with an interval, and a sentence that says it.
+
+The unit is the prompt: position i of both lists is the same held-out prompt, and prompts are what is resampled
+(several answers to one prompt are averaged before they come here). The interval of the mean difference is the
+bias-corrected accelerated bootstrap (Efron 1987). Nothing here corrects for looking at many metrics at once.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import stats
+
+from hydralign.errors import ConfigError, DataError
+
+Verdict = Literal["better", "worse", "not distinguishable"]
+
+_FEW = 30
+"""Below this many prompts a bootstrap interval is visibly too narrow."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One metric before and after, on the same prompts.
+
+    Standard deviations are over prompts (÷ n − 1). `difference` is mean(after − before), `[ci_low, ci_high]` its
+    interval. `changed` counts prompts whose value moved at all. Better and worse respect `higher_is_better`.
+    """
+
+    metric: str
+    n: int
+    before_mean: float
+    before_median: float
+    before_std: float
+    after_mean: float
+    after_median: float
+    after_std: float
+    difference: float
+    ci_low: float
+    ci_high: float
+    confidence: float
+    higher_is_better: bool
+    changed: int
+    verdict: Verdict
+
+    def sentence(self) -> str:
+        """The result in one line of plain English, with the numbers, and with its weakness when it has one."""
+        digits = self._decimals()
+        before, after = f"{self.before_mean:z.{digits}f}", f"{self.after_mean:z.{digits}f}"
+        difference, low, high = (f"{x:+z.{digits}f}" for x in (self.difference, self.ci_low, self.ci_high))
+        level = f"{100 * self.confidence:g} %"
+        sentence = (
+            f"{self.metric}: {before} → {after} (difference {difference}, {level} interval {low} to {high}, "
+            f"n = {self.n}): {self.verdict}."
+        )
+        needed = _fewest_changes(self.confidence)
+        if 0 < self.changed < needed:
+            sentence += f" Only {self.changed} prompts changed; fewer than {needed} prove nothing at {level}."
+        if self.n < _FEW:
+            sentence += f" Warning: n = {self.n} is below {_FEW}, so the interval is rough."
+        return sentence
+
+    def _decimals(self) -> int:
+        """Enough decimals that neither bound, nor the width between them, is rounded to zero."""
+        half_width = (self.ci_high - self.ci_low) / 2
+        sizes = [abs(x) for x in (self.ci_low, self.ci_high, half_width) if abs(x) > 1e-9]
+        return min(max(-math.floor(math.log10(min(sizes))), 0), 6) if sizes else 2
+
+
+def compare_paired(
+    name: str,
+    before: Sequence[float] | NDArray[np.floating],
+    after: Sequence[float] | NDArray[np.floating],
+    *,
+    higher_is_better: bool = True,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+) -> Difference:
+    """Compare a metric's values, one per prompt, before and after; equal arguments give equal intervals.
+
+    "better" and "worse" need an interval without 0 and enough prompts that changed: with fewer than
+    log₂(2 ÷ (1 − confidence)), 6 at 95 %, an exact paired test cannot reach that confidence whatever the numbers.
+    Differences that are all equal have the interval [d, d].
+    Raises DataError for unequal lengths, fewer than 2 prompts, NaN or infinity; ConfigError for the settings.
+    """
+    if not 0 < confidence < 1 or resamples < 100:
+        raise ConfigError(
+            f"confidence={confidence}, resamples={resamples}: no interval can be drawn from these. "
+            "Use a confidence between 0 and 1, such as 0.95, and at least 100 resamples, such as 2000."
+        )
+    before_P, after_P = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    _check_pairs(name, before_P, after_P)
+    difference_P = after_P - before_P
+    low, high = _bootstrap_interval(difference_P, confidence=confidence, resamples=resamples, seed=seed)
+    changed = int(np.count_nonzero(difference_P))
+    return Difference(
+        metric=name,
+        n=len(difference_P),
+        before_mean=float(before_P.mean()),
+        before_median=float(np.median(before_P)),
+        before_std=float(before_P.std(ddof=1)),
+        after_mean=float(after_P.mean()),
+        after_median=float(np.median(after_P)),
+        after_std=float(after_P.std(ddof=1)),
+        difference=float(difference_P.mean()),
+        ci_low=low,
+        ci_high=high,
+        confidence=confidence,
+        higher_is_better=higher_is_better,
+        changed=changed,
+        verdict=_verdict(low, high, higher_is_better, changed >= _fewest_changes(confidence)),
+    )
+
+
+def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of a proportion (Wilson 1927), within [0, 1]; ties may count one half.
+
+    Raises DataError for n < 1 or successes outside [0, n]; ConfigError for a confidence outside (0, 1).
+    """
+    if not 0 < confidence < 1:
+        raise ConfigError(f"confidence={confidence} is not between 0 and 1: no interval has it. Use 0.95, say.")
+    if n < 1 or not 0 <= successes <= n:
+        raise DataError(
+            f"{successes} successes of {n}: a proportion needs n >= 1 and successes from 0 to n. "
+            "Check how they were counted."
+        )
+    z = float(stats.norm.ppf(0.5 + confidence / 2))
+    share, shrink = successes / n, 1 + z * z / n
+    centre = (share + z * z / (2 * n)) / shrink
+    half_width = z / shrink * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    # At 0 and n successes the outer bound is 0 or 1 exactly; rounding would leave it beside that.
+    low = 0.0 if successes == 0 else centre - half_width
+    high = 1.0 if successes == n else centre + half_width
+    return low, high
+
+
+def _check_pairs(name: str, before_P: NDArray[np.float64], after_P: NDArray[np.float64]) -> None:
+    if before_P.ndim != 1 or before_P.shape != after_P.shape:
+        raise DataError(
+            f"{name}: shapes {before_P.shape} before and {after_P.shape} after: each prompt needs one number on both "
+            "sides, in the same order. Evaluate both models on the same prompts."
+        )
+    if len(before_P) < 2:
+        raise DataError(
+            f"{name}: n = {len(before_P)}: a spread needs at least 2 prompts. Give more prompts, 500 where possible."
+        )
+    for side, values_P in (("before", before_P), ("after", after_P)):
+        bad = np.flatnonzero(~np.isfinite(values_P))
+        if len(bad):
+            raise DataError(
+                f"{name}: {values_P[bad[0]]} at prompt {bad[0]} {side} ({len(bad)} such in all): a mean over it says "
+                "nothing. Repair the metric, or leave those prompts out on both sides."
+            )
+
+
+def _bootstrap_interval(
+    difference_P: NDArray[np.float64], *, confidence: float, resamples: int, seed: int
+) -> tuple[float, float]:
+    """BCa interval of the mean; percentile where BCa is undefined; [d, d] when all differences agree."""
+    mean, largest = float(difference_P.mean()), float(np.abs(difference_P).max())
+    if float(np.ptp(difference_P)) <= 1e-12 * largest:  # subtraction noise is no spread
+        return mean, mean
+    methods: tuple[Literal["BCa", "percentile"], ...] = ("BCa", "percentile")
+    for method in methods:
+        with warnings.catch_warnings(), np.errstate(divide="ignore", invalid="ignore"):
+            # BCa says "degenerate" by warnings and NaN bounds, which the next method answers.
+            warnings.simplefilter("ignore", stats.DegenerateDataWarning)
+            result = stats.bootstrap(
+                (difference_P,),
+                np.mean,
+                n_resamples=resamples,
+                batch=max(1, 4_000_000 // len(difference_P)),
+                confidence_level=confidence,
+                method=method,
+                rng=np.random.default_rng(seed),
+            )
+        low, high = float(result.confidence_interval.low), float(result.confidence_interval.high)
+        if math.isfinite(low) and math.isfinite(high):
+            break
+    return low, high
+
+
+def _fewest_changes(confidence: float) -> int:
+    """Fewest one-sided changes whose two-sided sign test p-value, 2·0.5ᵐ, is at most 1 − confidence."""
+    return math.ceil(math.log2(2 / (1 - confidence)) - 1e-9)
+
+
+def _verdict(low: float, high: float, higher_is_better: bool, enough_changed: bool) -> Verdict:
+    if not enough_changed or low <= 0 <= high:
+        return "not distinguishable"
+    return "better" if (low > 0) == higher_is_better else "worse"
