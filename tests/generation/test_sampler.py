@@ -55,9 +55,7 @@ def test_sampler_logprobs_and_values_are_those_of_the_forward_pass(policy: Polic
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
-def test_bf16_drift_between_decoding_and_forward_pass_is_small(
-    family: str, many: list[Prompt], tokenizer: Any
-) -> None:
+def test_bf16_drift_between_decoding_and_forward_pass_is_small(family: str, many: list[Prompt], tokenizer: Any) -> None:
     policy = tiny_policy(family=family, precision="bf16", tokenizer=tokenizer)
     rollout = sample(policy, many, PLAN)
     with torch.no_grad():

@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import FORMS, make_rows, shake
 
 from hydralign.config.model import LoraForm
 from hydralign.models import load_policy, make_policy
 from hydralign.models.policy import Policy
 from hydralign.testing import tiny_model, tiny_policy, tiny_tokenizer
 from hydralign.types import Rows
+from tests.conftest import FORMS, make_rows, shake
 
 
 def whole_model_logprobs(policy: Any, rows: Rows) -> torch.Tensor:
@@ -123,9 +123,7 @@ def test_what_stands_in_the_padding_changes_nothing(policy: Policy, rows: Rows) 
         junk[row, int(rows.prompt_lengths_B[row] + rows.response_lengths_B[row]) :] = 99
     wide = torch.cat([junk, torch.full((len(rows), 5), 42)], dim=1)
     with torch.no_grad():
-        for plain, other in zip(
-            policy.evaluate(rows), policy.evaluate(replace(rows, tokens_BT=wide)), strict=True
-        ):
+        for plain, other in zip(policy.evaluate(rows), policy.evaluate(replace(rows, tokens_BT=wide)), strict=True):
             torch.testing.assert_close(other, plain, atol=1e-5, rtol=0)
 
 

@@ -79,7 +79,9 @@ def answer_held_out(
     }
     shown = [
         {"query": prompt.text, "response": completion, "score": round(score, 6)}
-        for prompt, completion, score in zip(own[:samples], rollout.completions, metrics["score"].tolist(), strict=False)
+        for prompt, completion, score in zip(
+            own[:samples], rollout.completions, metrics["score"].tolist(), strict=False
+        )
     ]
     total = len(prompts)
     gathered = {name: processes.gather(x.double().to(policy.device), total).tolist() for name, x in metrics.items()}

@@ -186,7 +186,9 @@ def truncate(probabilities_BV: Tensor, *, top_k: int, top_p: float) -> Tensor:
         ordered_BV, order_BV = probabilities_BV.sort(dim=-1, descending=True)
         before_BV = ordered_BV.cumsum(-1) - ordered_BV
         dropped_BV = before_BV >= top_p * ordered_BV.sum(-1, keepdim=True)
-        probabilities_BV = probabilities_BV.masked_fill(torch.zeros_like(dropped_BV).scatter(1, order_BV, dropped_BV), 0.0)
+        probabilities_BV = probabilities_BV.masked_fill(
+            torch.zeros_like(dropped_BV).scatter(1, order_BV, dropped_BV), 0.0
+        )
     return probabilities_BV
 
 

@@ -40,7 +40,10 @@ class Sums:
             return {}
         device = processes.device
         both = torch.stack(
-            [torch.stack([t.to(device) for t in self.totals.values()]), torch.stack([c.to(device) for c in self.counts.values()])]
+            [
+                torch.stack([t.to(device) for t in self.totals.values()]),
+                torch.stack([c.to(device) for c in self.counts.values()]),
+            ]
         )
         totals, counts = processes.sum(both).tolist()
         pairs = zip(self.totals, totals, counts, strict=True)

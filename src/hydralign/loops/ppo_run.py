@@ -25,7 +25,7 @@ from hydralign.models.policy import Policy
 from hydralign.processes import Processes
 from hydralign.progress import say
 from hydralign.rewards.build import build_terms
-from hydralign.tracking import Tracker, open_trackers
+from hydralign.tracking import open_trackers
 from hydralign.types import Prompt
 
 RESULT = "evaluation.json"
@@ -58,7 +58,9 @@ def run_ppo(recipe: Recipe, folder: Path, processes: Processes) -> list[Differen
 
     before = _stored(folder / "before.json", answers, processes)
     # Rows mirror to trackers from the main process only; the others keep nothing.
-    tracker = open_trackers(folder, config.trackers, folder.parent.name, config.model_dump()) if processes.main else None
+    tracker = (
+        open_trackers(folder, config.trackers, folder.parent.name, config.model_dump()) if processes.main else None
+    )
 
     def evaluate(step: int, _: Policy) -> None:
         every = config.evaluation.every

@@ -1,7 +1,7 @@
 """Recipes and their output folders: which sections are done, what comes next, what a run would do.
 
-    OUT/recipe.yaml           the resolved recipe; another one is refused
-    OUT/<section>/            what the section writes; it is finished when its last file is there
+OUT/recipe.yaml           the resolved recipe; another one is refused
+OUT/<section>/            what the section writes; it is finished when its last file is there
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from hydralign.loops.ppo import sampling_plan
 from hydralign.loops.ppo_run import (
     RESULT,
     build_policy_and_prompts,
-    proof_prompts,
     prompt_preview,
+    proof_prompts,
     required_section,
     run_ppo,
 )

@@ -217,7 +217,7 @@ def apply_gradients(
     """
     parameters = list(trained.values())
     processes.sum_gradients(parameters)
-    norm = torch.nn.utils.clip_grad_norm_(parameters, max_grad_norm)
+    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
     if not bool(torch.isfinite(norm)):
         named = ((n, p.grad) for n, p in trained.items() if p.grad is not None)
         first = next((name for name, grad in named if not bool(torch.isfinite(grad).all())), "the norm itself")
@@ -227,6 +227,7 @@ def apply_gradients(
             f"The gradient of {first} is NaN or infinite: a step on it would destroy every weight, so none was "
             "taken. Lower the learning rate, or use precision fp32.",
         )
+    torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
     optimizer.step()
     return norm.detach()
 
@@ -269,6 +270,4 @@ def make_optimizer(
     parameters = list(trained.values())
     if type == "sgd":
         return torch.optim.SGD(parameters, lr=learning_rate, weight_decay=weight_decay)
-    return torch.optim.AdamW(
-        parameters, lr=learning_rate, betas=betas, eps=eps, weight_decay=weight_decay, fused=True
-    )
+    return torch.optim.AdamW(parameters, lr=learning_rate, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)

@@ -127,7 +127,9 @@ def _fresh_adapter(model: Any, *, rank: int, alpha: float, targets: Sequence[str
             torch.manual_seed(seed)
             return get_peft_model(model, config)
     except ValueError as error:
-        linear = sorted({n.split(".")[-1] for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))})
+        linear = sorted(
+            {n.split(".")[-1] for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))}
+        )
         raise ModelError(
             f"model.form.targets={targets}: no adapter could be placed in {type(model).__name__} "
             f"({str(error).splitlines()[0]}). Name some of its linear layers: {', '.join(linear)}."

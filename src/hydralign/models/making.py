@@ -34,9 +34,7 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int) -> PreTrainedToken
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD)
 
 
-def make_model(
-    tokenizer: Any, *, family: str, layers: int, width: int, heads: int, context: int, seed: int = 0
-) -> Any:
+def make_model(tokenizer: Any, *, family: str, layers: int, width: int, heads: int, context: int, seed: int = 0) -> Any:
     """A gpt2 or llama model with random weights for this tokenizer, fp32, dropout off.
 
     Equal seeds give equal weights; the global random state is left as it was.

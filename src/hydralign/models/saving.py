@@ -63,7 +63,9 @@ def load_value_head(path: str, width: int) -> ValueHead:
     try:
         state = load_file(file)
     except SafetensorError as error:
-        raise ModelError(f"{file} cannot be read ({error}): the value head is lost. Delete it to start at 0.") from error
+        raise ModelError(
+            f"{file} cannot be read ({error}): the value head is lost. Delete it to start at 0."
+        ) from error
     if state.keys() != {"weight", "bias"} or state["weight"].shape != torch.Size([width]):
         shapes = {name: tuple(t.shape) for name, t in state.items()}
         raise ModelError(
