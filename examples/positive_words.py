@@ -5,63 +5,14 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
-POSITIVE = frozenset(
-    [
-        "amazing",
-        "awesome",
-        "beautiful",
-        "best",
-        "brilliant",
-        "charming",
-        "classic",
-        "clever",
-        "delight",
-        "delightful",
-        "enjoy",
-        "enjoyable",
-        "enjoyed",
-        "entertaining",
-        "excellent",
-        "exciting",
-        "fantastic",
-        "fine",
-        "fun",
-        "funny",
-        "good",
-        "gem",
-        "gorgeous",
-        "great",
-        "happy",
-        "heartwarming",
-        "hilarious",
-        "impressive",
-        "incredible",
-        "love",
-        "loved",
-        "lovely",
-        "magnificent",
-        "masterpiece",
-        "memorable",
-        "nice",
-        "outstanding",
-        "perfect",
-        "perfectly",
-        "pleasant",
-        "powerful",
-        "recommend",
-        "remarkable",
-        "smart",
-        "strong",
-        "stunning",
-        "superb",
-        "sweet",
-        "terrific",
-        "thrilling",
-        "touching",
-        "wonderful",
-        "wonderfully",
-    ]
+PRAISE = (
+    "amazing awesome beautiful best brilliant charming classic clever delight delightful enjoy enjoyable "
+    "enjoyed entertaining excellent exciting fantastic fine fun funny good gem gorgeous great happy "
+    "heartwarming hilarious impressive incredible love loved lovely magnificent masterpiece memorable "
+    "nice outstanding perfect perfectly pleasant powerful recommend remarkable smart strong stunning "
+    "superb sweet terrific thrilling touching wonderful wonderfully "
 )
+POSITIVE = frozenset(PRAISE.split())
 WORD = re.compile(r"[a-z]+")
 
 

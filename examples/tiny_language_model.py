@@ -68,7 +68,8 @@ def pack(texts: list[str], tokenizer: Any, context: int) -> Tensor:
 def train(model: Any, windows: Tensor, *, minutes: float, rows: int, peak: float) -> None:
     """AdamW with a short warm-up and a cosine to zero over the given time."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
-    started, recent = time.monotonic(), []
+    started = time.monotonic()
+    recent: list[float] = []
     for step, batch in enumerate(batches(windows, rows)):
         done = (time.monotonic() - started) / (60 * minutes)
         if done >= 1:

@@ -92,7 +92,7 @@ def test_each_row_keeps_its_own_drawn_length(policy: Policy, many: list[Prompt])
     plan = replace(PLAN, lengths=(2, 6), min_new_tokens=2)
     rollout = sample(policy, many, plan)
     lengths = rollout.rows.response_lengths_B[~rollout.finished_B]
-    assert (lengths.min(), lengths.max()) == (2, 6)
+    assert (int(lengths.min()), int(lengths.max())) == (2, 6)
     again = sample(policy, many, replace(plan, decode_rows=3))
     assert torch.equal(again.rows.response_lengths_B, rollout.rows.response_lengths_B)
 

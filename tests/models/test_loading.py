@@ -108,9 +108,14 @@ def test_whole_folder_leaves_the_old_one_when_writing_fails(tmp_path: Path) -> N
     target = tmp_path / "model"
     target.mkdir()
     (target / "old").write_text("kept")
-    with pytest.raises(RuntimeError), whole_folder(target) as partial:
-        (partial / "new").write_text("half")
-        raise RuntimeError
+
+    def write_half() -> None:
+        with whole_folder(target) as partial:
+            (partial / "new").write_text("half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        write_half()
     assert [f.name for f in tmp_path.iterdir()] == ["model"]
     assert (target / "old").read_text() == "kept"
 

@@ -196,7 +196,7 @@ def test_chunks_of_the_head_change_neither_logprobs_nor_gradients(
     policy = tiny_policy(tokenizer=tokenizer)
     shake(policy)
     whole = gradients(policy, rows, [0, 1, 2, 3], 4)
-    defaults = logprobs.token_logprobs.__kwdefaults__
+    defaults = logprobs.token_logprobs.__kwdefaults__ or {}
     monkeypatch.setitem(defaults, "chunk_elements", 3 * len(tokenizer))
     chunked = gradients(policy, rows, [0, 1, 2, 3], 4)
     for name, gradient in whole.items():

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hydralign.algorithms.advantages import gae
 from hydralign.algorithms.kl import k1, k3
-from hydralign.algorithms.masked import masked_moments, mean_and_variance, whiten
+from hydralign.algorithms.masked import masked_moments, masked_sum, mean_and_variance, whiten
 from hydralign.algorithms.rewards import token_rewards
 from hydralign.loops.metrics import Sums, spread
 from hydralign.processes import ALONE, Processes
@@ -102,8 +102,8 @@ def _stats(
     sums.add_values("queries", rows.prompt_lengths_B)
     sums.add_values("responses", rows.response_lengths_B)
     sums.add_values("finished", experience.rollout.finished_B)
-    sums.add("logprobs", experience.old_logprobs_BR.sum(), mask_BR.sum())
-    sums.add("ref_logprobs", experience.ref_logprobs_BR.sum(), mask_BR.sum())
+    sums.add("logprobs", masked_sum(experience.old_logprobs_BR, mask_BR), mask_BR.sum())
+    sums.add("ref_logprobs", masked_sum(experience.ref_logprobs_BR, mask_BR), mask_BR.sum())
     means = sums.means(processes)
     return {
         "objective/kl": means["kl"],

@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -83,7 +84,7 @@ def train(config: PPOConfig, parts: PPOParts, *, seed: int = 0) -> PPOState:
             set_learning_rate(optimizer, rate)
             try:
                 # 1. Sample answers, score them, read the reference.
-                experience = agreed(processes, lambda: _collect(config, parts, plan, state.step))
+                experience = agreed(processes, partial(_collect, config, parts, plan, step))
                 collected = time.perf_counter()
                 if step == first_step:
                     check_start(policy, experience, fresh=step == 0, micro_rows=config.batch.micro_rows)

@@ -43,7 +43,7 @@ def run_ppo(recipe: Recipe, folder: Path, processes: Processes) -> list[Differen
     if processes.main:
         say(prompts.report.describe())
         folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(dump_config(config))
+        (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     processes.wait()
 
     def answers() -> Answers:
@@ -158,7 +158,7 @@ def _stored(path: Path, make: Any, processes: Processes) -> Answers:
 
 def _write(path: Path, record: Mapping[str, Any]) -> None:
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(record, indent=2) + "\n")
+    partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.rename(path)
 
 

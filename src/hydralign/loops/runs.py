@@ -76,7 +76,7 @@ def claim_folder(output: Path, recipe: Recipe) -> None:
     try:
         output.mkdir(parents=True, exist_ok=True)
         partial = output / ".recipe.yaml.partial"
-        partial.write_text(dump_recipe(recipe))
+        partial.write_text(dump_recipe(recipe), encoding="utf-8")
         partial.rename(stored)
     except OSError as error:
         raise RunFolderError(

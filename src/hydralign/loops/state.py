@@ -10,7 +10,7 @@ import json
 import platform
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ class PPOState:
     step: int = 0
     """Iterations done."""
     kl_coefficient: float = 0.05
-    moments: RunningMoments = RunningMoments()
+    moments: RunningMoments = field(default_factory=RunningMoments)
     """Of all scores so far."""
     bad_steps: int = 0
     """Poisoned iterations in a row."""

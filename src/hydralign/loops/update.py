@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from hydralign.algorithms.kl import k1
-from hydralign.algorithms.masked import Average, aggregate
+from hydralign.algorithms.masked import Average, aggregate, masked_sum
 from hydralign.algorithms.policy_losses import clipped_policy_loss
 from hydralign.algorithms.value_losses import clipped_value_loss
 from hydralign.errors import NonFiniteError
@@ -82,7 +82,7 @@ def update(
                 break
         if stopped:
             break
-    return _named(sums.means(processes), steps, stopped, weights)
+    return _named(sums.means(processes), steps, stopped)
 
 
 def minibatch_rows(
@@ -199,8 +199,8 @@ def micro_loss(
     sampler_BR = experience.rollout.old_logprobs_BR[index_B, :width]
     return _Micro(
         loss,
-        policy_stats | value_stats | {"entropy": entropy_BR.detach().sum()},
-        {"policy_loss": policy_loss.detach(), "value_loss": value_loss.detach()},
+        policy_stats | value_stats | {"entropy": masked_sum(entropy_BR.detach(), mask_BR)},
+        {"policy_loss": policy_loss.detach(), "value_loss": value_loss.detach(), "total_loss": loss.detach()},
         k1(logprobs_BR.detach(), sampler_BR, mask_BR).abs().sum(),
     )
 
@@ -232,16 +232,13 @@ def apply_gradients(
     return norm.detach()
 
 
-def _named(means: dict[str, float], steps: int, stopped: bool, weights: LossWeights) -> dict[str, float]:
+def _named(means: dict[str, float], steps: int, stopped: bool) -> dict[str, float]:
     """The update's metrics under the names that classic TRL gave them."""
-    policy_loss, value_loss = means["policy_loss"], means["value_loss"]
     return {
         "objective/entropy": means["entropy"],
-        "ppo/loss/policy": policy_loss,
-        "ppo/loss/value": value_loss,
-        "ppo/loss/total": policy_loss
-        + weights.value_coefficient * value_loss
-        - weights.entropy_coefficient * means["entropy"],
+        "ppo/loss/policy": means["policy_loss"],
+        "ppo/loss/value": means["value_loss"],
+        "ppo/loss/total": means["total_loss"],
         "ppo/policy/entropy": means["entropy"],
         "ppo/policy/approxkl": means["k3"],
         "ppo/policy/policykl": means["k1"],
