@@ -174,7 +174,7 @@ def example(**changes: float | bool | str) -> Difference:
 
 def test_sentence_says_the_numbers_and_the_verdict() -> None:
     assert example().sentence() == (
-        "positive_share: 0.12 → 0.31 (difference +0.19, 95 % interval +0.17 to +0.21, n = 500): better."
+        "positive_share: 0.120 → 0.310 (difference +0.190, 95 % interval +0.170 to +0.210, n = 500): better."
     )
 
 

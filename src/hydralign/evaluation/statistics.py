@@ -67,10 +67,12 @@ class Difference:
         return sentence
 
     def _decimals(self) -> int:
-        """Enough decimals that neither bound, nor the width between them, is rounded to zero."""
+        """Two digits of the interval's half width, and enough that neither bound is rounded to zero."""
         half_width = (self.ci_high - self.ci_low) / 2
-        sizes = [abs(x) for x in (self.ci_low, self.ci_high, half_width) if abs(x) > 1e-9]
-        return min(max(-math.floor(math.log10(min(sizes))), 0), 6) if sizes else 2
+        wanted = [-math.floor(math.log10(abs(x))) for x in (self.ci_low, self.ci_high) if abs(x) > 1e-9]
+        if half_width > 1e-9:
+            wanted.append(1 - math.floor(math.log10(half_width)))
+        return min(max(0, *wanted), 6) if wanted else 2
 
 
 def compare_paired(

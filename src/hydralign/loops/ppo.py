@@ -278,7 +278,7 @@ def _poisoned(config: PPOConfig, parts: PPOParts, state: PPOState, error: NonFin
     parts.tracker.event(state.step, "non_finite", {"where": error.where, "message": str(error)})
     if parts.processes.main:
         say(f"Iteration {state.step} skipped ({bad_steps} in a row): {error}")
-    if bad_steps >= config.stop_after_bad_steps:
+    if bad_steps >= min(config.stop_after_bad_steps, config.steps):
         raise NonFiniteError(
             error.where,
             f"{bad_steps} iterations in a row met NaN or infinity, the last at {error.where}: {error} The weights are "

@@ -1,0 +1,69 @@
+"""The checks before the first update fail for the right reason, and say it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from hydralign.errors import StartCheckError
+from hydralign.loops.checks import check_start
+from hydralign.models.policy import Policy
+from hydralign.rollout import collect
+from hydralign.testing import LengthReward, tiny_policy, tiny_prompts
+from hydralign.types import Experience, SamplingPlan
+from tests.conftest import FORMS, shake
+
+
+def start(policy: Policy, **plan: Any) -> Experience:
+    return collect(
+        policy, tiny_prompts(policy.tokenizer), LengthReward(3), SamplingPlan(max_new_tokens=6, seed=1, **plan)
+    )
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_fresh_policies_pass(family: str, form: str, precision: str, temperature: float, tokenizer: Any) -> None:
+    policy = tiny_policy(family=family, form=FORMS[form], precision=precision, tokenizer=tokenizer)
+    measured = check_start(policy, start(policy, temperature=temperature), fresh=True)
+    assert 0 < measured["sampler/logprob_drift"] <= measured["sampler/logprob_drift_max"]
+
+
+def test_policy_that_left_its_reference_is_refused_when_fresh_and_accepted_when_resumed(policy: Policy) -> None:
+    shake(policy)
+    experience = start(policy)
+    with pytest.raises(StartCheckError, match="KL would not start at 0"):
+        check_start(policy, experience, fresh=True)
+    check_start(policy, experience, fresh=False)
+
+
+def test_dropout_is_named_as_the_cause(tokenizer: Any) -> None:
+    policy = tiny_policy(tokenizer=tokenizer)
+    experience = start(policy)
+    for module in policy.causal.model.modules():  # type: ignore[attr-defined]
+        if isinstance(module, torch.nn.Dropout):
+            module.p = 0.5
+            module.train()
+    with pytest.raises(StartCheckError, match="dropout"):
+        check_start(policy, experience, fresh=True)
+
+
+def test_sampler_that_drifts_is_refused(policy: Policy) -> None:
+    experience = start(policy)
+    rollout = replace(experience.rollout, old_logprobs_BR=experience.rollout.old_logprobs_BR - 2e-4)
+    with pytest.raises(StartCheckError, match="off-policy"):
+        check_start(policy, replace(experience, rollout=rollout), fresh=True)
+
+
+def test_sampler_with_one_bad_token_is_refused(policy: Policy) -> None:
+    experience = start(policy)
+    old_BR = experience.rollout.old_logprobs_BR.clone()
+    old_BR[0, 0] -= 1e-2
+    with pytest.raises(StartCheckError, match=r"0\.01 at most"):
+        check_start(
+            policy, replace(experience, rollout=replace(experience.rollout, old_logprobs_BR=old_BR)), fresh=True
+        )

@@ -1,0 +1,102 @@
+"""Two processes are one: shares, sums, and a whole PPO run under torchrun against the same run alone."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from hydralign.cli import main
+from hydralign.errors import ConfigError
+from hydralign.processes import Processes
+from hydralign.testing import tiny_model
+
+
+def test_shares_cover_all_rows_once() -> None:
+    parts = [Processes(rank=rank, count=3).share(10) for rank in range(3)]
+    assert [row for part in parts for row in range(10)[part]] == list(range(10))
+
+
+def test_uneven_shares_are_refused_where_processes_would_wait() -> None:
+    with pytest.raises(ConfigError, match="not a multiple of 3 processes"):
+        Processes(count=3).require_shares(10, "rows")
+
+
+def test_alone_nothing_is_sent() -> None:
+    alone = Processes()
+    x = torch.ones(2)
+    assert alone.sum(x) is x
+    assert alone.gather(x, 2) is x
+
+
+def write_recipe(folder: Path, tokenizer: Any, form: dict[str, Any]) -> Path:
+    """A small recipe: five steps, adaptive KL, running scale, sequence lengths of all kinds."""
+    tiny_model(tokenizer).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    texts = ["that and this thing of words"[:n] for n in range(1, 27)]
+    (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
+    (folder / "rewards.py").write_text("def count(completions):\n    return [float(len(t) % 5) for t in completions]\n")
+    recipe = {
+        "output": str(folder / "out"),
+        "model": {"path": str(folder / "model"), "form": form},
+        "data": {"prompts": {"source": str(folder / "prompts.jsonl"), "held_out": {"by": "hash", "percent": 30}}},
+        "ppo": {
+            "steps": 5,
+            "rewards": [{"type": "function", "function": f"{folder / 'rewards.py'}:count"}],
+            "sampling": {"max_new_tokens": 6, "lengths": {"low": 2, "high": 6}, "temperature": 0.9},
+            "batch": {"rows": 8, "samples_per_prompt": 2, "epochs": 2, "minibatches": 2, "micro_rows": 3},
+            "optimizer": {"type": "sgd", "learning_rate": 0.05},
+            "shaping": {"scale": "running", "missing_eos_penalty": 0.5},
+            "kl": {"controller": {"type": "adaptive", "target": 0.05, "horizon": 20}},
+            "loss": {"target_kl": 0.5},
+            "saving": {"samples_every": 1, "samples": 2},
+        },
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+def numbers(folder: Path) -> list[dict[str, float]]:
+    rows = [json.loads(line) for line in (folder / "ppo/metrics.jsonl").read_text().splitlines()]
+    return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in rows]
+
+
+@pytest.mark.parametrize("form", [{"type": "full"}, {"type": "lora", "rank": 4}], ids=["full", "lora"])
+def test_two_processes_give_the_tokens_and_losses_of_one(
+    form: dict[str, Any], tmp_path: Path, tokenizer: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    recipe = write_recipe(tmp_path, tokenizer, form)
+    assert main(["ppo", str(recipe), "--output", str(tmp_path / "one")]) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
+    arguments = ["-m", "hydralign", "ppo", str(recipe), "--output", str(tmp_path / "two")]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(
+        [*command, "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", *arguments],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    one, two = numbers(tmp_path / "one"), numbers(tmp_path / "two")
+    assert len(one) == 5
+    for alone, together in zip(one, two, strict=True):
+        assert together == pytest.approx(alone, abs=1e-5)
+    samples = [
+        [json.loads(row) for row in (tmp_path / run / "ppo/samples.jsonl").read_text().splitlines()]
+        for run in ("one", "two")
+    ]
+    assert [row["response"] for row in samples[0]] == [row["response"] for row in samples[1]]
+    after = [json.loads((tmp_path / run / "ppo/after.json").read_text()) for run in ("one", "two")]
+    for name, values in after[0]["metrics"].items():
+        assert after[1]["metrics"][name] == pytest.approx(values, abs=1e-4), name
+    result = [json.loads((tmp_path / run / "ppo/evaluation.json").read_text()) for run in ("one", "two")]
+    assert result[0]["metrics"]["score"]["n"] == result[1]["metrics"]["score"]["n"] > 4
