@@ -35,7 +35,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("loops",),
     ("compat", "demo", "testing"),
     ("cli",),
-    ("__init__",),
+    ("__init__", "__main__"),
 )
 LAYER_OF = {name: layer for layer, names in enumerate(LAYERS) for name in names}
 

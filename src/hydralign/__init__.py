@@ -11,8 +11,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from hydralign.config.loading import load_recipe as load_recipe
+    from hydralign.config.model import FullForm as FullForm
+    from hydralign.config.model import LoraForm as LoraForm
     from hydralign.config.recipe import Recipe as Recipe
+    from hydralign.data import PromptStream as PromptStream
+    from hydralign.data import load_prompts as load_prompts
     from hydralign.errors import HydralignError as HydralignError
+    from hydralign.evaluation.statistics import compare_paired as compare_paired
+    from hydralign.generation import sample as sample
+    from hydralign.loops.estimate import estimate as estimate
+    from hydralign.loops.runs import run_recipe as run_recipe
+    from hydralign.loops.update import LossWeights as LossWeights
+    from hydralign.loops.update import make_optimizer as make_optimizer
+    from hydralign.loops.update import update as update
+    from hydralign.models import load_policy as load_policy
+    from hydralign.rewards.combine import RewardTerm as RewardTerm
+    from hydralign.rollout import collect as collect
     from hydralign.types import Estimates as Estimates
     from hydralign.types import Experience as Experience
     from hydralign.types import Prompt as Prompt
@@ -23,13 +37,27 @@ if TYPE_CHECKING:
 _HOMES = {
     "Estimates": "hydralign.types",
     "Experience": "hydralign.types",
+    "FullForm": "hydralign.config.model",
     "HydralignError": "hydralign.errors",
+    "LoraForm": "hydralign.config.model",
+    "LossWeights": "hydralign.loops.update",
     "Prompt": "hydralign.types",
+    "PromptStream": "hydralign.data",
     "Recipe": "hydralign.config.recipe",
+    "RewardTerm": "hydralign.rewards.combine",
     "Rollout": "hydralign.types",
     "Rows": "hydralign.types",
     "SamplingPlan": "hydralign.types",
+    "collect": "hydralign.rollout",
+    "compare_paired": "hydralign.evaluation.statistics",
+    "estimate": "hydralign.loops.estimate",
+    "load_policy": "hydralign.models",
+    "load_prompts": "hydralign.data",
     "load_recipe": "hydralign.config.loading",
+    "make_optimizer": "hydralign.loops.update",
+    "run_recipe": "hydralign.loops.runs",
+    "sample": "hydralign.generation",
+    "update": "hydralign.loops.update",
 }
 
 __all__ = sorted(_HOMES)

@@ -61,7 +61,7 @@ class HashSplit(Config):
 class LastSplit(Config):
     """Holds out the last rows of the source. A prompt that stands on both sides leaves the training side."""
 
-    by: Literal["last_percent"]
+    by: Literal["last_percent"] = "last_percent"
     """Tag of this kind of split."""
     percent: float = Field(default=5.0, gt=0, lt=100)
     """Share of rows that are held out."""
@@ -70,7 +70,7 @@ class LastSplit(Config):
 class SourceSplit(Config):
     """Held-out rows come from a source of their own; its prompts are taken out of the training side."""
 
-    by: Literal["source"]
+    by: Literal["source"] = "source"
     """Tag of this kind of split."""
     source: str | tuple[str, ...]
     """File, folder of a data set, hub id, or a list of files."""
@@ -81,7 +81,7 @@ class SourceSplit(Config):
 class NoSplit(Config):
     """Nothing is held out."""
 
-    by: Literal["none"]
+    by: Literal["none"] = "none"
     """Tag of this kind of split."""
 
 

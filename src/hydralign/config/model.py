@@ -45,7 +45,7 @@ class FullForm(Config):
 class LoraForm(Config):
     """Low-rank adapters are trained; the reference is the same model without them (or their start)."""
 
-    type: Literal["lora"]
+    type: Literal["lora"] = "lora"
     """Tag of this form."""
     rank: int = Field(default=16, ge=1)
     """Rank r."""

@@ -96,7 +96,7 @@ class FixedKL(Config):
 class AdaptiveKL(Config):
     """The coefficient follows a target (Ziegler et al. 2019, section 2.2)."""
 
-    type: Literal["adaptive"]
+    type: Literal["adaptive"] = "adaptive"
     """Tag of this controller."""
     target: float = Field(default=6.0, gt=0)
     """Wanted KL per answer, in nats (k1, summed over tokens)."""

@@ -23,7 +23,7 @@ class RewardTermConfig(Config):
 class FunctionReward(RewardTermConfig):
     """A Python callable `(prompts, completions, **columns) -> list`."""
 
-    type: Literal["function"]
+    type: Literal["function"] = "function"
     """Tag of this kind of term."""
     function: str
     """module:function, or path/to/file.py:function (relative to where the command is run)."""
@@ -32,7 +32,7 @@ class FunctionReward(RewardTermConfig):
 class ClassifierReward(RewardTermConfig):
     """A text classifier, read at one label by name."""
 
-    type: Literal["classifier"]
+    type: Literal["classifier"] = "classifier"
     """Tag of this kind of term."""
     path: str
     """Folder or hub id of a sequence-classification model."""
@@ -49,7 +49,7 @@ class ClassifierReward(RewardTermConfig):
 class ModelReward(RewardTermConfig):
     """A reward model folder: sequence classification with one output."""
 
-    type: Literal["model"]
+    type: Literal["model"] = "model"
     """Tag of this kind of term."""
     path: str
     """Folder or hub id of the reward model."""

@@ -7,7 +7,7 @@ loads again; this one is for reading.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, Literal, get_origin
 
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
@@ -81,8 +81,9 @@ def _default(field: str, info: FieldInfo, config: Config, reference: Any) -> Any
     """What the field is when nobody sets it; undefined when somebody must."""
     if type(reference) is type(config):
         return getattr(reference, field)
-    default = info.get_default(call_default_factory=True)
-    return getattr(reference, field, default) if default is PydanticUndefined else default
+    if get_origin(info.annotation) is Literal and hasattr(reference, field):
+        return getattr(reference, field)  # the tag: which kind would have been chosen
+    return info.get_default(call_default_factory=True)
 
 
 def _ppo(config: Config) -> Iterator[tuple[str, PPOConfig]]:
