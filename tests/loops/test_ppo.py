@@ -13,13 +13,14 @@ import pytest
 import torch
 
 from hydralign.config import PPOConfig
+from hydralign.config.ppo import SamplingConfig
 from hydralign.data import PromptStream
 from hydralign.errors import NonFiniteError, RunFolderError
 from hydralign.loops.ppo import PPOParts, train
 from hydralign.loops.state import checkpoints
 from hydralign.models.policy import Policy
 from hydralign.rewards.combine import RewardTerm
-from hydralign.testing import tiny_policy, tiny_prompts
+from hydralign.testing import tiny_policy, tiny_prompts, tiny_tokenizer
 from hydralign.tracking import JsonLines
 from tests.conftest import FORMS
 
@@ -177,3 +178,33 @@ def test_every_metric_has_its_name(tmp_path: Path, tokenizer: Any) -> None:
         "sampler/logprob_drift sampler/finished_share reward/t "
     )
     assert set(expected.split()) <= lines(tmp_path)[0].keys()
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_bf16_run_passes_its_checks_and_logs_the_drift(form: str, tmp_path: Path, tokenizer: Any) -> None:
+    run = parts(tmp_path, tokenizer, form=form)
+    run = replace(run, policy=tiny_policy(form=FORMS[form], precision="bf16", tokenizer=tokenizer))
+    config = CONFIG.model_copy(update={"sampling": SamplingConfig(max_new_tokens=24)})
+    train(config, run, seed=5)
+    first = lines(tmp_path)[0]
+    assert first["objective/kl"] == 0.0
+    assert 0 < first["sampler/logprob_drift"] <= 3e-2
+    assert all(p.dtype == torch.float32 for p in run.policy.trained().values())
+
+
+def test_answers_learn_to_end_when_pad_is_the_end_token(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    tokenizer.pad_token = tokenizer.eos_token
+
+    def ended(completions: Sequence[str], finished: Sequence[bool]) -> list[float]:
+        return [float(end) for end in finished]
+
+    config = PPOConfig.model_validate(
+        CONFIG.model_dump()
+        | {"steps": 25, "kl": {"coefficient": 0.0}, "batch": {"rows": 32, "minibatches": 2, "micro_rows": 32}}
+        | {"optimizer": {"learning_rate": 1e-2, "decay": "constant"}, "shaping": {}}
+    )
+    train(config, parts(tmp_path, tokenizer, reward=ended), seed=5)
+    shares = [row["sampler/finished_share"] for row in lines(tmp_path)]
+    assert shares[0] < 0.2
+    assert shares[-1] > 0.9
