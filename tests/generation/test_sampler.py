@@ -119,6 +119,13 @@ def test_draw_inverts_the_cumulative_distribution() -> None:
     assert logprobs_B.exp().tolist() == pytest.approx([0.2, 0.2, 0.3, 0.3, 0.5])
 
 
+def test_draw_never_takes_an_impossible_token() -> None:
+    logits_BV = torch.log(torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]] * 3))
+    uniforms_B = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)
+    tokens_B, _ = draw(logits_BV, uniforms_B, SamplingPlan(), (), 0)
+    assert tokens_B.tolist() == [1, 3, 3]
+
+
 def test_truncation_keeps_the_likeliest_tokens() -> None:
     probabilities_BV = torch.tensor([[0.1, 0.4, 0.2, 0.3]], dtype=torch.float64)
     assert truncate(probabilities_BV, top_k=2, top_p=1.0).tolist() == [[0.0, 0.4, 0.0, 0.3]]

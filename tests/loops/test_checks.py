@@ -62,8 +62,8 @@ def test_sampler_that_drifts_is_refused(policy: Policy) -> None:
 def test_sampler_with_one_bad_token_is_refused(policy: Policy) -> None:
     experience = start(policy)
     old_BR = experience.rollout.old_logprobs_BR.clone()
-    old_BR[0, 0] -= 1e-2
-    with pytest.raises(StartCheckError, match=r"0\.01 at most"):
+    old_BR[0, 0] -= 1.5e-3
+    with pytest.raises(StartCheckError, match=r"0\.0015 at most"):
         check_start(
             policy, replace(experience, rollout=replace(experience.rollout, old_logprobs_BR=old_BR)), fresh=True
         )

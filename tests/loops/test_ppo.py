@@ -39,7 +39,7 @@ CONFIG = PPOConfig.model_validate(
 
 
 def count_t(completions: Sequence[str]) -> list[float]:
-    return [float(text.count("t")) for text in completions]
+    return [float(text.count("t") + len(text) % 3) for text in completions]
 
 
 OPENED: list[JsonLines] = []

@@ -84,6 +84,16 @@ def test_first_step_has_ratio_one_and_no_divergence(policy: Policy) -> None:
     assert stats["sampler/logprob_drift"] < 1e-5
 
 
+@pytest.mark.parametrize("average", ["token", "sequence"])
+def test_loss_divides_by_all_tokens_or_all_answers_of_the_step(policy: Policy, average: Any) -> None:
+    experience, estimates = learnt(policy)
+    optimizer = make_optimizer(policy.trained(), type="sgd")
+    step = accumulate(policy, experience, estimates, torch.arange(8), 3, LossWeights(average=average), optimizer, ALONE)
+    answers = [a[m] for a, m in zip(estimates.advantages_BR, experience.rollout.rows.mask_BR, strict=True)]
+    by_hand = torch.cat(answers).mean() if average == "token" else torch.stack([a.mean() for a in answers]).mean()
+    assert step.losses["policy_loss"].item() == pytest.approx(-by_hand.item(), abs=1e-5)  # every ratio is 1
+
+
 @pytest.mark.parametrize(("epochs", "minibatches"), [(1, 1), (3, 2), (2, 8)])
 def test_optimizer_steps_are_epochs_times_minibatches(policy: Policy, epochs: int, minibatches: int) -> None:
     experience, estimates = learnt(policy)

@@ -32,6 +32,17 @@ def test_load_model_gives_the_saved_weights(folder: Path, tokenizer: Any) -> Non
     assert loaded.eos_token == "<eos>"
 
 
+def test_dropout_is_off_for_good(folder: Path) -> None:
+    model, _ = load_model(str(folder))
+    ids = torch.tensor([[3, 4, 5]])
+    with torch.no_grad():
+        quiet = model(ids).logits
+        for module in model.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.train()
+        assert torch.equal(model(ids).logits, quiet)
+
+
 def test_missing_folder_is_named(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="does not exist"):
         load_model(str(tmp_path / "nowhere"))
