@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from hydralign.models.policy import Policy
 from hydralign.processes import Processes
 from hydralign.progress import say
 from hydralign.rewards.build import build_terms
+from hydralign.rewards.combine import RewardTerm
 from hydralign.tracking import open_trackers
 from hydralign.types import Prompt
 
@@ -35,13 +37,10 @@ RESULT = "evaluation.json"
 def run_ppo(recipe: Recipe, folder: Path, processes: Processes) -> list[Difference]:
     """Train as the recipe's `ppo` section says, into `folder`; returns the paired differences, the score first."""
     config = required_section(recipe)
-    processes.require_shares(config.batch.minibatch_rows, "ppo rows per minibatch")
-    policy, prompts = build_policy_and_prompts(recipe, processes)
-    held_out = proof_prompts(prompts, config)
-    check_context(policy, [*prompts.train, *held_out], sampling_plan(config.sampling, recipe.seed))
-    terms = build_terms(config.rewards, processes.device)
+    loaded = load_parts(recipe, processes)
+    policy, held_out, terms = loaded.policy, loaded.held_out, loaded.terms
     if processes.main:
-        say(prompts.report.describe())
+        say(loaded.prompts.report.describe())
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     processes.wait()
@@ -71,7 +70,7 @@ def run_ppo(recipe: Recipe, folder: Path, processes: Processes) -> list[Differen
     try:
         parts = PPOParts(
             policy=policy,
-            prompts=PromptStream(prompts.train, recipe.seed),
+            prompts=PromptStream(loaded.prompts.train, recipe.seed),
             rewards=terms,
             folder=folder,
             tracker=tracker or _Silent(),
@@ -102,13 +101,35 @@ def required_section(recipe: Recipe) -> PPOConfig:
     return recipe.ppo
 
 
-def build_policy_and_prompts(recipe: Recipe, processes: Processes) -> tuple[Policy, DataSet[Prompt]]:
-    """The policy in its form, and the prompts in its tokens."""
-    model, source = recipe.model, recipe.data.prompts
-    assert source is not None
-    if model.new is None:
-        assert model.path is not None
-        policy = load_policy(
+@dataclass(frozen=True)
+class Loaded:
+    """What a ppo section works with, loaded and checked against each other."""
+
+    policy: Policy
+    prompts: DataSet[Prompt]
+    held_out: tuple[Prompt, ...]
+    """The held-out prompts that are answered before and after."""
+    terms: tuple[RewardTerm, ...]
+
+
+def load_parts(recipe: Recipe, processes: Processes) -> Loaded:
+    """Everything that a ppo section needs, with every check that can be made before the first answer is sampled."""
+    config = required_section(recipe)
+    processes.require_shares(config.batch.minibatch_rows, "ppo rows per minibatch")
+    terms = build_terms(config.rewards, processes.device)
+    policy = _policy(recipe, processes)
+    assert recipe.data.prompts is not None
+    prompts = load_prompts(recipe.data.prompts, policy.tokenizer, seed=recipe.seed)
+    held_out = proof_prompts(prompts, config)
+    check_context(policy, [*prompts.train, *held_out], sampling_plan(config.sampling, recipe.seed))
+    return Loaded(policy, prompts, held_out, terms)
+
+
+def _policy(recipe: Recipe, processes: Processes) -> Policy:
+    """The recipe's model in its form."""
+    model = recipe.model
+    if model.path is not None:
+        return load_policy(
             model.path,
             form=model.form,
             precision=model.precision,
@@ -116,12 +137,12 @@ def build_policy_and_prompts(recipe: Recipe, processes: Processes) -> tuple[Poli
             device=processes.device,
             seed=recipe.seed,
         )
-    else:
-        sizes = model.new.model_dump(exclude={"vocabulary"})
-        tokenizer = train_tokenizer(training_texts(recipe.data), vocabulary=model.new.vocabulary)
-        fresh = make_model(tokenizer, **sizes, seed=recipe.seed).to(processes.device)
-        policy = make_policy(fresh, tokenizer, form=model.form, precision=model.precision, seed=recipe.seed)
-    return policy, load_prompts(source, policy.tokenizer, seed=recipe.seed)
+    assert model.new is not None
+    tokenizer = train_tokenizer(training_texts(recipe.data), vocabulary=model.new.vocabulary)
+    fresh = make_model(tokenizer, **model.new.model_dump(exclude={"vocabulary"}), seed=recipe.seed)
+    return make_policy(
+        fresh.to(processes.device), tokenizer, form=model.form, precision=model.precision, seed=recipe.seed
+    )
 
 
 def proof_prompts(prompts: DataSet[Prompt], config: PPOConfig) -> tuple[Prompt, ...]:

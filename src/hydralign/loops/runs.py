@@ -9,18 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
+from transformers.utils.logging import disable_progress_bar
+
 from hydralign.config import Recipe, describe, diff, dump_recipe, load_recipe
 from hydralign.errors import ConfigError, RunFolderError, did_you_mean
 from hydralign.evaluation.statistics import Difference
 from hydralign.loops.ppo import sampling_plan
-from hydralign.loops.ppo_run import (
-    RESULT,
-    build_policy_and_prompts,
-    prompt_preview,
-    proof_prompts,
-    required_section,
-    run_ppo,
-)
+from hydralign.loops.ppo_run import RESULT, load_parts, prompt_preview, required_section, run_ppo
 from hydralign.models.policy import Policy
 from hydralign.processes import Processes, launched_processes
 from hydralign.progress import say
@@ -44,6 +39,7 @@ def run_section(recipe: Recipe, name: str) -> list[Difference]:
     """Run one section into its folder, unless it is finished there already (said so; returns nothing then)."""
     if name not in SECTIONS:
         raise ConfigError(f"There is no section {name!r} to run. {did_you_mean(name, SECTIONS)}")
+    disable_progress_bar()
     processes = launched_processes()
     output = Path(recipe.output).expanduser()
     folder = output / name
@@ -86,10 +82,10 @@ def claim_folder(output: Path, recipe: Recipe) -> None:
 
 def plan(recipe: Recipe) -> str:
     """What a run would do: settings, batch arithmetic, data, parameters, memory, one prompt. Writes nothing."""
+    disable_progress_bar()
     config = required_section(recipe)
     processes = launched_processes()
-    policy, prompts = build_policy_and_prompts(recipe, processes)
-    held_out = proof_prompts(prompts, config)
+    loaded = load_parts(recipe, processes)
     sampling = sampling_plan(config.sampling, recipe.seed)
     source = recipe.data.prompts
     assert source is not None
@@ -97,11 +93,11 @@ def plan(recipe: Recipe) -> str:
         [
             describe(recipe, processes=processes.count),
             "",
-            prompts.report.describe(),
-            f"proof      {len(held_out)} held-out prompts, answered before and after",
-            *size_lines(policy),
-            f"answers    up to {sampling.longest} tokens; context {policy.context}",
-            f"prompt     {prompt_preview(prompts.train[0], source)}",
+            loaded.prompts.report.describe(),
+            f"proof      {len(loaded.held_out)} held-out prompts, answered before and after",
+            *size_lines(loaded.policy),
+            f"answers    up to {sampling.longest} tokens; context {loaded.policy.context}",
+            f"prompt     {prompt_preview(loaded.prompts.train[0], source)}",
         ]
     )
 
