@@ -92,7 +92,10 @@ def setting(key: str, value: Any) -> Callable[[Recipe], None]:
 
 
 def prompts(text: str) -> Callable[[Recipe], None]:
-    return lambda recipe: Path(recipe["data"]["prompts"]["source"]).write_text(text) and None
+    def change(recipe: Recipe) -> None:
+        Path(recipe["data"]["prompts"]["source"]).write_text(text)
+
+    return change
 
 
 def without_weights(recipe: Recipe) -> None:
