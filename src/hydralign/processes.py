@@ -39,6 +39,10 @@ class Processes:
         torch.distributed.all_reduce(total)
         return total
 
+    def any(self, flag: bool) -> bool:
+        """Whether the flag is set on any process: the same answer on all of them."""
+        return flag if self.count == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)))
+
     def share(self, rows: int) -> slice:
         """This process's contiguous part of `rows` rows; parts differ by at most one row."""
         return slice(rows * self.rank // self.count, rows * (self.rank + 1) // self.count)

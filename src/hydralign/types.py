@@ -10,6 +10,7 @@ a pad id, so a tokenizer whose pad is its end-of-sequence token loses nothing.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -172,6 +173,14 @@ class Scores:
     scores_B: Tensor
     token_scores: tuple[tuple[float, ...] | None, ...] | None = None
     terms: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
+
+    @property
+    def totals_B(self) -> Tensor:
+        """The whole score of each answer: `scores_B` and the sum of its scores per token."""
+        if self.token_scores is None:
+            return self.scores_B
+        dense = [math.fsum(row) if row else 0.0 for row in self.token_scores]
+        return self.scores_B + torch.tensor(dense, dtype=self.scores_B.dtype, device=self.scores_B.device)
 
 
 @dataclass(frozen=True)

@@ -15,14 +15,14 @@ import torch
 from hydralign.config import PPOConfig
 from hydralign.config.ppo import SamplingConfig
 from hydralign.data import PromptStream
-from hydralign.errors import NonFiniteError, RunFolderError
+from hydralign.errors import NonFiniteError, RunFolderError, StartCheckError
 from hydralign.loops.ppo import PPOParts, train
 from hydralign.loops.state import checkpoints
 from hydralign.models.policy import Policy
 from hydralign.rewards.combine import RewardTerm
 from hydralign.testing import tiny_policy, tiny_prompts, tiny_tokenizer
 from hydralign.tracking import JsonLines
-from tests.conftest import FORMS
+from tests.conftest import FORMS, shake
 
 CONFIG = PPOConfig.model_validate(
     {
@@ -155,6 +155,13 @@ def test_run_stops_with_a_diagnosis_after_too_many_poisoned_iterations(tmp_path:
     assert caught.value.where == "reward/t"
     assert [row["event"] for row in lines(tmp_path)[1:]] == ["non_finite"] * 3
     assert all(torch.equal(weight, before[-1][name]) for name, weight in weights(run.policy).items())
+
+
+def test_check_is_made_up_for_when_the_first_iteration_was_poisoned(tmp_path: Path, tokenizer: Any) -> None:
+    run = parts(tmp_path, tokenizer, reward=poisoned_at(0))
+    shake(run.policy)
+    with pytest.raises(StartCheckError, match="KL would not start at 0"):
+        train(CONFIG, run, seed=5)
 
 
 def test_overflowing_weights_stop_the_run_in_the_sampler(tmp_path: Path, tokenizer: Any) -> None:

@@ -6,6 +6,7 @@ no training token, and both times the same uniform numbers are used.
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import statistics
@@ -15,15 +16,17 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from hydralign.algorithms.kl import k1
 from hydralign.evaluation.statistics import Difference, compare_paired
 from hydralign.generation.sampler import Sampler, sample
 from hydralign.models.policy import Policy
 from hydralign.processes import ALONE, Processes
+from hydralign.progress import progress
 from hydralign.rewards.combine import RewardTerm
 from hydralign.rollout import collect
-from hydralign.types import Prompt, SamplingPlan
+from hydralign.types import Experience, Prompt, SamplingPlan
 
 EVALUATION = 0xFFFF_FFFF
 """Iteration number that keys the generator of evaluations; no training iteration reaches it."""
@@ -56,36 +59,47 @@ def answer_held_out(
     *,
     micro_rows: int = 16,
     samples: int = 8,
+    label: str = "held out",
     processes: Processes = ALONE,
     sampler: Sampler = sample,
 ) -> Answers:
-    """Answer every prompt once. Metrics: score, each reward term, kl (k1 sum, nats), tokens, finished (0 or 1)."""
+    """Answer every prompt once. Metrics: score, each reward if several, kl (k1 sum, nats), tokens, finished (0 or 1)."""
     share = processes.share(len(prompts))
     own = list(prompts[share])
-    experience = collect(
-        policy, own, terms, plan.at(EVALUATION, first_row=share.start), micro_rows=micro_rows, sampler=sampler
-    )
+    parts: dict[str, list[Tensor]] = {}
+    shown: list[dict[str, Any]] = []
+    with progress(label, len(own), stream=None if processes.main else io.StringIO()) as bar:
+        for start in range(0, len(own), plan.decode_rows):
+            few = own[start : start + plan.decode_rows]
+            keyed = plan.at(EVALUATION, first_row=share.start + start)
+            experience = collect(policy, few, terms, keyed, micro_rows=micro_rows, sampler=sampler)
+            measured = _measured(experience, several=len(terms) > 1)
+            for name, values in measured.items():
+                parts.setdefault(name, []).append(values.double())
+            told = zip(few, experience.rollout.completions, measured["score"].tolist(), strict=True)
+            shown += [{"query": prompt.text, "response": text, "score": score} for prompt, text, score in told]
+            means = {name: float(measured[name].double().mean()) for name in ("score", "kl", "tokens")}
+            bar.update(start + len(few), means)
+    metrics = {name: processes.gather(torch.cat(values), len(prompts)).tolist() for name, values in parts.items()}
+    return Answers(metrics, shown[:samples])
+
+
+def _measured(experience: Experience, *, several: bool) -> dict[str, Tensor]:
+    """Numbers per answer, on the policy's device; NaN where a reward did not apply."""
     rollout, scores = experience.rollout, experience.scores
-    dense_B = [sum(row) if row else 0.0 for row in scores.token_scores or [None] * len(own)]
     kl_BR = k1(experience.old_logprobs_BR, experience.ref_logprobs_BR, rollout.rows.mask_BR)
-    metrics = {"score": scores.scores_B.double().cpu() + torch.tensor(dense_B, dtype=torch.float64)}
-    if len(terms) > 1:
-        for name, values in scores.terms.items():
-            metrics[f"reward/{name}"] = torch.tensor([float("nan") if v is None else v for v in values])
-    metrics |= {
+    names = scores.terms if several else {}
+    return {
+        "score": scores.totals_B,
+        **{f"reward/{name}": _with_gaps(scores.terms[name], kl_BR.device) for name in names},
         "kl": kl_BR.sum(-1),
         "tokens": rollout.rows.response_lengths_B,
         "finished": rollout.finished_B,
     }
-    shown = [
-        {"query": prompt.text, "response": completion, "score": round(score, 6)}
-        for prompt, completion, score in zip(
-            own[:samples], rollout.completions, metrics["score"].tolist(), strict=False
-        )
-    ]
-    total = len(prompts)
-    gathered = {name: processes.gather(x.double().to(policy.device), total).tolist() for name, x in metrics.items()}
-    return Answers(gathered, shown)
+
+
+def _with_gaps(values: Sequence[float | None], device: torch.device) -> Tensor:
+    return torch.tensor([float("nan") if value is None else value for value in values], device=device)
 
 
 NEUTRAL = ("kl", "tokens", "finished")

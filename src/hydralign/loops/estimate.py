@@ -89,7 +89,7 @@ def _stats(
     rows, scores = experience.rollout.rows, experience.scores
     mask_BR = rows.mask_BR
     sums = Sums()
-    sums.add_values("scores", scores.scores_B + _row_sums(dense_scores(scores.token_scores, mask_BR)))
+    sums.add_values("scores", scores.totals_B)
     for name, values in scores.terms.items():
         told = torch.tensor([v for v in values if v is not None], dtype=torch.float64)
         sums.add(f"reward/{name}", told.sum(), told.numel())
@@ -124,7 +124,3 @@ def _stats(
         "tokens/responses_len_std": spread(means, "responses") ** 0.5,
         "sampler/finished_share": means["finished"],
     } | {name: value for name, value in means.items() if name.startswith("reward/")}
-
-
-def _row_sums(dense_BR: Tensor | None) -> Tensor | float:
-    return 0.0 if dense_BR is None else dense_BR.sum(-1)

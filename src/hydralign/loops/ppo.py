@@ -26,7 +26,7 @@ from hydralign.data import PromptStream
 from hydralign.errors import ConfigError, NonFiniteError
 from hydralign.generation.sampler import Sampler, sample
 from hydralign.loops.checks import check_start
-from hydralign.loops.estimate import dense_scores, estimate
+from hydralign.loops.estimate import estimate
 from hydralign.loops.schedule import learning_rate_at, set_learning_rate
 from hydralign.loops.state import PPOState, checkpoints, load_checkpoint, save_checkpoint
 from hydralign.loops.update import LossWeights, make_optimizer, update
@@ -69,7 +69,7 @@ def train(config: PPOConfig, parts: PPOParts, *, seed: int = 0) -> PPOState:
     plan = sampling_plan(config.sampling, seed)
     optimizer = _optimizer(config, policy)
     state = _resumed(config, parts, optimizer)
-    first_step = state.step
+    fresh, checked = state.step == 0, False
     quiet = None if processes.main else io.StringIO()
     with interruptible() as interrupted, progress("ppo", config.steps, start=state.step, stream=quiet) as bar:
         while state.step < config.steps:
@@ -86,8 +86,9 @@ def train(config: PPOConfig, parts: PPOParts, *, seed: int = 0) -> PPOState:
                 # 1. Sample answers, score them, read the reference.
                 experience = agreed(processes, partial(_collect, config, parts, plan, step))
                 collected = time.perf_counter()
-                if step == first_step:
-                    check_start(policy, experience, fresh=step == 0, micro_rows=config.batch.micro_rows)
+                if not checked:
+                    check_start(policy, experience, fresh=fresh, micro_rows=config.batch.micro_rows)
+                    checked = True
                 # 2. Estimate advantages.
                 batch = _batch_moments(config, experience, processes)
                 state = replace(state, moments=state.moments.merged(batch))
@@ -104,8 +105,9 @@ def train(config: PPOConfig, parts: PPOParts, *, seed: int = 0) -> PPOState:
             bar.update(state.step, _numbers_that_matter(metrics))
             if parts.on_step:
                 parts.on_step(state.step, policy)
-            _save(config, parts, state, optimizer, experience, last=interrupted.is_set())
-            if interrupted.is_set():
+            stopping = processes.any(interrupted.is_set())
+            _save(config, parts, state, optimizer, experience, last=stopping)
+            if stopping:
                 raise KeyboardInterrupt
     return state
 
@@ -131,7 +133,7 @@ def agreed(processes: Processes, stage: Callable[[], Result]) -> Result:
         result = stage()
     except NonFiniteError as met:
         error = met
-    if float(processes.sum(torch.tensor(float(error is not None), device=processes.device))):
+    if processes.any(error is not None):
         raise error or NonFiniteError("another process", "Another process met NaN or infinity. See its log.")
     assert result is not None
     return result
@@ -177,11 +179,7 @@ def _collect(config: PPOConfig, parts: PPOParts, plan: SamplingPlan, step: int) 
 
 def _batch_moments(config: PPOConfig, experience: Experience, processes: Processes) -> RunningMoments:
     """Moments of this iteration's scores, those of all processes, dense ones summed per answer."""
-    scores_B = experience.scores.scores_B
-    dense_BR = dense_scores(experience.scores.token_scores, experience.rollout.rows.mask_BR)
-    if dense_BR is not None:
-        scores_B = scores_B + dense_BR.sum(-1)
-    return RunningMoments().updated(processes.gather(scores_B, config.batch.rows))
+    return RunningMoments().updated(processes.gather(experience.scores.totals_B, config.batch.rows))
 
 
 def _estimate(
@@ -318,7 +316,7 @@ def sample_rows(experience: Experience, count: int) -> list[dict[str, Any]]:
     rollout = experience.rollout
     mask_BR = rollout.rows.mask_BR
     kl_B = k1(experience.old_logprobs_BR, experience.ref_logprobs_BR, mask_BR).sum(-1)
-    columns = (rollout.completions, experience.scores.scores_B.tolist(), kl_B.tolist(), mask_BR.sum(-1).tolist())
+    columns = (rollout.completions, experience.scores.totals_B.tolist(), kl_B.tolist(), mask_BR.sum(-1).tolist())
     return [
         {"query": prompt.text, "response": text, "reward": score, "kl": kl, "tokens": tokens, "finished": finished}
         for prompt, text, score, kl, tokens, finished in zip(

@@ -7,8 +7,9 @@ and the paired interval is printed and stored.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,17 +46,18 @@ def run_ppo(recipe: Recipe, folder: Path, processes: Processes) -> list[Differen
         (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
     processes.wait()
 
-    def answers() -> Answers:
+    def answers(label: str) -> Answers:
         return answer_held_out(
             policy,
             held_out,
             terms,
             sampling_plan(config.sampling, recipe.seed),
             micro_rows=config.batch.micro_rows,
+            label=label,
             processes=processes,
         )
 
-    before = _stored(folder / "before.json", answers, processes)
+    before = _stored(folder / "before.json", partial(answers, "before"), processes)
     # Rows mirror to trackers from the main process only; the others keep nothing.
     tracker = (
         open_trackers(folder, config.trackers, folder.parent.name, config.model_dump()) if processes.main else None
@@ -64,7 +66,7 @@ def run_ppo(recipe: Recipe, folder: Path, processes: Processes) -> list[Differen
     def evaluate(step: int, _: Policy) -> None:
         every = config.evaluation.every
         if every and step % every == 0 and step < config.steps:
-            means = {f"eval/{name}": sum(x) / len(x) for name, x in answers().metrics.items()}
+            means = {f"eval/{name}": sum(x) / len(x) for name, x in answers(f"after {step} iterations").metrics.items()}
             (tracker or _Silent()).log(step - 1, means)
 
     try:
@@ -82,7 +84,7 @@ def run_ppo(recipe: Recipe, folder: Path, processes: Processes) -> list[Differen
     finally:
         if tracker:
             tracker.close()
-    after = _stored(folder / "after.json", answers, processes)
+    after = _stored(folder / "after.json", partial(answers, "after"), processes)
     differences = compare_answers(before, after)
     if processes.main:
         policy.export(folder / "model")
@@ -120,7 +122,7 @@ def load_parts(recipe: Recipe, processes: Processes) -> Loaded:
     policy = _policy(recipe, processes)
     assert recipe.data.prompts is not None
     prompts = load_prompts(recipe.data.prompts, policy.tokenizer, seed=recipe.seed)
-    held_out = proof_prompts(prompts, config)
+    held_out = proof_prompts(prompts, config, at_least=max(2, processes.count))
     check_context(policy, [*prompts.train, *held_out], sampling_plan(config.sampling, recipe.seed))
     return Loaded(policy, prompts, held_out, terms)
 
@@ -145,12 +147,12 @@ def _policy(recipe: Recipe, processes: Processes) -> Policy:
     )
 
 
-def proof_prompts(prompts: DataSet[Prompt], config: PPOConfig) -> tuple[Prompt, ...]:
+def proof_prompts(prompts: DataSet[Prompt], config: PPOConfig, *, at_least: int) -> tuple[Prompt, ...]:
     """The held-out prompts that are answered before and after; raises DataError when no interval can be drawn."""
     held_out = prompts.held_out[: config.evaluation.prompts]
-    if len(held_out) < 2:
+    if len(held_out) < at_least:
         raise DataError(
-            f"{len(held_out)} prompts are held out: whether training helped could not be told from chance. Set "
+            f"{len(held_out)} prompts are held out, at least {at_least} are needed: whether training helped could not be told from chance. Set "
             "data.prompts.held_out, such as {by: hash, percent: 5}, or name more prompts."
         )
     return held_out
@@ -165,11 +167,11 @@ def tell(differences: Sequence[Difference], before: Answers, after: Answers, fol
     say(f"On held-out prompts: {told} (means). Model, metrics and samples lie in {folder}.")
 
 
-def _stored(path: Path, make: Any, processes: Processes) -> Answers:
+def _stored(path: Path, make: Callable[[], Answers], processes: Processes) -> Answers:
     """Answers from a file of this run, or made now and written there. Every process returns the same."""
     if path.exists():
         return Answers.load(path)
-    answers: Answers = make()
+    answers = make()
     processes.wait()
     if processes.main:
         answers.save(path)
@@ -178,9 +180,9 @@ def _stored(path: Path, make: Any, processes: Processes) -> Answers:
 
 
 def _write(path: Path, record: Mapping[str, Any]) -> None:
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    partial.rename(path)
+    unfinished = path.with_name(f".{path.name}.partial")
+    unfinished.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    unfinished.rename(path)
 
 
 class _Silent:

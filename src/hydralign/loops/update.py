@@ -19,14 +19,11 @@ from hydralign.algorithms.masked import Average, aggregate, masked_sum
 from hydralign.algorithms.policy_losses import clipped_policy_loss
 from hydralign.algorithms.value_losses import clipped_value_loss
 from hydralign.errors import NonFiniteError
-from hydralign.generation.keyed import keyed_uniforms
+from hydralign.generation.keyed import SHUFFLE, keyed_uniforms
 from hydralign.loops.metrics import Sums
 from hydralign.models.policy import Policy
 from hydralign.processes import ALONE, Processes
 from hydralign.types import Estimates, Experience
-
-SHUFFLE = 2
-"""Stream of the keyed generator that orders rows, beside those of tokens and lengths."""
 
 
 @dataclass(frozen=True)
@@ -150,8 +147,7 @@ def accumulate(
         for kind, parts in (("stats", micro.stats), ("losses", micro.losses)):
             for name, value in parts.items():
                 totals[kind][name] = totals[kind].get(name, torch.zeros(())) + value
-    poisoned = processes.sum(torch.tensor(float(bool(where)), device=rows.tokens_BT.device))
-    if bool(poisoned):
+    if processes.any(bool(where)):
         optimizer.zero_grad(set_to_none=True)
         raise NonFiniteError(
             f"update/{where or 'loss of another process'}",
