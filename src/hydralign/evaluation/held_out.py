@@ -63,7 +63,7 @@ def answer_held_out(
     processes: Processes = ALONE,
     sampler: Sampler = sample,
 ) -> Answers:
-    """Answer every prompt once. Metrics: score, each reward if several, kl (k1 sum, nats), tokens, finished (0 or 1)."""
+    """Answer every prompt once. Metrics: score, each reward if several, kl (k1 sum, nats), tokens, finished (0, 1)."""
     share = processes.share(len(prompts))
     own = list(prompts[share])
     parts: dict[str, list[Tensor]] = {}

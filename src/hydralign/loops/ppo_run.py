@@ -152,8 +152,8 @@ def proof_prompts(prompts: DataSet[Prompt], config: PPOConfig, *, at_least: int)
     held_out = prompts.held_out[: config.evaluation.prompts]
     if len(held_out) < at_least:
         raise DataError(
-            f"{len(held_out)} prompts are held out, at least {at_least} are needed: whether training helped could not be told from chance. Set "
-            "data.prompts.held_out, such as {by: hash, percent: 5}, or name more prompts."
+            f"{len(held_out)} prompts are held out, at least {at_least} are needed: whether training helped could not "
+            "be told from chance. Set data.prompts.held_out, such as {by: hash, percent: 5}, or name more prompts."
         )
     return held_out
 
