@@ -60,11 +60,8 @@ def test_family_samples_what_it_evaluates_and_starts_at_its_reference(family: st
                     parameter.copy_(torch.randn_like(parameter) * 0.2)
     names = {name.split(".")[-1] for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}
     targets = tuple(sorted(name for name in names if name.endswith(("o_proj", "dense", "out_proj"))))
-    policy = make_policy(
-        prepare_model(model, tokenizer),
-        tokenizer,
-        form=LoraForm(rank=2, targets=targets) if form == "lora" else FullForm(),
-    )
+    chosen = LoraForm(rank=2, targets=targets) if form == "lora" else FullForm()
+    policy = make_policy(prepare_model(model, tokenizer), tokenizer, form=chosen)
     plan = SamplingPlan(max_new_tokens=24, min_new_tokens=20)
     experience = collect(policy, tiny_prompts(tokenizer) * 3, LengthReward(3), plan)
     measured = check_start(policy, experience, fresh=True)
