@@ -78,7 +78,7 @@ def answer_held_out(
                 parts.setdefault(name, []).append(values.double())
             told = zip(few, experience.rollout.completions, measured["score"].tolist(), strict=True)
             shown += [{"query": prompt.text, "response": text, "score": score} for prompt, text, score in told]
-            means = {name: float(measured[name].double().mean()) for name in ("score", "kl", "tokens")}
+            means = {name: float(torch.cat(parts[name]).mean()) for name in ("score", "kl", "tokens")}
             bar.update(start + len(few), means)
     metrics = {name: processes.gather(torch.cat(values), len(prompts)).tolist() for name, values in parts.items()}
     return Answers(metrics, shown[:samples])
