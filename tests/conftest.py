@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
+
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests compare runs to the bit, or to 1e-5: one kind of device for all
 
 import pytest
 import torch

@@ -8,14 +8,17 @@ work, and a plain process is a run of one.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import TypeVar, cast
 
 import torch
 import torch.distributed
 from torch import Tensor
 
-from hydralign.errors import ConfigError
+from hydralign.errors import ConfigError, HydralignError, NonFiniteError
+
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,31 @@ class Processes:
         """Whether the flag is set on any process: the same answer on all of them."""
         return flag if self.count == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)))
 
+    def agreed(self, stage: Callable[[], Result]) -> Result:
+        """The stage's result on every process, or an error on every process when one of them failed.
+
+        The stage must not communicate itself: others would wait for the failed one. The failed process raises its
+        own error; the others raise NonFiniteError if somebody met NaN or infinity and nothing worse happened.
+        """
+        error: Exception | None = None
+        result: Result | None = None
+        try:
+            result = stage()
+        except Exception as met:
+            if self.count == 1:
+                raise
+            error = met
+        if self.count > 1:
+            failed = [isinstance(error, NonFiniteError), error is not None and not isinstance(error, NonFiniteError)]
+            poisoned, worse = self.sum(torch.tensor(failed, dtype=torch.float32, device=self.device)).tolist()
+            if error is not None and (not worse or not isinstance(error, NonFiniteError)):
+                raise error
+            if worse:
+                raise HydralignError("Another process failed, so this one cannot go on. See what that one printed.")
+            if poisoned:
+                raise NonFiniteError("another process", "Another process met NaN or infinity. See what it printed.")
+        return cast(Result, result)
+
     def share(self, rows: int) -> slice:
         """This process's contiguous part of `rows` rows; parts differ by at most one row."""
         return slice(rows * self.rank // self.count, rows * (self.rank + 1) // self.count)
@@ -57,12 +85,12 @@ class Processes:
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Replace every gradient by its sum over processes, in one message. A missing gradient counts as zero."""
-        if self.count == 1:
-            return
         parameters = list(parameters)
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
+        if self.count == 1:
+            return
         gradients = [p.grad for p in parameters if p.grad is not None]
         flat = torch.cat([g.reshape(-1) for g in gradients])
         torch.distributed.all_reduce(flat)

@@ -6,13 +6,13 @@ sampler through their seams.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hydralign.errors import RewardError
+from hydralign.errors import NonFiniteError, RewardError
 from hydralign.generation.sampler import Sampler, sample
 from hydralign.models.policy import Evaluation, Policy
 from hydralign.rewards.combine import RewardTerm, score_rollout
@@ -41,7 +41,19 @@ def collect(
     old_logprobs_BR, values_BR = rollout.old_logprobs_BR, rollout.values_BR
     if policy.precision != "fp32":
         old_logprobs_BR, values_BR, _ = evaluate_rows(policy, rollout.rows, micro_rows)
+    require_finite({"old/logprobs": old_logprobs_BR, "reference/logprobs": ref_logprobs_BR, "old/values": values_BR})
     return Experience(rollout, scores, old_logprobs_BR, ref_logprobs_BR, values_BR)
+
+
+def require_finite(named: Mapping[str, Tensor]) -> None:
+    """Raise NonFiniteError naming the first tensor that holds NaN or infinity."""
+    for name, tensor in named.items():
+        if not bool(torch.isfinite(tensor).all()):
+            raise NonFiniteError(
+                name,
+                f"{name} holds NaN or infinity on sampled answers: nothing can be learnt from them. The weights or "
+                "activations have overflowed: lower the learning rate, or use precision fp32.",
+            )
 
 
 def score(rollout: Rollout, reward: Callable[..., Any] | Sequence[RewardTerm], tokenizer: Any) -> Scores:
@@ -81,7 +93,7 @@ def completion_tokens(rows: Rows, tokenizer: Any) -> list[list[str]]:
 def by_micro_batch(rows: Rows, micro_rows: int, read: Callable[[Rows], Sequence[Tensor]]) -> list[Tensor]:
     """The `_BR` tensors that `read` gives, a few rows at a time, rows of like length together; order kept."""
     out: list[Tensor] = []
-    for index_B in (rows.prompt_lengths_B + rows.response_lengths_B).argsort().split(micro_rows):
+    for index_B in (rows.prompt_lengths_B + rows.response_lengths_B).argsort(stable=True).split(micro_rows):
         part = rows.select(index_B)
         results = read(part)
         if not out:

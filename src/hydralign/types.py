@@ -58,9 +58,11 @@ class LabelledText:
 
 @dataclass(frozen=True)
 class SamplingPlan:
-    """How to sample one iteration. Equal plans give equal tokens on every batch split and process count.
+    """How to sample one iteration.
 
-    `seed`, `iteration`, the row's global number and the position key one uniform number per token.
+    `seed`, `iteration`, the row's global number and the position key one uniform number per token. So in fp32 on CPU
+    equal plans give equal tokens on every batch split and process count; where kernels round differently by batch
+    shape (bf16, GPU) a token near the edge of its interval can change.
     `first_row` is the global number of the first row handed to the sampler.
     `lengths` = (low, high), both inclusive, draws each row's own maximum; it overrides `max_new_tokens`.
     `top_k = 0` and `top_p = 1` switch truncation off.

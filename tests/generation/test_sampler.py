@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from hydralign.errors import ConfigError, NonFiniteError
+from hydralign.errors import ConfigError, DataError, NonFiniteError
 from hydralign.generation import sample
 from hydralign.generation.sampler import draw, truncate
 from hydralign.models.policy import Policy
@@ -136,6 +136,11 @@ def test_truncation_keeps_the_likeliest_tokens() -> None:
 def test_prompt_and_answer_that_exceed_the_context_are_refused(policy: Policy, tokenizer: Any) -> None:
     with pytest.raises(ConfigError, match="context holds 64"):
         sample(policy, tiny_prompts(tokenizer, "thing " * 30), PLAN)
+
+
+def test_prompt_without_tokens_is_refused(policy: Policy) -> None:
+    with pytest.raises(DataError, match="Prompt 1 has no tokens"):
+        sample(policy, [Prompt("a", (5,)), Prompt("", ())], PLAN)
 
 
 def test_nan_in_logits_is_an_event_that_names_the_position(tokenizer: Any) -> None:

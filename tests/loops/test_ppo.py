@@ -157,6 +157,29 @@ def test_run_stops_with_a_diagnosis_after_too_many_poisoned_iterations(tmp_path:
     assert all(torch.equal(weight, before[-1][name]) for name, weight in weights(run.policy).items())
 
 
+def test_poison_at_a_due_or_last_iteration_is_saved_all_the_same(tmp_path: Path, tokenizer: Any) -> None:
+    train(CONFIG, parts(tmp_path, tokenizer, reward=poisoned_at(1, 5)), seed=5)
+    assert [c.name for c in checkpoints(tmp_path / "checkpoints")] == ["step-2", "step-4", "step-6"]
+    stored = json.loads((tmp_path / "checkpoints/step-6/state.json").read_text())
+    assert (stored["step"], stored["bad_steps"]) == (6, 1)
+
+
+def test_run_that_is_ruined_saves_the_last_good_weights(tmp_path: Path, tokenizer: Any) -> None:
+    run = parts(tmp_path, tokenizer, reward=poisoned_at(2, 3, 4))
+    with pytest.raises(NonFiniteError, match="a checkpoint lies in"):
+        train(CONFIG, run, seed=5)
+    assert checkpoints(tmp_path / "checkpoints")[-1].name == "step-5"
+
+
+def test_poisoned_reference_is_named(tmp_path: Path, tokenizer: Any) -> None:
+    run = parts(tmp_path, tokenizer)
+    with torch.no_grad():
+        run.policy.frozen.model.transformer.ln_f.weight.fill_(float("nan"))  # type: ignore[attr-defined]
+    with pytest.raises(NonFiniteError) as caught:
+        train(CONFIG, run, seed=5)
+    assert caught.value.where == "reference/logprobs"
+
+
 def test_check_is_made_up_for_when_the_first_iteration_was_poisoned(tmp_path: Path, tokenizer: Any) -> None:
     run = parts(tmp_path, tokenizer, reward=poisoned_at(0))
     shake(run.policy)

@@ -148,3 +148,22 @@ def test_new_models_are_equal_for_equal_seeds_and_leave_the_global_state(tokeniz
     pairs = zip(first.parameters(), second.parameters(), strict=True)
     assert all(torch.equal(a, b) for a, b in pairs)
     assert tokenizer.pad_token_id != tokenizer.eos_token_id
+
+
+def test_generation_config_that_transformers_would_not_save_is_mended(tmp_path: Path, tokenizer: Any) -> None:
+    model = tiny_model(tokenizer)
+    model.generation_config.temperature = 0.6
+    model.generation_config.do_sample = False
+    make_policy(model, tokenizer).export(tmp_path / "model")
+    assert (tmp_path / "model/model.safetensors").exists()
+
+
+def test_stop_tokens_that_the_model_cannot_say_are_left_out(tokenizer: Any) -> None:
+    model = tiny_model(tokenizer)
+    model.generation_config.eos_token_id = [50256, 7]
+    assert stop_ids_of(model, tokenizer) == (tokenizer.eos_token_id, 7)
+
+
+def test_model_in_train_mode_is_prepared(tokenizer: Any) -> None:
+    policy = make_policy(tiny_model(tokenizer).train(), tokenizer)
+    assert not any(module.training for module in policy.causal.model.modules())  # type: ignore[attr-defined]

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hydralign.errors import NonFiniteError, RewardError
-from hydralign.rewards import LengthReward, RewardTerm, TokenShareReward, score_rollout, unique_names
+from hydralign.rewards import LengthReward, RewardTerm, TokenShareReward, require_applied, score_rollout, unique_names
 from hydralign.types import Scores
 
 PROMPTS = ["first prompt", "second prompt"]
@@ -132,7 +132,6 @@ def test_minus_reference_refuses_missing_columns_empty_rows_and_scores_per_token
         ([[[1.0], [2.0]], None], "of type list for row 0"),
         (np.ones((2, 1)), "1 numbers for row 0, whose completion has 2 tokens"),
         ([[1.0, None], None], "of type NoneType for row 0"),
-        ([None, None], "returned None for all 2 rows"),
     ],
 )
 def test_scores_refuse_what_is_no_reward(value: Any, problem: str) -> None:
@@ -179,3 +178,10 @@ def test_token_share_reward_counts_stripped_tokens() -> None:
     got = score(RewardTerm("share", TokenShareReward("two")))
     assert got.scores_B.tolist() == [0.5, 0.0]
     assert TokenShareReward("x")(["p"], [""], [[]]) == [0.0]
+
+
+def test_reward_that_applies_to_no_row_at_all_is_refused_by_name() -> None:
+    assert score(RewardTerm("rare", gives([None, None]))).terms == {"rare": [None, None]}
+    require_applied({"length": 3, "rare": 1}, rows=3)
+    with pytest.raises(RewardError, match="reward 'rare' returned None for all 3 rows"):
+        require_applied({"length": 3, "rare": 0}, rows=3)

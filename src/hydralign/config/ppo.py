@@ -48,7 +48,7 @@ class SamplingConfig(Config):
     allow_truncated_sampling: bool = False
     """PPO with top_k or top_p is off-policy; set this to run it all the same."""
     decode_rows: int = Field(default=64, ge=1)
-    """Rows decoded together in one process; changes speed and memory, never a token."""
+    """Rows decoded together in one process; changes speed and memory, and in fp32 on CPU no token."""
 
 
 class BatchConfig(Config):
@@ -121,11 +121,11 @@ class ShapingConfig(Config):
     scale: Literal["none", "batch", "running"] = "none"
     """Divide scores by their standard deviation, of this batch or of all so far; the mean stays."""
     clip: float | None = Field(default=None, gt=0)
-    """Bound on the score's absolute value, after scaling."""
+    """Bound on the absolute value of scores per answer, after scaling; scores per token are not clipped."""
     missing_eos_penalty: float | None = Field(default=None, ge=0)
     """Subtracted from the score of answers that no stop token ended, after clipping."""
     whiten_rewards: bool = False
-    """Divide the per-token rewards by their standard deviation, keeping the mean."""
+    """Rescale the per-token rewards around their mean to a standard deviation of 1."""
 
 
 class AdvantageConfig(Config):

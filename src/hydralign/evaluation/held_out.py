@@ -24,7 +24,7 @@ from hydralign.generation.sampler import Sampler, sample
 from hydralign.models.policy import Policy
 from hydralign.processes import ALONE, Processes
 from hydralign.progress import progress
-from hydralign.rewards.combine import RewardTerm
+from hydralign.rewards.combine import RewardTerm, require_applied
 from hydralign.rollout import collect
 from hydralign.types import Experience, Prompt, SamplingPlan
 
@@ -41,14 +41,17 @@ class Answers:
 
     def save(self, path: Path) -> None:
         """Write whole or not at all."""
+        metrics = {name: [None if math.isnan(x) else x for x in values] for name, values in self.metrics.items()}
         partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps({"metrics": self.metrics, "samples": self.samples}) + "\n")
+        partial.write_text(json.dumps({"metrics": metrics, "samples": self.samples}) + "\n", encoding="utf-8")
         partial.rename(path)
 
     @classmethod
     def load(cls, path: Path) -> Answers:
         """What `save` wrote."""
-        return cls(**json.loads(path.read_text()))
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        metrics = {name: [math.nan if x is None else x for x in values] for name, values in stored["metrics"].items()}
+        return cls(metrics, stored["samples"])
 
 
 def answer_held_out(
@@ -66,32 +69,40 @@ def answer_held_out(
     """Answer every prompt once. Metrics: score, each reward if several, kl (k1 sum, nats), tokens, finished (0, 1)."""
     share = processes.share(len(prompts))
     own = list(prompts[share])
-    parts: dict[str, list[Tensor]] = {}
-    shown: list[dict[str, Any]] = []
-    with progress(label, len(own), stream=None if processes.main else io.StringIO()) as bar:
-        for start in range(0, len(own), plan.decode_rows):
-            few = own[start : start + plan.decode_rows]
-            keyed = plan.at(EVALUATION, first_row=share.start + start)
-            experience = collect(policy, few, terms, keyed, micro_rows=micro_rows, sampler=sampler)
-            measured = _measured(experience, several=len(terms) > 1)
-            for name, values in measured.items():
-                parts.setdefault(name, []).append(values.double())
-            told = zip(few, experience.rollout.completions, measured["score"].tolist(), strict=True)
-            shown += [{"query": prompt.text, "response": text, "score": score} for prompt, text, score in told]
-            means = {name: float(torch.cat(parts[name]).mean()) for name in ("score", "kl", "tokens")}
-            bar.update(start + len(few), means)
-    metrics = {name: processes.gather(torch.cat(values), len(prompts)).tolist() for name, values in parts.items()}
-    return Answers(metrics, shown[:samples])
+
+    def answer_share() -> tuple[dict[str, Tensor], list[dict[str, Any]]]:
+        parts: dict[str, list[Tensor]] = {}
+        shown: list[dict[str, Any]] = []
+        with progress(label, len(own), stream=None if processes.main else io.StringIO()) as bar:
+            for start in range(0, len(own), plan.decode_rows):
+                few = own[start : start + plan.decode_rows]
+                keyed = plan.at(EVALUATION, first_row=share.start + start)
+                experience = collect(policy, few, terms, keyed, micro_rows=micro_rows, sampler=sampler)
+                measured = _measured(experience)
+                for name, values in measured.items():
+                    parts.setdefault(name, []).append(values.double())
+                told = zip(few, experience.rollout.completions, measured["score"].tolist(), strict=True)
+                shown += [{"query": prompt.text, "response": text, "score": score} for prompt, text, score in told]
+                means = {name: float(torch.cat(parts[name]).mean()) for name in ("score", "kl", "tokens")}
+                bar.update(start + len(few), means)
+        return {name: torch.cat(values) for name, values in parts.items()}, shown[:samples]
+
+    measured, shown = processes.agreed(answer_share)
+    metrics = {name: processes.gather(values, len(prompts)).tolist() for name, values in measured.items()}
+    rewards = [name for name in metrics if name.startswith("reward/")]
+    counts = {name.removeprefix("reward/"): sum(not math.isnan(x) for x in metrics[name]) for name in rewards}
+    require_applied(counts, len(prompts))
+    alone = rewards if len(rewards) == 1 else []  # a single reward is the score
+    return Answers({name: values for name, values in metrics.items() if name not in alone}, shown)
 
 
-def _measured(experience: Experience, *, several: bool) -> dict[str, Tensor]:
+def _measured(experience: Experience) -> dict[str, Tensor]:
     """Numbers per answer, on the policy's device; NaN where a reward did not apply."""
     rollout, scores = experience.rollout, experience.scores
     kl_BR = k1(experience.old_logprobs_BR, experience.ref_logprobs_BR, rollout.rows.mask_BR)
-    names = scores.terms if several else {}
     return {
         "score": scores.totals_B,
-        **{f"reward/{name}": _with_gaps(scores.terms[name], kl_BR.device) for name in names},
+        **{f"reward/{name}": _with_gaps(values, kl_BR.device) for name, values in scores.terms.items()},
         "kl": kl_BR.sum(-1),
         "tokens": rollout.rows.response_lengths_B,
         "finished": rollout.finished_B,

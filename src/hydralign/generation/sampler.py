@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hydralign.errors import ConfigError, NonFiniteError
+from hydralign.errors import ConfigError, DataError, NonFiniteError
 from hydralign.generation.keyed import drawn_lengths, keyed_uniforms
 from hydralign.models.logprobs import shape_logits
 from hydralign.models.policy import Policy
@@ -50,7 +50,13 @@ def sample(policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan) -> Rol
 
 
 def check_context(policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan) -> None:
-    """Raise ConfigError unless the longest prompt and the longest answer fit the policy's context together."""
+    """Raise ConfigError unless the longest prompt and answer fit the context together, DataError for empty prompts."""
+    empty = next((i for i, prompt in enumerate(prompts) if not prompt.token_ids), None)
+    if empty is not None:
+        raise DataError(
+            f"Prompt {empty} has no tokens: there is no state to draw its first answer token from. Leave it out, or "
+            "begin it with a token such as the tokenizer's beginning-of-sequence token."
+        )
     longest = max(len(prompt.token_ids) for prompt in prompts)
     if longest + plan.longest > policy.context:
         raise ConfigError(
@@ -137,7 +143,7 @@ def _decode(
     place_B = torch.arange(len(index_B), device=device)
     for position in range(width):
         logits_BV, values_B = decoding.predict()
-        check_logits(logits_BV, position)
+        check_logits(logits_BV, position, plan.first_row + index_B[place_B.cpu()])
         tokens_B, logprobs_B = draw(logits_BV, uniforms_BR[place_B, position], plan, policy.stop_ids, position)
         steps.append((place_B, tokens_B, logprobs_B, values_B, ~done_B))
         stopped_B = torch.isin(tokens_B, stop_S)
@@ -192,14 +198,14 @@ def truncate(probabilities_BV: Tensor, *, top_k: int, top_p: float) -> Tensor:
     return probabilities_BV
 
 
-def check_logits(logits_BV: Tensor, position: int) -> None:
-    """Raise NonFiniteError naming the first row and position whose logits hold NaN or infinity."""
+def check_logits(logits_BV: Tensor, position: int, rows_B: Tensor) -> None:
+    """Raise NonFiniteError naming the first global row and position whose logits hold NaN or infinity."""
     bad_B = ~torch.isfinite(logits_BV).all(dim=-1)
     if bool(bad_B.any()):
-        row = int(bad_B.nonzero()[0])
+        row = int(rows_B[bad_B.cpu()].min())
         raise NonFiniteError(
             f"sampler/logits/position {position}",
-            f"Logits of new token {position} (row {row} of its batch, {int(bad_B.sum())} rows in all) hold NaN or "
+            f"Logits of new token {position} (row {row}, {int(bad_B.sum())} rows in all) hold NaN or "
             "infinity: no token can be drawn from them. The weights or activations have overflowed: lower the "
             "learning rate, or use precision fp32.",
         )

@@ -11,7 +11,7 @@ import torch
 
 from hydralign.errors import StartCheckError
 from hydralign.models.policy import Policy
-from hydralign.rollout import by_micro_batch, evaluate_rows
+from hydralign.rollout import evaluate_rows, require_finite
 from hydralign.types import Experience
 
 DRIFT_LIMITS = {"fp32": (1e-4, 1e-3), "bf16": (3e-2, 0.5)}
@@ -21,19 +21,21 @@ DRIFT_LIMITS = {"fp32": (1e-4, 1e-3), "bf16": (3e-2, 0.5)}
 def check_start(policy: Policy, experience: Experience, *, fresh: bool, micro_rows: int = 16) -> dict[str, float]:
     """Run both checks on an experience that was collected before any update; returns what was measured.
 
-    `fresh` is False for a resumed run, whose policy has left its reference already. Raises StartCheckError.
+    `fresh` is False for a resumed run, whose policy has left its reference already. The experience must have been
+    collected with the same `micro_rows`. Raises StartCheckError, or NonFiniteError for NaN in the forward pass.
     """
     rows = experience.rollout.rows
     mask_BR = rows.mask_BR
     first_BR = evaluate_rows(policy, rows, micro_rows).logprobs_BR
     again_BR = evaluate_rows(policy, rows, micro_rows).logprobs_BR
+    require_finite({"policy/logprobs": first_BR})
     if not torch.equal(first_BR, again_BR):
         raise StartCheckError(
             f"The policy gives two answers for the same rows (they differ by {_gap(first_BR, again_BR):.2g}): the "
             "probability ratio would not be 1 before any update. Probable cause: dropout or another random layer is "
             "on. Load the model with its dropout at 0."
         )
-    reference_BR = by_micro_batch(rows, micro_rows, lambda part: [policy.reference(part)])[0]
+    reference_BR = experience.ref_logprobs_BR
     if fresh and not torch.equal(first_BR, reference_BR):
         raise StartCheckError(
             f"Policy and reference differ by up to {_gap(first_BR, reference_BR):.2g} nats per token before the first "

@@ -12,8 +12,9 @@ from hydralign.algorithms.advantages import gae
 from hydralign.algorithms.kl import k1, k3
 from hydralign.algorithms.masked import masked_moments, masked_sum, mean_and_variance, whiten
 from hydralign.algorithms.rewards import token_rewards
-from hydralign.loops.metrics import Sums, spread
+from hydralign.loops.metrics import Sums, variance
 from hydralign.processes import ALONE, Processes
+from hydralign.rewards.combine import require_applied
 from hydralign.rewards.normalise import shape_scores
 from hydralign.types import Estimates, Experience
 
@@ -35,7 +36,8 @@ def estimate(
     """Rewards (score on the last real token, KL leash on every token), advantages and returns.
 
     Scores are divided by `score_std`, clipped, then lowered for answers that no stop token ended. Whitening uses
-    the moments of all real tokens of all processes. Stats are global means.
+    the moments of all real tokens of all processes. Stats are global means. Raises RewardError for a reward that
+    applied to no row of any process.
     """
     rows = experience.rollout.rows
     mask_BR = rows.mask_BR
@@ -104,23 +106,28 @@ def _stats(
     sums.add_values("finished", experience.rollout.finished_B)
     sums.add("logprobs", masked_sum(experience.old_logprobs_BR, mask_BR), mask_BR.sum())
     sums.add("ref_logprobs", masked_sum(experience.ref_logprobs_BR, mask_BR), mask_BR.sum())
+    sums.add("rows", len(experience), 1)
+    for name, values in scores.terms.items():
+        sums.add(f"applied/{name}", sum(value is not None for value in values), 1)
     means = sums.means(processes)
+    applied = {name: means[f"applied/{name}"] for name in scores.terms}
+    require_applied(applied, round(means["rows"] * processes.count))
     return {
         "objective/kl": means["kl"],
         "objective/kl_coef": kl_coefficient,
         "objective/logprobs": means["logprobs"],
         "objective/ref_logprobs": means["ref_logprobs"],
         "ppo/mean_scores": means["scores"],
-        "ppo/std_scores": spread(means, "scores") ** 0.5,
+        "ppo/std_scores": variance(means, "scores") ** 0.5,
         "ppo/mean_non_score_reward": means["leash"],
         "ppo/policy/advantages_mean": means["advantages"],
         "ppo/returns/mean": means["returns"],
-        "ppo/returns/var": spread(means, "returns"),
+        "ppo/returns/var": variance(means, "returns"),
         "ppo/val/mean": means["values"],
-        "ppo/val/var": spread(means, "values"),
-        "ppo/val/var_explained": 1.0 - spread(means, "errors") / max(spread(means, "returns"), 1e-12),
+        "ppo/val/var": variance(means, "values"),
+        "ppo/val/var_explained": 1.0 - variance(means, "errors") / max(variance(means, "returns"), 1e-12),
         "tokens/queries_len_mean": means["queries"],
         "tokens/responses_len_mean": means["responses"],
-        "tokens/responses_len_std": spread(means, "responses") ** 0.5,
+        "tokens/responses_len_std": variance(means, "responses") ** 0.5,
         "sampler/finished_share": means["finished"],
     } | {name: value for name, value in means.items() if name.startswith("reward/")}

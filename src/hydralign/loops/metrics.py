@@ -50,6 +50,6 @@ class Sums:
         return {name: total / count if count else 0.0 for name, total, count in pairs}
 
 
-def spread(means: Mapping[str, float], name: str) -> float:
+def variance(means: Mapping[str, float], name: str) -> float:
     """Biased variance of a metric that `add_values` collected."""
     return max(0.0, means[f"{name}/squares"] - means[name] ** 2)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -38,8 +38,6 @@ from hydralign.rewards.normalise import RunningMoments
 from hydralign.rollout import collect
 from hydralign.tracking import JsonLines, Tracker
 from hydralign.types import Estimates, Experience, Prompt, SamplingPlan
-
-Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -66,10 +64,12 @@ def train(config: PPOConfig, parts: PPOParts, *, seed: int = 0) -> PPOState:
     `stop_after_bad_steps` poisoned iterations in a row, KeyboardInterrupt after a checkpoint when interrupted.
     """
     policy, processes = parts.policy, parts.processes
+    processes.require_shares(config.batch.minibatch_rows, "ppo rows per minibatch")
     plan = sampling_plan(config.sampling, seed)
     optimizer = _optimizer(config, policy)
     state = _resumed(config, parts, optimizer)
-    fresh, checked = state.step == 0, False
+    poison: NonFiniteError | None = None
+    fresh, measured = state.step == 0, dict[str, float]()
     quiet = None if processes.main else io.StringIO()
     with interruptible() as interrupted, progress("ppo", config.steps, start=state.step, stream=quiet) as bar:
         while state.step < config.steps:
@@ -84,29 +84,32 @@ def train(config: PPOConfig, parts: PPOParts, *, seed: int = 0) -> PPOState:
             set_learning_rate(optimizer, rate)
             try:
                 # 1. Sample answers, score them, read the reference.
-                experience = agreed(processes, partial(_collect, config, parts, plan, step))
+                experience = processes.agreed(partial(_collect, config, parts, plan, step))
                 collected = time.perf_counter()
-                if not checked:
-                    check_start(policy, experience, fresh=fresh, micro_rows=config.batch.micro_rows)
-                    checked = True
+                if not measured:
+                    check = partial(check_start, policy, experience, fresh=fresh, micro_rows=config.batch.micro_rows)
+                    measured = processes.agreed(check)
                 # 2. Estimate advantages.
                 batch = _batch_moments(config, experience, processes)
                 state = replace(state, moments=state.moments.merged(batch))
                 estimates = _estimate(config, state, experience, batch, processes)
                 # 3. Update policy and values.
                 stats = _update(config, parts, optimizer, experience, estimates, seed=seed, iteration=step)
+                # 4. Follow the KL target, report.
+                state = _advanced(config, state, estimates.stats["objective/kl"])
+                metrics = {**estimates.stats, **stats, "ppo/learning_rate": rate, **_times(started, collected)}
+                _report(config, parts, state, {**metrics, **(measured if step == 0 else {})}, experience)
+                bar.update(state.step, _numbers_that_matter(metrics))
             except NonFiniteError as error:
-                state = _poisoned(config, parts, state, error)
-                continue
-            # 4. Follow the KL target, report, save.
-            state = _advanced(config, state, estimates.stats["objective/kl"])
-            metrics = {**estimates.stats, **stats, "ppo/learning_rate": rate, **_times(started, collected)}
-            parts.tracker.log(step, metrics)
-            bar.update(state.step, _numbers_that_matter(metrics))
-            if parts.on_step:
+                state, poison = _poisoned(parts, state, error), error
+            if parts.on_step and not state.bad_steps:
                 parts.on_step(state.step, policy)
+            # 5. Save, and stop if something asks for it.
             stopping = processes.any(interrupted.is_set())
-            _save(config, parts, state, optimizer, experience, last=stopping)
+            ruined = state.bad_steps >= min(config.stop_after_bad_steps, config.steps)
+            _save(config, parts, state, optimizer, last=stopping or ruined)
+            if ruined:
+                raise _diagnosis(parts, state, poison) from poison
             if stopping:
                 raise KeyboardInterrupt
     return state
@@ -124,19 +127,6 @@ def sampling_plan(config: SamplingConfig, seed: int) -> SamplingPlan:
         seed=seed,
         decode_rows=config.decode_rows,
     )
-
-
-def agreed(processes: Processes, stage: Callable[[], Result]) -> Result:
-    """The stage's result, or NonFiniteError on every process when one of them met NaN or infinity."""
-    error, result = None, None
-    try:
-        result = stage()
-    except NonFiniteError as met:
-        error = met
-    if processes.any(error is not None):
-        raise error or NonFiniteError("another process", "Another process met NaN or infinity. See its log.")
-    assert result is not None
-    return result
 
 
 @contextmanager
@@ -270,34 +260,36 @@ def _advanced(config: PPOConfig, state: PPOState, kl: float) -> PPOState:
     return replace(state, step=state.step + 1, kl_coefficient=coefficient, bad_steps=0)
 
 
-def _poisoned(config: PPOConfig, parts: PPOParts, state: PPOState, error: NonFiniteError) -> PPOState:
-    """Log the event and go on without an update; raise with a diagnosis after too many in a row."""
+def _poisoned(parts: PPOParts, state: PPOState, error: NonFiniteError) -> PPOState:
+    """Log the event; the rest of the iteration's updates are skipped."""
     bad_steps = state.bad_steps + 1
     parts.tracker.event(state.step, "non_finite", {"where": error.where, "message": str(error)})
     if parts.processes.main:
         say(f"Iteration {state.step} skipped ({bad_steps} in a row): {error}")
-    if bad_steps >= min(config.stop_after_bad_steps, config.steps):
-        raise NonFiniteError(
-            error.where,
-            f"{bad_steps} iterations in a row met NaN or infinity, the last at {error.where}: {error} The weights are "
-            f"still those of the last good update; checkpoints lie in {parts.folder / 'checkpoints'}.",
-        ) from error
     return replace(state, step=state.step + 1, bad_steps=bad_steps)
 
 
-def _save(
-    config: PPOConfig,
-    parts: PPOParts,
-    state: PPOState,
-    optimizer: torch.optim.Optimizer,
-    experience: Experience,
-    *,
-    last: bool,
+def _diagnosis(parts: PPOParts, state: PPOState, error: NonFiniteError | None) -> NonFiniteError:
+    where = error.where if error else "unknown"
+    return NonFiniteError(
+        where,
+        f"{state.bad_steps} iterations in a row met NaN or infinity, the last at {where}: {error} The weights "
+        f"are those of the last good optimizer step; a checkpoint lies in {parts.folder / 'checkpoints'}.",
+    )
+
+
+def _report(
+    config: PPOConfig, parts: PPOParts, state: PPOState, metrics: dict[str, float], experience: Experience
 ) -> None:
-    """Samples and checkpoints that are due; written by the main process."""
+    """Metrics of the iteration just done, and samples when they are due."""
+    parts.tracker.log(state.step - 1, metrics)
+    if (state.step - 1) % config.saving.samples_every == 0:
+        parts.tracker.table(state.step - 1, "samples", sample_rows(experience, config.saving.samples))
+
+
+def _save(config: PPOConfig, parts: PPOParts, state: PPOState, optimizer: torch.optim.Optimizer, *, last: bool) -> None:
+    """A checkpoint when one is due, written by the main process; all wait for it."""
     saving = config.saving
-    if (state.step - 1) % saving.samples_every == 0:
-        parts.tracker.table(state.step - 1, "samples", sample_rows(experience, saving.samples))
     due = saving.checkpoint_every and state.step % saving.checkpoint_every == 0
     if parts.processes.main and (due or last or state.step == config.steps):
         save_checkpoint(

@@ -17,7 +17,7 @@ from hydralign.config import PPOConfig, Recipe
 from hydralign.config.data import PromptSourceConfig
 from hydralign.config.loading import dump_config
 from hydralign.data import DataSet, PromptStream, load_prompts, training_texts
-from hydralign.errors import ConfigError, DataError
+from hydralign.errors import ConfigError, DataError, NonFiniteError
 from hydralign.evaluation.held_out import Answers, answer_held_out, as_record, compare_answers
 from hydralign.evaluation.statistics import Difference
 from hydralign.generation.sampler import check_context
@@ -28,7 +28,7 @@ from hydralign.processes import Processes
 from hydralign.progress import say
 from hydralign.rewards.build import build_terms
 from hydralign.rewards.combine import RewardTerm
-from hydralign.tracking import open_trackers
+from hydralign.tracking import Tracker, open_trackers
 from hydralign.types import Prompt
 
 RESULT = "evaluation.json"
@@ -63,12 +63,6 @@ def run_ppo(recipe: Recipe, folder: Path, processes: Processes) -> list[Differen
         open_trackers(folder, config.trackers, folder.parent.name, config.model_dump()) if processes.main else None
     )
 
-    def evaluate(step: int, _: Policy) -> None:
-        every = config.evaluation.every
-        if every and step % every == 0 and step < config.steps:
-            means = {f"eval/{name}": sum(x) / len(x) for name, x in answers(f"after {step} iterations").metrics.items()}
-            (tracker or _Silent()).log(step - 1, means)
-
     try:
         parts = PPOParts(
             policy=policy,
@@ -78,7 +72,7 @@ def run_ppo(recipe: Recipe, folder: Path, processes: Processes) -> list[Differen
             tracker=tracker or _Silent(),
             record=tracker.primary if tracker else None,
             processes=processes,
-            on_step=evaluate,
+            on_step=partial(_evaluate_when_due, config, answers, tracker or _Silent()),
         )
         train(config, parts, seed=recipe.seed)
     finally:
@@ -92,6 +86,21 @@ def run_ppo(recipe: Recipe, folder: Path, processes: Processes) -> list[Differen
         tell(differences, before, after, folder)
     processes.wait()
     return differences
+
+
+def _evaluate_when_due(
+    config: PPOConfig, answers: Callable[[str], Answers], tracker: Tracker, step: int, _: Policy
+) -> None:
+    """Means of the held-out answers between before and after; poison there is an event, and training goes on."""
+    every = config.evaluation.every
+    if not every or step % every or step == config.steps:
+        return
+    try:
+        metrics = answers(f"after {step} iterations").metrics
+    except NonFiniteError as error:
+        tracker.event(step - 1, "non_finite", {"where": f"evaluation/{error.where}", "message": str(error)})
+    else:
+        tracker.log(step - 1, {f"eval/{name}": sum(x) / len(x) for name, x in metrics.items()})
 
 
 def required_section(recipe: Recipe) -> PPOConfig:

@@ -7,15 +7,16 @@ the iteration itself.
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
 from safetensors.torch import load_file, save_file
 
 from hydralign.errors import RunFolderError
@@ -39,10 +40,11 @@ class PPOState:
 def environment() -> dict[str, Any]:
     """What bit-for-bit equality depends on."""
     return {
-        "torch": torch.__version__,
-        "transformers": transformers.__version__,
+        **{name: version(name) for name in ("torch", "transformers", "peft", "tokenizers", "numpy")},
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
+        "processes": os.environ.get("WORLD_SIZE", "1"),
+        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
     }
 
@@ -68,7 +70,8 @@ def save_checkpoint(
 
 def checkpoints(folder: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
-    return sorted(folder.glob("step-*"), key=lambda path: int(path.name.removeprefix("step-")))
+    whole = (path for path in folder.glob("step-*") if path.name.removeprefix("step-").isdigit())
+    return sorted(whole, key=lambda path: int(path.name.removeprefix("step-")))
 
 
 def load_checkpoint(

@@ -18,7 +18,7 @@ from hydralign.algorithms.kl import k1
 from hydralign.algorithms.masked import Average, aggregate, masked_sum
 from hydralign.algorithms.policy_losses import clipped_policy_loss
 from hydralign.algorithms.value_losses import clipped_value_loss
-from hydralign.errors import NonFiniteError
+from hydralign.errors import ConfigError, NonFiniteError
 from hydralign.generation.keyed import SHUFFLE, keyed_uniforms
 from hydralign.loops.metrics import Sums
 from hydralign.models.policy import Policy
@@ -55,10 +55,16 @@ def update(
 ) -> dict[str, float]:
     """Train the policy on one experience; returns global means of the update's metrics.
 
-    Takes `epochs · minibatches` optimizer steps, fewer when the k3 estimate of KL(old, new) per token exceeds
-    `target_kl` after one. Raises NonFiniteError, with the weights as the last good step left them, when a loss or
-    a gradient is NaN or infinite.
+    Takes `epochs · minibatches` optimizer steps, fewer when after one of them the k3 estimate of KL(old, new) per
+    token exceeds `target_kl` on the next minibatch, whose step is then not taken. Raises NonFiniteError, with the
+    weights as the last good step left them, when a loss or a gradient is NaN or infinite; ConfigError when the rows
+    do not divide among the minibatches.
     """
+    if len(experience) % minibatches:
+        raise ConfigError(
+            f"{len(experience)} rows are not a multiple of minibatches={minibatches}: some would never be trained on. "
+            "Collect another number of rows, or change minibatches."
+        )
     weights = loss or LossWeights()
     trained = policy.trained()
     sums, steps, stopped = Sums(), 0, False
@@ -68,15 +74,15 @@ def update(
             step = accumulate(policy, experience, estimates, index_B, micro_rows, weights, optimizer, processes)
             if steps == 0:
                 sums.add("drift", step.drift, step.tokens)
-            norm = apply_gradients(optimizer, trained, max_grad_norm, processes)
-            sums.add("grad_norm", norm / processes.count, 1 / processes.count)
             for name, total in step.losses.items():
                 sums.add(name, total, 1 / processes.count)
             sums.add_all(step.stats, step.tokens)
-            steps += 1
             if target_kl is not None and float(processes.sum(step.stats["k3"])) / step.global_tokens > target_kl:
                 stopped = True
                 break
+            norm = apply_gradients(optimizer, trained, max_grad_norm, processes)
+            sums.add("grad_norm", norm / processes.count, 1 / processes.count)
+            steps += 1
         if stopped:
             break
     return _named(sums.means(processes), steps, stopped)
@@ -137,7 +143,7 @@ def accumulate(
     optimizer.zero_grad(set_to_none=True)
     totals: dict[str, dict[str, Tensor]] = {"stats": {}, "losses": {}}
     drift, where = torch.zeros(()), ""
-    for micro_B in index_B[(rows.prompt_lengths_B[index_B] + lengths_B).argsort()].split(micro_rows):
+    for micro_B in index_B[(rows.prompt_lengths_B[index_B] + lengths_B).argsort(stable=True)].split(micro_rows):
         micro = micro_loss(policy, experience, estimates, micro_B, weights, count)
         if not bool(torch.isfinite(micro.loss)):
             where = next((name for name, x in micro.losses.items() if not bool(torch.isfinite(x))), "loss")
@@ -240,7 +246,7 @@ def _named(means: dict[str, float], steps: int, stopped: bool) -> dict[str, floa
         "ppo/policy/policykl": means["k1"],
         "ppo/policy/clipfrac": means["clipped"],
         "ppo/policy/ratio": means["ratio"],
-        "ppo/policy/grad_norm": means["grad_norm"],
+        "ppo/policy/grad_norm": means.get("grad_norm", 0.0),
         "ppo/val/vpred": means["value"],
         "ppo/val/error": means["value_squared_error"],
         "ppo/val/clipfrac": means["value_clipped"],

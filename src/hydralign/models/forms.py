@@ -12,7 +12,7 @@ from hydralign.errors import ModelError
 from hydralign.models.causal import CausalModel
 from hydralign.models.full import FullPolicy
 from hydralign.models.heads import ValueHead
-from hydralign.models.loading import load_model
+from hydralign.models.loading import load_model, prepare_model
 from hydralign.models.lora import LoraPolicy
 from hydralign.models.policy import Policy
 from hydralign.models.saving import load_value_head
@@ -56,6 +56,7 @@ def make_policy(
 ) -> Policy:
     """A policy in the wanted form around a model in memory, which it takes over. `seed` seeds fresh adapters."""
     form = form or FullForm()
+    prepare_model(model, tokenizer)
     CausalModel(model).check_readout()
     head = value_head or ValueHead(model.config.hidden_size).to(model.device)
     if isinstance(form, LoraForm):

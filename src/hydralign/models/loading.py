@@ -100,7 +100,13 @@ def prepare_model(model: Any, tokenizer: Any) -> Any:
     """Switch dropout off for good and tell the config which token pads."""
     model.config.pad_token_id = tokenizer.pad_token_id
     if getattr(model, "generation_config", None) is not None:
-        model.generation_config.pad_token_id = tokenizer.pad_token_id
+        generation = model.generation_config
+        generation.pad_token_id = tokenizer.pad_token_id
+        try:
+            generation.validate(strict=True)
+        except ValueError:
+            # Published models often set temperature or top_p without sampling; transformers then refuses to save them.
+            generation.do_sample = True
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -108,12 +114,13 @@ def prepare_model(model: Any, tokenizer: Any) -> Any:
 
 
 def stop_ids_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
-    """All tokens that end an answer: the tokenizer's and those of the generation config."""
+    """All tokens that end an answer: the tokenizer's and those of the generation config that the model can say."""
     generation = getattr(model, "generation_config", None)
     configured = getattr(generation, "eos_token_id", None)
     listed = configured if isinstance(configured, list) else [configured]
-    ids = dict.fromkeys([tokenizer.eos_token_id, *(i for i in listed if i is not None)])
-    return tuple(i for i in ids if i is not None)
+    ids = dict.fromkeys([tokenizer.eos_token_id, *listed])
+    rows = model.get_input_embeddings().weight.shape[0]
+    return tuple(i for i in ids if i is not None and i < rows)
 
 
 def context_of(model: Any) -> int:

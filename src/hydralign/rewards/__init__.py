@@ -5,7 +5,7 @@ Ordinary use is two calls: `build_terms(recipe.ppo.rewards, device)` once, `scor
 
 from hydralign.rewards.build import build_terms
 from hydralign.rewards.classifier import ClassifierReward
-from hydralign.rewards.combine import RewardTerm, score_rollout, unique_names
+from hydralign.rewards.combine import RewardTerm, require_applied, score_rollout, unique_names
 from hydralign.rewards.fake import LengthReward, TokenShareReward
 from hydralign.rewards.functions import load_function
 from hydralign.rewards.learned import RewardModel, encode, scores
@@ -23,6 +23,7 @@ __all__ = [
     "build_terms",
     "encode",
     "load_function",
+    "require_applied",
     "score_rollout",
     "scores",
     "shape_scores",

@@ -59,7 +59,7 @@ def score_rollout(
 ) -> Scores:
     """Calls every term once on all rows. `scores_B` is fp32 on the CPU; `terms` hold per-token entries as their sum.
 
-    Raises RewardError for a wrong count, type, length or column, or a term that applies to no row, and
+    Raises RewardError for a wrong count, type, length or column, and
     NonFiniteError (where: `reward/<name>`) for NaN, infinity and what fp32 cannot hold.
     """
     if not terms or len({term.name for term in terms}) < len(terms):
@@ -88,17 +88,25 @@ def score_rollout(
     return Scores(torch.tensor(totals, dtype=torch.float32), tuple(per_token) if spoke_per_token else None, logged)
 
 
+def require_applied(applied: Mapping[str, float], rows: int) -> None:
+    """Raise RewardError for a reward that applied to none of `rows` rows.
+
+    Not part of `score_rollout`, which may see a part of the batch only: pass counts over all parts and processes.
+    """
+    for name, count in applied.items():
+        if rows and not count:
+            raise RewardError(
+                f"reward {name!r} returned None for all {rows} rows: it says nothing about this batch. "
+                "Return a number for the rows it applies to, or take it out of the recipe."
+            )
+
+
 def _entries_of(
     term: RewardTerm, prompts: Sequence[str], completions: Sequence[str], columns: Mapping[str, Sequence[Any]]
 ) -> list[Entry]:
     """The term's checked entries, minus those of the reference answers where it asks for that."""
     returned = call(term.reward, prompts, completions, columns, name=term.name)
     entries = _checked(returned, term.name, prompts, columns["completion_tokens"])
-    if entries and all(entry is None for entry in entries):
-        raise RewardError(
-            f"reward {term.name!r} returned None for all {len(entries)} rows: it says nothing about this batch. "
-            "Return a number for the rows it applies to, or take it out of the recipe."
-        )
     if term.minus_reference is None:
         return entries
     references = _references(term, term.minus_reference, columns)
