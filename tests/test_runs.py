@@ -1,4 +1,4 @@
-"""Bad input, end to end: a named error with a way out, exit code 2, no traceback, nothing half-written."""
+"""Runs end to end: bad input is a named error with a way out and exit code 2; good runs are finished, or go on."""
 
 from __future__ import annotations
 
@@ -276,3 +276,10 @@ def test_dry_run_prints_the_plan_and_writes_nothing(recipe: Recipe, capsys: pyte
     ):
         assert words in plan, plan
     assert not Path(recipe["output"]).exists()
+
+
+def test_evaluations_between_before_and_after_are_logged(recipe: Recipe) -> None:
+    recipe["ppo"]["evaluation"] = {"every": 2}
+    assert run(recipe) == 0
+    rows = [json.loads(line) for line in (Path(recipe["output"]) / "ppo/metrics.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows if "eval/score" in row] == [1]
