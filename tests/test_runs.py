@@ -234,6 +234,12 @@ def test_output_of_another_recipe_is_refused_and_left_as_it_was(
     assert {path: path.read_bytes() for path in Path(recipe["output"]).rglob("*") if path.is_file()} == before
 
 
+def test_recipe_that_stopped_before_training_can_be_mended_in_place(recipe: Recipe) -> None:
+    mistyped = {**recipe, "model": {"path": recipe["model"]["path"] + "x"}}
+    assert run(mistyped) == 2
+    assert run(recipe) == 0
+
+
 def test_output_that_is_a_file_is_refused(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     Path(recipe["output"]).write_text("mine")
     assert run(recipe) == 2

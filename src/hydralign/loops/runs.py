@@ -56,11 +56,12 @@ def run_section(recipe: Recipe, name: str) -> list[Difference]:
 
 
 def claim_folder(output: Path, recipe: Recipe) -> None:
-    """Store the recipe in its output folder; raises RunFolderError when another recipe or a file is there."""
+    """Store the recipe in its output folder; raises RunFolderError when a file or another recipe's results are there."""
     if output.exists() and not output.is_dir():
         raise RunFolderError(f"output={str(output)!r} is a file: results need a folder. Name another.")
     stored = output / "recipe.yaml"
-    if stored.exists():
+    # A recipe that stopped before any section wrote something has no results that could be mixed up.
+    if stored.exists() and any((output / name).exists() for name in SECTIONS):
         differences = diff(load_recipe(stored), recipe)
         if differences:
             listed = "\n  ".join(["", *differences[:12]])

@@ -59,8 +59,9 @@ def load_model(path: str, *, pad_token: str | None = None, device: str | torch.d
             where, dtype=torch.float32, use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
     except (OSError, ValueError, KeyError) as error:
+        taken_for = "" if Path(where).exists() else " (no such folder here, so it was taken for a hub id)"
         raise ModelError(
-            f"Model {path!r} could not be loaded: {str(error).splitlines()[0]} Check that it is a causal language "
+            f"Model {path!r} could not be loaded{taken_for}: {str(error).splitlines()[0]} Check that it is a causal language "
             "model with its tokenizer, saved by transformers."
         ) from error
     missing = sorted(info.get("missing_keys", ()))
