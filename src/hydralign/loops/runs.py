@@ -56,7 +56,7 @@ def run_section(recipe: Recipe, name: str) -> list[Difference]:
 
 
 def claim_folder(output: Path, recipe: Recipe) -> None:
-    """Store the recipe in its output folder; raises RunFolderError when a file or another recipe's results are there."""
+    """Store the recipe in its output folder; RunFolderError when a file or another recipe's results are there."""
     if output.exists() and not output.is_dir():
         raise RunFolderError(f"output={str(output)!r} is a file: results need a folder. Name another.")
     stored = output / "recipe.yaml"

@@ -61,8 +61,8 @@ def load_model(path: str, *, pad_token: str | None = None, device: str | torch.d
     except (OSError, ValueError, KeyError) as error:
         taken_for = "" if Path(where).exists() else " (no such folder here, so it was taken for a hub id)"
         raise ModelError(
-            f"Model {path!r} could not be loaded{taken_for}: {str(error).splitlines()[0]} Check that it is a causal language "
-            "model with its tokenizer, saved by transformers."
+            f"Model {path!r} could not be loaded{taken_for}: {str(error).splitlines()[0]} Check that it is a causal "
+            "language model with its tokenizer, saved by transformers."
         ) from error
     missing = sorted(info.get("missing_keys", ()))
     if missing:
