@@ -1,11 +1,16 @@
-# `make test` works on a bare machine with Python 3.11 or newer: it makes .venv, installs the tested set, checks, tests.
+# Both work on a bare machine with Python 3.11 or newer: they make .venv and install the tested set first.
+#   make demo   the whole loop on a small model, offline, in minutes; results go to hydralign-demo
+#   make test   style, types and tests
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 
-.PHONY: test
+.PHONY: demo test
+demo: $(INSTALLED)
+	$(BIN)/hydralign demo
+
 test: $(INSTALLED)
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check

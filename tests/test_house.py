@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("types", "config"),
     ("algorithms", "tracking", "progress", "processes"),
+    ("memory",),
     ("data", "models"),
     ("generation", "rewards"),
     ("rollout",),

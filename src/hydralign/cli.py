@@ -16,7 +16,10 @@ from hydralign.errors import HydralignError
 
 _COMMANDS = {
     "run": "every section of the recipe in order, going on at the first unfinished one",
+    "sft": "the sft section: learning to imitate demonstrations",
+    "reward": "the reward section: a reward model from comparisons, or a classifier from labelled texts",
     "ppo": "the ppo section: reinforcement learning from rewards",
+    "compare": "the compare section: two models on the same held-out prompts, and a report",
 }
 
 
@@ -24,7 +27,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; `argv` defaults to the process's arguments."""
     arguments, overrides = _parser().parse_known_args(argv)
     try:
-        _execute(arguments.command, arguments.recipe, overrides, dry_run=arguments.dry_run)
+        if arguments.command == "demo":
+            _demonstrate(overrides)
+        else:
+            _execute(arguments.command, arguments.recipe, overrides, dry_run=arguments.dry_run)
     except HydralignError as error:
         if arguments.debug:
             traceback.print_exc()
@@ -36,6 +42,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
+def _demonstrate(overrides: Sequence[str]) -> None:
+    from hydralign.demo.run import run_demo
+
+    run_demo(overrides)
+
+
 def _execute(command: str, path: str, overrides: Sequence[str], *, dry_run: bool) -> None:
     from hydralign.config.loading import load_recipe
 
@@ -44,7 +56,7 @@ def _execute(command: str, path: str, overrides: Sequence[str], *, dry_run: bool
     from hydralign.loops.runs import plan, run_recipe, run_section
 
     if dry_run:
-        sys.stdout.write(plan(recipe) + "\n")
+        sys.stdout.write(plan(recipe, None if command == "run" else command) + "\n")
     elif command == "run":
         run_recipe(recipe)
     else:
@@ -60,6 +72,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_PrintVersion, help="print the version and stop")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    demo = commands.add_parser(
+        "demo",
+        help="the whole loop, offline, in minutes, on a small model that comes along",
+        description="Runs fine-tuning, reward model, PPO and comparison on a small model, with a simulated annotator.",
+        epilog="Results go to hydralign-demo; --output NAME changes that, and any other setting can follow likewise.",
+        usage="hydralign demo [--debug] [--output FOLDER] [--section.key value ...]",
+        allow_abbrev=False,
+    )
+    demo.add_argument("--debug", action="store_true", help="show the traceback of an error")
     for name, summary in _COMMANDS.items():
         command = commands.add_parser(
             name,

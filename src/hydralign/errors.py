@@ -10,7 +10,8 @@
     ├── RewardError                 a reward returned something that is not a reward
     ├── RunFolderError              the output folder belongs to something else, or is damaged
     ├── StartCheckError             policy, reference and sampler disagree before the first update
-    └── NonFiniteError              NaN or infinity in logits, loss, reward or gradient
+    ├── NonFiniteError              NaN or infinity in logits, loss, reward or gradient
+    └── MemoryLimitError            one row at a time is more than memory holds
 
 A message says what is wrong, with the value: why it matters. What to do.
 Each class also inherits the builtin that a caller would have caught instead.
@@ -75,6 +76,10 @@ class NonFiniteError(HydralignError, ArithmeticError):
     def __init__(self, where: str, message: str) -> None:
         super().__init__(message)
         self.where = where
+
+
+class MemoryLimitError(HydralignError, MemoryError):
+    """Memory ran out and no smaller batch was left to try."""
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

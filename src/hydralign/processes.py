@@ -8,7 +8,7 @@ work, and a plain process is a run of one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
@@ -82,6 +82,18 @@ class Processes:
         whole = torch.zeros(total, dtype=local_N.dtype, device=local_N.device)
         whole[self.share(total)] = local_N
         return self.sum(whole)
+
+    def join(self, local: Sequence[str]) -> list[str]:
+        """All processes' texts, in the order of the processes. Texts hold no NUL character."""
+        if self.count == 1:
+            return list(local)
+        own = torch.frombuffer(bytearray("".join(f"{text}\0" for text in local).encode()), dtype=torch.uint8)
+        sizes = torch.zeros(self.count, dtype=torch.int64, device=self.device)
+        sizes[self.rank] = len(own)
+        ends = self.sum(sizes).cumsum(0).tolist()
+        whole = torch.zeros(ends[-1], dtype=torch.uint8, device=self.device)
+        whole[ends[self.rank] - len(own) : ends[self.rank]] = own.to(self.device)
+        return bytes(self.sum(whole).cpu().tolist()).decode().split("\0")[:-1]
 
     def sum_gradients(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Replace every gradient by its sum over processes, in one message. A missing gradient counts as zero."""

@@ -7,6 +7,8 @@ sampler through their seams.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from hydralign.errors import NonFiniteError, RewardError
 from hydralign.generation.sampler import Sampler, sample
+from hydralign.memory import MicroRows
 from hydralign.models.policy import Evaluation, Policy
 from hydralign.rewards.combine import RewardTerm, score_rollout
 from hydralign.types import Experience, Prompt, Rollout, Rows, SamplingPlan, Scores
@@ -27,22 +30,32 @@ def collect(
     reward: Callable[..., Any] | Sequence[RewardTerm],
     plan: SamplingPlan,
     *,
-    micro_rows: int = 16,
+    micro_rows: int | MicroRows = 16,
+    decode_rows: MicroRows | None = None,
     sampler: Sampler = sample,
 ) -> Experience:
     """Answer `prompts`, score the answers, and read the reference; `reward` is a function or weighted terms.
 
     In fp32 the old log-probabilities and values are the sampler's own. In bf16, where decoding with a cache and a
-    full forward pass differ, both are read again by the path that the update uses.
+    full forward pass differ, both are read again by the path that the update uses. `micro_rows`, and the plan's
+    `decode_rows`, are halved whenever memory runs out; a `MicroRows` of either remembers it for the next call.
     """
-    rollout = sampler(policy, prompts, plan)
+    decoding = decode_rows or MicroRows(plan.decode_rows, name="decode_rows")
+    rollout = decoding.run(lambda rows: sampler(policy, prompts, replace(plan, decode_rows=rows)), total=len(prompts))
     scores = score(rollout, reward, policy.tokenizer)
-    ref_logprobs_BR = by_micro_batch(rollout.rows, micro_rows, lambda rows: [policy.reference(rows)])[0]
-    old_logprobs_BR, values_BR = rollout.old_logprobs_BR, rollout.values_BR
-    if policy.precision != "fp32":
-        old_logprobs_BR, values_BR, _ = evaluate_rows(policy, rollout.rows, micro_rows)
+    read = partial(_read, policy, rollout)
+    old_logprobs_BR, ref_logprobs_BR, values_BR = MicroRows.of(micro_rows).run(read, total=len(rollout))
     require_finite({"old/logprobs": old_logprobs_BR, "reference/logprobs": ref_logprobs_BR, "old/values": values_BR})
     return Experience(rollout, scores, old_logprobs_BR, ref_logprobs_BR, values_BR)
+
+
+def _read(policy: Policy, rollout: Rollout, micro_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+    """(old_logprobs_BR, ref_logprobs_BR, values_BR), all from micro-batches of one size."""
+    ref_logprobs_BR = reference_rows(policy, rollout.rows, micro_rows)
+    if policy.precision == "fp32":
+        return rollout.old_logprobs_BR, ref_logprobs_BR, rollout.values_BR
+    old = evaluate_rows(policy, rollout.rows, micro_rows)
+    return old.logprobs_BR, ref_logprobs_BR, old.values_BR
 
 
 def require_finite(named: Mapping[str, Tensor]) -> None:
@@ -107,3 +120,8 @@ def by_micro_batch(rows: Rows, micro_rows: int, read: Callable[[Rows], Sequence[
 def evaluate_rows(policy: Policy, rows: Rows, micro_rows: int) -> Evaluation:
     """`policy.evaluate` on any number of rows, without gradient, by the very path that updates use."""
     return Evaluation(*by_micro_batch(rows, micro_rows, policy.evaluate))
+
+
+def reference_rows(policy: Policy, rows: Rows, micro_rows: int) -> Tensor:
+    """`policy.reference` on any number of rows."""
+    return by_micro_batch(rows, micro_rows, lambda few: [policy.reference(few)])[0]

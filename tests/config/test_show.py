@@ -41,7 +41,7 @@ def test_describe_shows_every_setting() -> None:
 def test_describe_marks_what_differs_and_shows_its_default() -> None:
     ppo = {"steps": 20, "rewards": [{"type": "function", "function": "module:score", "weight": 2}]}
     text = describe(recipe(ppo=ppo))
-    assert line(text, "ppo").startswith("ppo steps* 20 (100) trackers []")
+    assert line(text, "ppo").startswith("ppo steps* 20 (100) model none trackers []")
     assert "weight* 2.0 (1.0)" in line(text, "ppo.rewards.0")
     assert text.count("*") == 3  # these two and model.path
 

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from hydralign.errors import NonFiniteError, RewardError
-from hydralign.evaluation.held_out import Answers, answer_held_out, as_record, compare_answers
+from hydralign.evaluation.comparison import as_record, compare_answers
+from hydralign.evaluation.held_out import Answers, answer_held_out
 from hydralign.rewards.combine import RewardTerm
 from hydralign.testing import LengthReward, tiny_policy, tiny_prompts
 from hydralign.types import Prompt, SamplingPlan
@@ -51,10 +52,11 @@ def test_reward_that_skips_a_whole_chunk_leaves_gaps(many: list[Prompt], tokeniz
     stored = json.loads((tmp_path / "before.json").read_text(), parse_constant=lambda name: pytest.fail(name))
     assert stored["metrics"]["reward/rare"][5:] == [None] * 14
     again = Answers.load(tmp_path / "before.json")
-    differences = {d.metric: d for d in compare_answers(again, before)}
+    comparison = compare_answers(again, before)
+    differences = {d.metric: d for d in comparison.metrics}
     assert differences["reward/rare"].n == 5
     assert differences["score"].n == 19
-    record = as_record(list(differences.values()), again, before)
+    record = as_record(comparison)
     assert record["metrics"]["score"]["verdict"] == "not distinguishable"
     assert record["facts"].keys() == {"kl", "tokens", "finished"}
 

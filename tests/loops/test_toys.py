@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from hydralign.config.model import Form, FullForm, LoraForm
-from hydralign.evaluation.held_out import compare_answers
+from hydralign.evaluation.comparison import compare_answers
 from hydralign.models import make_policy
 from hydralign.types import Prompt
 from tests.loops.toys import answered, random_graph, small_model, taught, teach_to_walk, word_tokenizer
@@ -115,7 +115,7 @@ def test_random_walker_learns_the_shortest_ways(tmp_path: Path) -> None:
     before = answered(policy, starts * 10, walks.optimality, **WALK_SETTINGS)
     taught(policy, starts, walks.optimality, tmp_path, steps=60, **WALK_SETTINGS)
     after = answered(policy, starts * 10, walks.optimality, **WALK_SETTINGS)
-    difference = compare_answers(before, after)[0]
+    difference = compare_answers(before, after).metrics[0]
     assert difference.before_mean < 0.5
     assert difference.verdict == "better"
     assert difference.after_mean >= 0.95

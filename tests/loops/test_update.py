@@ -11,11 +11,12 @@ import torch
 from hydralign.errors import ConfigError, NonFiniteError
 from hydralign.loops.estimate import estimate
 from hydralign.loops.update import LossWeights, accumulate, apply_gradients, make_optimizer, minibatch_rows, update
+from hydralign.memory import MicroRows
 from hydralign.models.policy import Policy
 from hydralign.processes import ALONE, Processes
 from hydralign.rollout import collect
 from hydralign.testing import tiny_policy, tiny_prompts
-from hydralign.types import Estimates, Experience, SamplingPlan
+from hydralign.types import Estimates, Experience, Rows, SamplingPlan
 from tests.conftest import shake
 
 PLAN = SamplingPlan(max_new_tokens=7, seed=2)
@@ -238,3 +239,68 @@ def test_rows_that_do_not_divide_are_refused(tokenizer: Any) -> None:
     optimizer = make_optimizer(policy.trained())
     with pytest.raises(ConfigError, match="8 rows are not a multiple of minibatches=3"):
         update(policy, optimizer, experience, estimates, minibatches=3)
+
+
+def run_out(policy: Any, *, forward: int | None = None, backward: int | None = None) -> list[int]:
+    """Memory runs out once, in the given forward or backward pass; returns the rows of every forward pass."""
+    evaluate, rows_seen = policy.evaluate, list[int]()
+
+    def fail(gradient: torch.Tensor) -> torch.Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
+
+    def evaluate_short(rows: Rows, **named: Any) -> Any:
+        rows_seen.append(len(rows))
+        told = evaluate(rows, **named)
+        if len(rows_seen) == forward:
+            fail(told.values_BR)
+        if len(rows_seen) == backward:
+            told.values_BR.register_hook(fail)
+        return told
+
+    policy.evaluate = evaluate_short
+    return rows_seen
+
+
+@pytest.mark.parametrize("place", ["forward", "backward"])
+def test_gradients_after_a_fallback_are_those_without(policy: Policy, place: str) -> None:
+    experience, estimates = learnt(policy)
+    shake(policy)
+    shared: dict[str, Any] = {"micro_rows": 4, "order": list(range(8)), "average": "token"}
+    plain = step_gradients(policy, experience, estimates, **shared)
+    rows_seen = run_out(policy, **{place: 2})
+    short = step_gradients(policy, experience, estimates, **shared)
+    assert rows_seen == [4, 4, 2, 2, 2, 2]
+    assert short.keys() == plain.keys()
+    scale = max(g.abs().max().item() for g in plain.values())
+    for name, gradient in plain.items():
+        torch.testing.assert_close(short[name] / scale, gradient / scale, atol=1e-6, rtol=0)
+
+
+def test_fallback_changes_neither_steps_nor_metrics_and_stays_for_the_next_update(tokenizer: Any) -> None:
+    ends = []
+    for forward in (None, 2):
+        policy = tiny_policy(tokenizer=tokenizer)
+        experience, estimates = learnt(policy)
+        rows_seen, micro = run_out(policy, forward=forward), MicroRows(4)
+        optimizer = make_optimizer(policy.trained(), type="sgd", learning_rate=0.05)
+        plan: dict[str, Any] = {"epochs": 2, "minibatches": 2, "micro_rows": micro}
+        stats = [update(policy, optimizer, experience, estimates, iteration=i, **plan) for i in (0, 1)]
+        ends.append((stats, torch.cat([p.detach().reshape(-1) for p in policy.trained().values()]), rows_seen, micro))
+    assert ends[1][2] == [4, 4, 2, 2] + [2, 2] * 6  # the second of eight steps is done again, the others by twos
+    assert ends[1][3].rows == 2
+    torch.testing.assert_close(ends[1][1], ends[0][1], atol=1e-6, rtol=0)
+    for plain, short in zip(ends[0][0], ends[1][0], strict=True):
+        assert short["ppo/optimizer_steps"] == 4
+        assert short == pytest.approx(plain, abs=1e-6)
+
+
+def test_poison_is_not_taken_for_lack_of_memory(tokenizer: Any) -> None:
+    policy = tiny_policy(tokenizer=tokenizer)
+    experience, estimates = learnt(policy)
+    rows_seen, micro = run_out(policy), MicroRows(4)
+    with pytest.raises(NonFiniteError):
+        update(
+            policy, make_optimizer(policy.trained()), experience, poison(estimates, 3), minibatches=1, micro_rows=micro
+        )
+    assert micro.rows == 4
+    assert rows_seen in ([4], [4, 4])  # nothing is tried again

@@ -34,13 +34,13 @@ def test_build_terms_makes_every_kind_and_names_it(
     assert [term.weight for term in terms] == [0.5, 1.0, 1.0, 1.0, 1.0]
     assert terms[1].minus_reference == "summary"
     assert isinstance(terms[2].reward, ClassifierReward)
-    assert (terms[2].reward.output, terms[2].reward.text, terms[2].reward.batch_rows) == (
+    assert (terms[2].reward.output, terms[2].reward.text, terms[2].reward.batch_rows.rows) == (
         "probability",
         "prompt+completion",
         3,
     )
     assert isinstance(terms[3].reward, RewardModel)
-    assert terms[3].reward.batch_rows == 5
+    assert terms[3].reward.batch_rows.rows == 5
     scores = score_rollout(terms, ["the film was"], [" good"], {"summary": ["four"]}, [True], [["good"]])
     assert scores.terms["brevity"] == [-5.0]
     assert scores.terms["brevity_2"] == [-1.0]

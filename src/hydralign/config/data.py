@@ -88,6 +88,21 @@ class NoSplit(Config):
 HeldOut = Annotated[HashSplit | LastSplit | SourceSplit | NoSplit, Field(discriminator="by")]
 
 
+class PartConfig(Config):
+    """Use only the rows whose text hashes into this range: recipes with disjoint ranges share no prompt."""
+
+    low: float = Field(default=0.0, ge=0, lt=100)
+    """Lower end in percent, inclusive."""
+    high: float = Field(default=100.0, gt=0, le=100)
+    """Upper end in percent, exclusive."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> PartConfig:
+        if self.low >= self.high:
+            raise ValueError(f"part.low={self.low:g} is not below part.high={self.high:g}: no row is left. Swap them.")
+        return self
+
+
 class SourceConfig(Config):
     """One data set: where it lies, what its columns are called, which rows count, what is held out."""
 
@@ -97,8 +112,12 @@ class SourceConfig(Config):
     """Split of a hub data set; files are one split."""
     columns: dict[str, str] = Field(default_factory=dict)
     """Our name: theirs, for columns that are called otherwise (prompt: question)."""
+    replace: dict[str, str] = Field(default_factory=dict)
+    """Replacements in every text, made one after the other before anything else ("<br />": "\\n")."""
     filter: FilterConfig = FilterConfig()
     """Bounds on length."""
+    part: PartConfig = PartConfig()
+    """A share of the rows, chosen by a hash of their text; not of a held-out source."""
     held_out: HeldOut = HashSplit()
     """How rows for evaluation are set apart."""
     limit: int | None = Field(default=None, ge=1)

@@ -12,8 +12,8 @@ from hydralign.config.base import Config
 class NewModelConfig(Config):
     """A model made from scratch with random weights and a byte-level BPE tokenizer of its own."""
 
-    family: Literal["gpt2", "llama"] = "gpt2"
-    """Architecture."""
+    family: Literal["gpt2", "llama", "bert"] = "gpt2"
+    """Architecture. bert reads both ways: it can classify, and cannot write."""
     layers: int = Field(default=4, ge=1)
     """Transformer blocks."""
     width: int = Field(default=256, ge=8)

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from hydralign.config.base import Config
+from hydralign.config.model import ModelConfig
 from hydralign.config.rewards import RewardTerm
 
 
@@ -206,6 +207,8 @@ class PPOConfig(Config):
     """Iterations: each samples, scores, estimates and updates once."""
     rewards: tuple[RewardTerm, ...]
     """Terms whose weighted sum is the score."""
+    model: ModelConfig | None = None
+    """Where it starts; None is the sft section's result, or the recipe's model when there is no such section."""
     sampling: SamplingConfig = SamplingConfig()
     """How answers are sampled."""
     batch: BatchConfig = BatchConfig()

@@ -2,32 +2,137 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from pydantic import Field, model_validator
 
 from hydralign.config.base import Config
+from hydralign.config.compare import CompareConfig
 from hydralign.config.data import DataConfig
-from hydralign.config.model import LoraForm, ModelConfig
+from hydralign.config.model import FullForm, LoraForm, ModelConfig
 from hydralign.config.ppo import PPOConfig
+from hydralign.config.reward import RewardConfig
+from hydralign.config.sft import SFTConfig
+from hydralign.config.training import SupervisedConfig
+
+Item = TypeVar("Item", SFTConfig, RewardConfig)
+
+OUTPUT = "{output}"
+"""Stands for the recipe's output folder in every text of a recipe."""
 
 
 class Recipe(Config):
     """Everything a run needs. `resolved()` fills what depends on another section; the result loads again."""
 
     output: str
-    """Folder for results."""
+    """Folder for results. Elsewhere in the recipe, `{output}` stands for it."""
     seed: int = Field(default=0, ge=0)
     """Seeds data order, sampling and new weights."""
     model: ModelConfig
     """The model that is taught."""
     data: DataConfig = DataConfig()
     """The data sets by kind."""
+    sft: SFTConfig | tuple[SFTConfig, ...] | None = None
+    """Supervised fine-tuning; a list when there are several. Reward and ppo start from the last one's result."""
+    reward: RewardConfig | tuple[RewardConfig, ...] | None = None
+    """Reward model or classifier; a list when there are several."""
     ppo: PPOConfig | None = None
     """Reinforcement learning."""
+    compare: CompareConfig | None = None
+    """Before and after, with a report."""
+
+    @model_validator(mode="after")
+    def _named(self) -> Recipe:
+        for section in ("sft", "reward"):
+            items = getattr(self, section)
+            if not isinstance(items, tuple):
+                continue
+            names = [item.name for item in items]
+            if not all(names) or len(set(names)) < len(names):
+                raise ValueError(
+                    f"{section} is a list with the names {names}: each item writes into a folder of its own, called "
+                    f"by its name. Give every item of {section} another name."
+                )
+        return self
 
     def resolved(self) -> Recipe:
         """The same recipe with every setting that depends on another section written out."""
-        if self.ppo is None or self.ppo.optimizer.learning_rate is not None:
-            return self
-        rate = 3e-5 if isinstance(self.model.form, LoraForm) else 3e-6
-        optimizer = self.ppo.optimizer.model_copy(update={"learning_rate": rate})
-        return self.model_copy(update={"ppo": self.ppo.model_copy(update={"optimizer": optimizer})})
+        recipe = type(self).model_validate(_filled(self.model_dump(), self.output))
+        after_sft = recipe._after_sft()
+        return recipe.model_copy(
+            update={
+                "sft": _each(recipe.sft, lambda item: _resolved(item, recipe.model, _SFT_RATES)),
+                "reward": _each(recipe.reward, lambda item: _resolved(item, _scoring(after_sft), _REWARD_RATES)),
+                "ppo": (ppo := recipe.ppo and _resolved_ppo(recipe.ppo, after_sft)),
+                "compare": recipe.compare and _resolved_compare(recipe.compare, ppo, recipe.output),
+            }
+        )
+
+    def _after_sft(self) -> ModelConfig:
+        """The model that reward and ppo start from."""
+        items = self.sft if isinstance(self.sft, tuple) else (self.sft,)
+        if (last := items[-1]) is None:
+            return self.model
+        start = last.model or self.model
+        made = "/".join(
+            [self.output, "sft", *([last.name] if isinstance(self.sft, tuple) and last.name else []), "model"]
+        )
+        if isinstance(start.form, LoraForm) and start.path is not None:
+            return start.model_copy(update={"form": start.form.model_copy(update={"adapter": made})})
+        return start.model_copy(update={"path": made, "new": None})
+
+
+_SFT_RATES = {"new": 1e-3, "full": 2e-5, "lora": 2e-4}
+_REWARD_RATES = {"new": 5e-4, "full": 1e-5, "lora": 1e-4}
+_PPO_RATES = {"full": 3e-6, "lora": 3e-5}
+
+
+def _scoring(start: ModelConfig) -> ModelConfig:
+    """What a reward model starts from: the language model itself, with a trained adapter merged into it."""
+    if isinstance(start.form, LoraForm) and start.form.adapter is not None:
+        form = start.form.model_copy(update={"adapter": None})
+        return start.model_copy(update={"path": start.form.adapter, "form": form})
+    return start
+
+
+def _resolved(config: Item, model: ModelConfig, rates: dict[str, float]) -> Item:
+    model = config.model or model
+    kind = "new" if model.new and isinstance(model.form, FullForm) else model.form.type
+    return config.model_copy(update={"model": model, **_with_rate(config, rates[kind])})
+
+
+def _resolved_ppo(config: PPOConfig, model: ModelConfig) -> PPOConfig:
+    model = config.model or model
+    return config.model_copy(update={"model": model, **_with_rate(config, _PPO_RATES[model.form.type])})
+
+
+def _resolved_compare(config: CompareConfig, ppo: PPOConfig | None, output: str) -> CompareConfig:
+    if ppo is None or ppo.model is None:
+        return config
+    form = ppo.model.form
+    start = form.adapter if isinstance(form, LoraForm) and form.adapter else ppo.model.path
+    sides = {"before": config.before or start, "after": config.after or f"{output.rstrip('/')}/ppo/model"}
+    return config.model_copy(update=sides)
+
+
+def _with_rate(config: SupervisedConfig | PPOConfig, rate: float) -> dict[str, Any]:
+    if config.optimizer.learning_rate is not None:
+        return {}
+    return {"optimizer": config.optimizer.model_copy(update={"learning_rate": rate})}
+
+
+def _each(items: Any, change: Any) -> Any:
+    """A section's item or items, each changed; None stays None."""
+    return tuple(change(item) for item in items) if isinstance(items, tuple) else items and change(items)
+
+
+def _filled(value: Any, output: str) -> Any:
+    """Plain values with the output folder put in."""
+    if isinstance(value, str):
+        return value.replace(OUTPUT, output.rstrip("/"))
+    if isinstance(value, dict):
+        return {name: _filled(part, output) for name, part in value.items()}
+    if isinstance(value, Sequence):
+        return [_filled(part, output) for part in value]
+    return value

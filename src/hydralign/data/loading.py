@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from hydralign.config.data import FilterConfig, PromptSourceConfig, SourceConfig, SourceSplit
+from hydralign.config.data import FilterConfig, PartConfig, PromptSourceConfig, SourceConfig, SourceSplit
 from hydralign.data.comparisons import comparison_drafter
 from hydralign.data.demonstrations import demonstration_drafter, labelled_drafter
 from hydralign.data.drafts import Draft, Drafter, LeftOut
@@ -21,7 +21,7 @@ from hydralign.data.prompts import cut_to_prompts, prompt_drafter, tokenised
 from hydralign.data.reading import read_table
 from hydralign.data.report import DataReport, DataSet
 from hydralign.data.rows import EmptyTextError, Row, Table
-from hydralign.data.splits import split_rows
+from hydralign.data.splits import in_part, split_rows
 from hydralign.errors import ConfigError, DataError
 from hydralign.types import Demonstration, LabelledText, Preference, Prompt
 
@@ -110,10 +110,11 @@ def _load(
         raise ConfigError(
             "filter counts tokens, and no tokenizer is given: nobody can count. Give one, or use characters."
         )
-    table = read_table(config.source, split=config.split, columns=config.columns, rows=rows)
-    main, other = _gather(table, config.filter, tokenizer, kind, limit=config.limit), None
+    reading: dict[str, Any] = {"columns": config.columns, "replace": config.replace}
+    table = read_table(config.source, split=config.split, rows=rows, **reading)
+    main, other = _gather(table, config.filter, tokenizer, kind, limit=config.limit, part=config.part), None
     if isinstance(config.held_out, SourceSplit):
-        table = read_table(config.held_out.source, split=config.held_out.split, columns=config.columns)
+        table = read_table(config.held_out.source, split=config.held_out.split, **reading)
         other = _gather(table, config.filter, tokenizer, kind)
     sides = split_rows(main.keyed, config.held_out, other.keyed if other else ())
     dropped = main.dropped + (other.dropped if other else Counter())
@@ -141,6 +142,7 @@ def _gather(
     kind: _Kind[Record],
     *,
     limit: int | None = None,
+    part: PartConfig | None = None,
 ) -> _Gathered[Record]:
     keyed: list[tuple[str, Record]] = []
     dropped: Counter[str] = Counter()
@@ -153,6 +155,8 @@ def _gather(
             break
         if isinstance(outcome, LeftOut):
             dropped[outcome.reason] += 1
+        elif part and not in_part(outcome[0], part):
+            dropped[f"outside the part {part.low:g}-{part.high:g} %"] += 1
         else:
             keyed.append(outcome)
     return _Gathered(table.source, len(table.rows), tuple(keyed), dropped)

@@ -40,11 +40,13 @@ def read_table(
     *,
     split: str = "train",
     columns: Mapping[str, str] | None = None,
+    replace: Mapping[str, str] | None = None,
     rows: Iterable[Mapping[str, Any]] | None = None,
 ) -> Table:
-    """All rows of `source` (or of `rows` in its place), with `columns` (ours: theirs) applied.
+    """All rows of `source` (or of `rows` in its place), with `columns` (ours: theirs) and `replace` applied.
 
-    A mapped column is added under our name; the original stays. Raises DataError for a source that is missing,
+    A mapped column is added under our name; the original stays. Replacements (old: new) are made in every text, also
+    inside chats, one after the other. Raises DataError for a source that is missing,
     unreadable or empty, and for a mapped column that no row has.
     """
     sources = (source,) if isinstance(source, str) else tuple(source)
@@ -62,6 +64,8 @@ def read_table(
             )
     if wanted:
         read = [_renamed(row, wanted) for row in read]
+    if replace:
+        read = [Row(r.source, r.number, _replaced(r.values, replace), r.counting, r.theirs) for r in read]
     return Table(name, tuple(read), tuple(dict.fromkeys((*there, *wanted))), frozenset(wanted))
 
 
@@ -69,6 +73,16 @@ def _renamed(row: Row, wanted: Mapping[str, str]) -> Row:
     kept = {name: value for name, value in row.values.items() if name not in wanted}
     values = kept | {ours: row.values[theirs] for ours, theirs in wanted.items() if theirs in row.values}
     return Row(row.source, row.number, values, row.counting, wanted)
+
+
+def _replaced(value: Any, replace: Mapping[str, str]) -> Any:
+    if isinstance(value, str):
+        for old, new in replace.items():
+            value = value.replace(old, new)
+        return value
+    if isinstance(value, Mapping):
+        return {name: _replaced(part, replace) for name, part in value.items()}
+    return [_replaced(part, replace) for part in value] if isinstance(value, list) else value
 
 
 def _read(source: str, split: str) -> Iterator[Row]:

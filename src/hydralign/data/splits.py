@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Generic, TypeVar
 
-from hydralign.config.data import HashSplit, HeldOut, LastSplit
+from hydralign.config.data import HashSplit, HeldOut, LastSplit, PartConfig
 
 Record = TypeVar("Record")
 Keyed = tuple[str, Record]
@@ -28,8 +28,18 @@ class Sides(Generic[Record]):
 
 def held_out_by_hash(key: str, percent: float) -> bool:
     """Whether a prompt is held out: `percent` of all prompts are. Blanks around the prompt do not count."""
-    digest = blake2b(key.strip().encode(), digest_size=8).digest()
-    return int.from_bytes(digest) < percent / 100 * 2**64
+    return _place(key) < percent
+
+
+def in_part(key: str, part: PartConfig) -> bool:
+    """Whether a prompt lies in this part of its source. Independent of which prompts are held out."""
+    return part == PartConfig() or part.low <= _place(key, salt=b"part") < part.high
+
+
+def _place(key: str, salt: bytes = b"") -> float:
+    """Where a hash puts the prompt between 0 and 100. Blanks around it do not count."""
+    digest = blake2b(key.strip().encode(), digest_size=8, salt=salt).digest()
+    return int.from_bytes(digest) / 2**64 * 100
 
 
 def split_rows(rows: Sequence[Keyed[Record]], held_out: HeldOut, other: Sequence[Keyed[Record]] = ()) -> Sides[Record]:

@@ -14,7 +14,12 @@ def training_texts(config: DataConfig) -> list[str]:
         rows = load_demonstrations(config.demonstrations).train
         return [row.prompt + row.completion for row in rows]
     if config.prompts is not None:
-        table = read_table(config.prompts.source, split=config.prompts.split, columns=config.prompts.columns)
+        table = read_table(
+            config.prompts.source,
+            split=config.prompts.split,
+            columns=config.prompts.columns,
+            replace=config.prompts.replace,
+        )
         name = next((name for name in ("text", "prompt", "query") if table.has(name)), None)
         if name is not None:
             return [row.text(name) for row in table.rows]

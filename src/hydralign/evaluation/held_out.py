@@ -9,7 +9,6 @@ from __future__ import annotations
 import io
 import json
 import math
-import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,8 +18,8 @@ import torch
 from torch import Tensor
 
 from hydralign.algorithms.kl import k1
-from hydralign.evaluation.statistics import Difference, compare_paired
 from hydralign.generation.sampler import Sampler, sample
+from hydralign.memory import MicroRows
 from hydralign.models.policy import Policy
 from hydralign.processes import ALONE, Processes
 from hydralign.progress import progress
@@ -61,12 +60,17 @@ def answer_held_out(
     plan: SamplingPlan,
     *,
     micro_rows: int = 16,
-    samples: int = 8,
+    samples: int | None = 8,
     label: str = "held out",
     processes: Processes = ALONE,
     sampler: Sampler = sample,
 ) -> Answers:
-    """Answer every prompt once. Metrics: score, each reward if several, kl (k1 sum, nats), tokens, finished (0, 1)."""
+    """Answer every prompt once. Metrics: score, each reward if several, kl (k1 sum, nats), tokens, finished (0, 1).
+
+    The first `samples` answers are kept as text; None keeps all of them.
+    """
+    sizes = {"micro_rows": micro_rows, "decode_rows": plan.decode_rows}
+    fits = {name: MicroRows(rows, name=name, speaks=processes.main) for name, rows in sizes.items()}
     share = processes.share(len(prompts))
     own = list(prompts[share])
 
@@ -77,7 +81,7 @@ def answer_held_out(
             for start in range(0, len(own), plan.decode_rows):
                 few = own[start : start + plan.decode_rows]
                 keyed = plan.at(EVALUATION, first_row=share.start + start)
-                experience = collect(policy, few, terms, keyed, micro_rows=micro_rows, sampler=sampler)
+                experience = collect(policy, few, terms, keyed, **fits, sampler=sampler)
                 measured = _measured(experience)
                 for name, values in measured.items():
                     parts.setdefault(name, []).append(values.double())
@@ -85,15 +89,18 @@ def answer_held_out(
                 shown += [{"query": prompt.text, "response": text, "score": score} for prompt, text, score in told]
                 means = {name: float(torch.cat(parts[name]).mean()) for name in ("score", "kl", "tokens")}
                 bar.update(start + len(few), means)
-        return {name: torch.cat(values) for name, values in parts.items()}, shown[:samples]
+        return {name: torch.cat(values) for name, values in parts.items()}, shown
 
     measured, shown = processes.agreed(answer_share)
+    for size in fits.values():
+        size.agree(processes)
     metrics = {name: processes.gather(values, len(prompts)).tolist() for name, values in measured.items()}
     rewards = [name for name in metrics if name.startswith("reward/")]
     counts = {name.removeprefix("reward/"): sum(not math.isnan(x) for x in metrics[name]) for name in rewards}
     require_applied(counts, len(prompts))
     alone = rewards if len(rewards) == 1 else []  # a single reward is the score
-    return Answers({name: values for name, values in metrics.items() if name not in alone}, shown)
+    texts = [json.loads(row) for row in processes.join([json.dumps(row) for row in shown])]
+    return Answers({name: values for name, values in metrics.items() if name not in alone}, texts[:samples])
 
 
 def _measured(experience: Experience) -> dict[str, Tensor]:
@@ -111,47 +118,3 @@ def _measured(experience: Experience) -> dict[str, Tensor]:
 
 def _with_gaps(values: Sequence[float | None], device: torch.device) -> Tensor:
     return torch.tensor([float("nan") if value is None else value for value in values], device=device)
-
-
-NEUTRAL = ("kl", "tokens", "finished")
-"""Metrics that describe the answers: more of them is neither better nor worse."""
-
-
-def compare_answers(before: Answers, after: Answers, *, confidence: float = 0.95) -> list[Difference]:
-    """Paired differences of the score and of each reward term; the score comes first.
-
-    Prompts that a term did not apply to, before or after, are left out of that term's n.
-    """
-    differences = []
-    for name in before.metrics:
-        if name in NEUTRAL:
-            continue
-        pairs = zip(before.metrics[name], after.metrics[name], strict=True)
-        told = [(old, new) for old, new in pairs if not (math.isnan(old) or math.isnan(new))]
-        if len(told) >= 2:
-            old, new = zip(*told, strict=True)
-            differences.append(compare_paired(name, old, new, confidence=confidence))
-    return differences
-
-
-def as_record(differences: Sequence[Difference], before: Answers, after: Answers) -> dict[str, Any]:
-    """The comparison as plain JSON: `metrics.<name>` with interval and verdict, `facts.<name>` with means only."""
-    metrics = {
-        d.metric: {
-            "before": {"mean": d.before_mean, "median": d.before_median, "std": d.before_std},
-            "after": {"mean": d.after_mean, "median": d.after_median, "std": d.after_std},
-            "difference": {"mean": d.difference, "ci_low": d.ci_low, "ci_high": d.ci_high},
-            "n": d.n,
-            "confidence": d.confidence,
-            "higher_is_better": d.higher_is_better,
-            "primary": d.metric == "score",
-            "verdict": d.verdict,
-            "sentence": d.sentence(),
-        }
-        for d in differences
-    }
-    facts = {
-        name: {"before": statistics.fmean(before.metrics[name]), "after": statistics.fmean(after.metrics[name])}
-        for name in NEUTRAL
-    }
-    return {"metrics": metrics, "facts": facts}

@@ -51,7 +51,7 @@ class Difference:
 
     def sentence(self) -> str:
         """The result in one line of plain English, with the numbers, and with its weakness when it has one."""
-        digits = self._decimals()
+        digits = decimals(self.ci_low, self.ci_high)
         before, after = f"{self.before_mean:z.{digits}f}", f"{self.after_mean:z.{digits}f}"
         difference, low, high = (f"{x:+z.{digits}f}" for x in (self.difference, self.ci_low, self.ci_high))
         level = f"{100 * self.confidence:g} %"
@@ -66,13 +66,14 @@ class Difference:
             sentence += f" Warning: n = {self.n} is below {_FEW}, so the interval is rough."
         return sentence
 
-    def _decimals(self) -> int:
-        """Two digits of the interval's half width, and enough that neither bound is rounded to zero."""
-        half_width = (self.ci_high - self.ci_low) / 2
-        wanted = [-math.floor(math.log10(abs(x))) for x in (self.ci_low, self.ci_high) if abs(x) > 1e-9]
-        if half_width > 1e-9:
-            wanted.append(1 - math.floor(math.log10(half_width)))
-        return min(max(0, *wanted), 6) if wanted else 2
+
+def decimals(low: float, high: float) -> int:
+    """Decimals to print an interval with: two digits of its half width, and no bound that is not 0 rounded to 0."""
+    half_width = (high - low) / 2
+    wanted = [-math.floor(math.log10(abs(x))) for x in (low, high) if abs(x) > 1e-9]
+    if half_width > 1e-9:
+        wanted.append(1 - math.floor(math.log10(half_width)))
+    return min(max(0, *wanted), 6) if wanted else 2
 
 
 def compare_paired(

@@ -17,7 +17,7 @@ _WEYL = (0x9E3779B9, 0xBB67AE85)
 _LOW = np.uint64(0xFFFFFFFF)
 _SHIFT = np.uint64(32)
 
-TOKENS, LENGTHS, SHUFFLE = 0, 1, 2
+TOKENS, LENGTHS, SHUFFLE, CROPS = 0, 1, 2, 3
 """Streams: what the numbers are for."""
 
 

@@ -8,26 +8,36 @@ another policy than the one that was sampled.
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from hydralign.errors import StartCheckError
+from hydralign.memory import MicroRows
 from hydralign.models.policy import Policy
-from hydralign.rollout import evaluate_rows, require_finite
+from hydralign.rollout import evaluate_rows, reference_rows, require_finite
 from hydralign.types import Experience
 
 DRIFT_LIMITS = {"fp32": (1e-4, 1e-3), "bf16": (3e-2, 0.5)}
 """Largest allowed (mean, maximum) of |log-probability by decoding − by forward pass|, in nats."""
 
 
-def check_start(policy: Policy, experience: Experience, *, fresh: bool, micro_rows: int = 16) -> dict[str, float]:
+def check_start(
+    policy: Policy, experience: Experience, *, fresh: bool, micro_rows: int | MicroRows = 16
+) -> dict[str, float]:
     """Run both checks on an experience that was collected before any update; returns what was measured.
 
     `fresh` is False for a resumed run, whose policy has left its reference already. The experience must have been
     collected with the same `micro_rows`. Raises StartCheckError, or NonFiniteError for NaN in the forward pass.
     """
-    rows = experience.rollout.rows
-    mask_BR = rows.mask_BR
-    first_BR = evaluate_rows(policy, rows, micro_rows).logprobs_BR
-    again_BR = evaluate_rows(policy, rows, micro_rows).logprobs_BR
+    rows, fits = experience.rollout.rows, MicroRows.of(micro_rows)
+    mask_BR, collected_with = rows.mask_BR, fits.rows
+
+    def read(at_once: int) -> tuple[Tensor, Tensor, Tensor]:
+        first_BR, again_BR = (evaluate_rows(policy, rows, at_once).logprobs_BR for _ in range(2))
+        # Kernels round by the shape of a batch: bits are compared between micro-batches of one size only.
+        stored = at_once == collected_with
+        return first_BR, again_BR, experience.ref_logprobs_BR if stored else reference_rows(policy, rows, at_once)
+
+    first_BR, again_BR, reference_BR = fits.run(read, total=len(rows))
     require_finite({"policy/logprobs": first_BR})
     if not torch.equal(first_BR, again_BR):
         raise StartCheckError(
@@ -35,7 +45,6 @@ def check_start(policy: Policy, experience: Experience, *, fresh: bool, micro_ro
             "probability ratio would not be 1 before any update. Probable cause: dropout or another random layer is "
             "on. Load the model with its dropout at 0."
         )
-    reference_BR = experience.ref_logprobs_BR
     if fresh and not torch.equal(first_BR, reference_BR):
         raise StartCheckError(
             f"Policy and reference differ by up to {_gap(first_BR, reference_BR):.2g} nats per token before the first "

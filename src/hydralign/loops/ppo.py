@@ -30,6 +30,7 @@ from hydralign.loops.estimate import estimate
 from hydralign.loops.schedule import learning_rate_at, set_learning_rate
 from hydralign.loops.state import PPOState, checkpoints, load_checkpoint, save_checkpoint
 from hydralign.loops.update import LossWeights, make_optimizer, update
+from hydralign.memory import MicroRows
 from hydralign.models.policy import Policy
 from hydralign.processes import ALONE, Processes
 from hydralign.progress import progress, say
@@ -68,6 +69,7 @@ def train(config: PPOConfig, parts: PPOParts, *, seed: int = 0) -> PPOState:
     plan = sampling_plan(config.sampling, seed)
     optimizer = _optimizer(config, policy)
     state = _resumed(config, parts, optimizer)
+    micro, decode = _rows_at_once(config, parts, lambda: state.step)
     poison: NonFiniteError | None = None
     fresh, measured = state.step == 0, dict[str, float]()
     quiet = None if processes.main else io.StringIO()
@@ -84,17 +86,18 @@ def train(config: PPOConfig, parts: PPOParts, *, seed: int = 0) -> PPOState:
             set_learning_rate(optimizer, rate)
             try:
                 # 1. Sample answers, score them, read the reference.
-                experience = processes.agreed(partial(_collect, config, parts, plan, step))
+                experience = processes.agreed(partial(_collect, config, parts, plan, step, micro, decode))
+                decode.agree(processes)
                 collected = time.perf_counter()
                 if not measured:
-                    check = partial(check_start, policy, experience, fresh=fresh, micro_rows=config.batch.micro_rows)
+                    check = partial(check_start, policy, experience, fresh=fresh, micro_rows=micro)
                     measured = processes.agreed(check)
                 # 2. Estimate advantages.
                 batch = _batch_moments(config, experience, processes)
                 state = replace(state, moments=state.moments.merged(batch))
                 estimates = _estimate(config, state, experience, batch, processes)
                 # 3. Update policy and values.
-                stats = _update(config, parts, optimizer, experience, estimates, seed=seed, iteration=step)
+                stats = _update(config, parts, optimizer, experience, estimates, micro, seed=seed, iteration=step)
                 # 4. Follow the KL target, report.
                 state = _advanced(config, state, estimates.stats["objective/kl"])
                 metrics = {**estimates.stats, **stats, "ppo/learning_rate": rate, **_times(started, collected)}
@@ -150,7 +153,21 @@ def interruptible() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, previous)
 
 
-def _collect(config: PPOConfig, parts: PPOParts, plan: SamplingPlan, step: int) -> Experience:
+def _rows_at_once(config: PPOConfig, parts: PPOParts, step: Callable[[], int]) -> tuple[MicroRows, MicroRows]:
+    """(micro_rows, decode_rows) of the whole run: what once ran out of memory is not tried again. Events name both."""
+
+    def begin(name: str, rows: int) -> MicroRows:
+        def note(fewer: int) -> None:
+            parts.tracker.event(step(), "out_of_memory", {name: fewer})
+
+        return MicroRows(rows, name=name, speaks=parts.processes.main, on_change=note)
+
+    return begin("micro_rows", config.batch.micro_rows), begin("decode_rows", config.sampling.decode_rows)
+
+
+def _collect(
+    config: PPOConfig, parts: PPOParts, plan: SamplingPlan, step: int, micro: MicroRows, decode: MicroRows
+) -> Experience:
     """This process's share of the iteration's rows: each prompt `samples_per_prompt` times, neighbours."""
     batch = config.batch
     prompts: list[Prompt] = [
@@ -162,7 +179,8 @@ def _collect(config: PPOConfig, parts: PPOParts, plan: SamplingPlan, step: int) 
         prompts[share],
         parts.rewards,
         plan.at(step, first_row=share.start),
-        micro_rows=batch.micro_rows,
+        micro_rows=micro,
+        decode_rows=decode,
         sampler=parts.sampler,
     )
 
@@ -197,6 +215,7 @@ def _update(
     optimizer: torch.optim.Optimizer,
     experience: Experience,
     estimates: Estimates,
+    micro: MicroRows,
     *,
     seed: int,
     iteration: int,
@@ -208,7 +227,7 @@ def _update(
         estimates,
         epochs=config.batch.epochs,
         minibatches=config.batch.minibatches,
-        micro_rows=config.batch.micro_rows,
+        micro_rows=micro,
         loss=LossWeights(**config.loss.model_dump(exclude={"target_kl"})),
         target_kl=config.loss.target_kl,
         max_grad_norm=config.optimizer.max_grad_norm,

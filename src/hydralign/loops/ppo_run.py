@@ -6,45 +6,38 @@ and the paired interval is printed and stored.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from hydralign.config import PPOConfig, Recipe
 from hydralign.config.data import PromptSourceConfig
-from hydralign.config.loading import dump_config
+from hydralign.config.model import ModelConfig
 from hydralign.data import DataSet, PromptStream, load_prompts, training_texts
 from hydralign.errors import ConfigError, DataError, NonFiniteError
-from hydralign.evaluation.held_out import Answers, answer_held_out, as_record, compare_answers
+from hydralign.evaluation.comparison import Comparison, as_record, compare_answers, fact_sentence
+from hydralign.evaluation.held_out import Answers, answer_held_out
 from hydralign.evaluation.statistics import Difference
 from hydralign.generation.sampler import check_context
 from hydralign.loops.ppo import PPOParts, sampling_plan, train
+from hydralign.loops.section import RESULT, opened, write_json
 from hydralign.models import load_policy, make_model, make_policy, train_tokenizer
 from hydralign.models.policy import Policy
 from hydralign.processes import Processes
 from hydralign.progress import say
 from hydralign.rewards.build import build_terms
 from hydralign.rewards.combine import RewardTerm
-from hydralign.tracking import Tracker, open_trackers
+from hydralign.tracking import Tracker
 from hydralign.types import Prompt
 
-RESULT = "evaluation.json"
-"""Written last: a section whose folder holds it is finished."""
 
-
-def run_ppo(recipe: Recipe, folder: Path, processes: Processes) -> list[Difference]:
+def run_ppo(recipe: Recipe, config: PPOConfig, folder: Path, processes: Processes) -> list[Difference]:
     """Train as the recipe's `ppo` section says, into `folder`; returns the paired differences, the score first."""
-    config = required_section(recipe)
-    loaded = load_parts(recipe, processes)
+    loaded = load_parts(recipe, config, processes)
     policy, held_out, terms = loaded.policy, loaded.held_out, loaded.terms
     if processes.main:
         say(loaded.prompts.report.describe())
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-    processes.wait()
 
     def answers(label: str) -> Answers:
         return answer_held_out(
@@ -57,35 +50,28 @@ def run_ppo(recipe: Recipe, folder: Path, processes: Processes) -> list[Differen
             processes=processes,
         )
 
-    before = _stored(folder / "before.json", partial(answers, "before"), processes)
-    # Rows mirror to trackers from the main process only; the others keep nothing.
-    tracker = (
-        open_trackers(folder, config.trackers, folder.parent.name, config.model_dump()) if processes.main else None
-    )
-
-    try:
+    with opened(folder, config, processes) as records:
+        before = stored_answers(folder / "before.json", partial(answers, "before"), processes)
         parts = PPOParts(
             policy=policy,
             prompts=PromptStream(loaded.prompts.train, recipe.seed),
             rewards=terms,
             folder=folder,
-            tracker=tracker or _Silent(),
-            record=tracker.primary if tracker else None,
+            tracker=records.tracker,
+            record=records.local,
             processes=processes,
-            on_step=partial(_evaluate_when_due, config, answers, tracker or _Silent()),
+            on_step=partial(_evaluate_when_due, config, answers, records.tracker),
         )
         train(config, parts, seed=recipe.seed)
-    finally:
-        if tracker:
-            tracker.close()
-    after = _stored(folder / "after.json", partial(answers, "after"), processes)
-    differences = compare_answers(before, after)
+    after = stored_answers(folder / "after.json", partial(answers, "after"), processes)
+    comparison = compare_answers(before, after)
     if processes.main:
         policy.export(folder / "model")
-        _write(folder / RESULT, as_record(differences, before, after))
-        tell(differences, before, after, folder)
+        write_json(folder / RESULT, as_record(comparison))
+        tell(comparison)
+        say(f"Model, metrics and samples lie in {folder}.")
     processes.wait()
-    return differences
+    return list(comparison.metrics)
 
 
 def _evaluate_when_due(
@@ -103,15 +89,6 @@ def _evaluate_when_due(
         tracker.log(step - 1, {f"eval/{name}": sum(x) / len(x) for name, x in metrics.items()})
 
 
-def required_section(recipe: Recipe) -> PPOConfig:
-    """The recipe's ppo section; raises ConfigError when it or its prompts are missing."""
-    if recipe.ppo is None:
-        raise ConfigError("The recipe has no `ppo` section: there is nothing to run. Add one, with `rewards` at least.")
-    if recipe.data.prompts is None:
-        raise ConfigError("The recipe has no `data.prompts`: PPO has nothing to answer. Name a source of prompts.")
-    return recipe.ppo
-
-
 @dataclass(frozen=True)
 class Loaded:
     """What a ppo section works with, loaded and checked against each other."""
@@ -123,22 +100,21 @@ class Loaded:
     terms: tuple[RewardTerm, ...]
 
 
-def load_parts(recipe: Recipe, processes: Processes) -> Loaded:
+def load_parts(recipe: Recipe, config: PPOConfig, processes: Processes) -> Loaded:
     """Everything that a ppo section needs, with every check that can be made before the first answer is sampled."""
-    config = required_section(recipe)
+    if recipe.data.prompts is None:
+        raise ConfigError("The recipe has no `data.prompts`: PPO has nothing to answer. Name a source of prompts.")
     processes.require_shares(config.batch.minibatch_rows, "ppo rows per minibatch")
     terms = build_terms(config.rewards, processes.device)
-    policy = _policy(recipe, processes)
-    assert recipe.data.prompts is not None
+    policy = _policy(recipe, config.model or recipe.model, processes)
     prompts = load_prompts(recipe.data.prompts, policy.tokenizer, seed=recipe.seed)
     held_out = proof_prompts(prompts, config, at_least=max(2, processes.count))
     check_context(policy, [*prompts.train, *held_out], sampling_plan(config.sampling, recipe.seed))
     return Loaded(policy, prompts, held_out, terms)
 
 
-def _policy(recipe: Recipe, processes: Processes) -> Policy:
-    """The recipe's model in its form."""
-    model = recipe.model
+def _policy(recipe: Recipe, model: ModelConfig, processes: Processes) -> Policy:
+    """The model in its form."""
     if model.path is not None:
         return load_policy(
             model.path,
@@ -167,16 +143,15 @@ def proof_prompts(prompts: DataSet[Prompt], config: PPOConfig, *, at_least: int)
     return held_out
 
 
-def tell(differences: Sequence[Difference], before: Answers, after: Answers, folder: Path) -> None:
+def tell(comparison: Comparison) -> None:
     """The result in plain sentences."""
-    for difference in differences:
+    for difference in comparison.metrics:
         say(difference.sentence())
-    facts = as_record(differences, before, after)["facts"]
-    told = ", ".join(f"{name} {fact['before']:.3g} → {fact['after']:.3g}" for name, fact in facts.items())
-    say(f"On held-out prompts: {told} (means). Model, metrics and samples lie in {folder}.")
+    for fact in comparison.facts:
+        say(fact_sentence(fact))
 
 
-def _stored(path: Path, make: Callable[[], Answers], processes: Processes) -> Answers:
+def stored_answers(path: Path, make: Callable[[], Answers], processes: Processes) -> Answers:
     """Answers from a file of this run, or made now and written there. Every process returns the same."""
     if path.exists():
         return Answers.load(path)
@@ -186,28 +161,6 @@ def _stored(path: Path, make: Callable[[], Answers], processes: Processes) -> An
         answers.save(path)
     processes.wait()
     return answers
-
-
-def _write(path: Path, record: Mapping[str, Any]) -> None:
-    unfinished = path.with_name(f".{path.name}.partial")
-    unfinished.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    unfinished.rename(path)
-
-
-class _Silent:
-    """The tracker of processes that do not write."""
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Nothing."""
-
-    def table(self, step: int, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Nothing."""
-
-    def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
-        """Nothing."""
-
-    def close(self) -> None:
-        """Nothing."""
 
 
 def prompt_preview(prompt: Prompt, source: PromptSourceConfig) -> str:

@@ -2,57 +2,149 @@
 
 OUT/recipe.yaml           the resolved recipe; another one is refused
 OUT/<section>/            what the section writes; it is finished when its last file is there
+OUT/<section>/<name>/     the same, of sections that are lists
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
 from hydralign.config import Recipe, describe, diff, dump_recipe, load_recipe
 from hydralign.errors import ConfigError, RunFolderError, did_you_mean
 from hydralign.evaluation.statistics import Difference
-from hydralign.loops.ppo import sampling_plan
-from hydralign.loops.ppo_run import RESULT, load_parts, prompt_preview, required_section, run_ppo
-from hydralign.models.policy import Policy
+from hydralign.loops.compare_run import run_compare
+from hydralign.loops.plans import plan_compare, plan_ppo, plan_reward, plan_sft
+from hydralign.loops.ppo_run import run_ppo
+from hydralign.loops.reward_run import run_reward
+from hydralign.loops.section import RESULT
+from hydralign.loops.sft_run import run_sft
 from hydralign.processes import Processes, launched_processes
 from hydralign.progress import say
 
-SECTIONS: dict[str, Callable[[Recipe, Path, Processes], list[Difference]]] = {"ppo": run_ppo}
+
+@dataclass(frozen=True)
+class Section:
+    """One kind of section: what runs it, and what tells beforehand what that would do."""
+
+    run: Callable[[Recipe, Any, Path, Processes], list[Difference]]
+    plan: Callable[[Recipe, Any, Processes], list[str]]
+
+
+SECTIONS: dict[str, Section] = {
+    "sft": Section(run_sft, plan_sft),
+    "reward": Section(run_reward, plan_reward),
+    "ppo": Section(run_ppo, plan_ppo),
+    "compare": Section(run_compare, plan_compare),
+}
 """Loops by section, in the order in which a recipe runs them."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One section of a recipe, or one item of a section that is a list."""
+
+    section: str
+    title: str
+    """Where it stands in the recipe and under the output folder: reward, or reward/classifier."""
+    config: Any
+
+
+def items_of(recipe: Recipe, section: str) -> list[Item]:
+    """The section's items in order; none when the recipe lacks it."""
+    value = getattr(recipe, section)
+    if isinstance(value, tuple):
+        return [Item(section, f"{section}/{config.name}", config) for config in value]
+    return [] if value is None else [Item(section, section, value)]
 
 
 def run_recipe(recipe: Recipe) -> None:
     """Run every section that the recipe has, in order, going on at the first unfinished one."""
-    present = [name for name in SECTIONS if getattr(recipe, name) is not None]
+    for name in present_sections(recipe):
+        run_section(recipe, name)
+
+
+def present_sections(recipe: Recipe) -> list[str]:
+    """The sections that the recipe has, in the order in which they run. Raises ConfigError when there is none."""
+    present = [name for name in SECTIONS if items_of(recipe, name)]
     if not present:
         raise ConfigError(
             f"The recipe has none of the sections {', '.join(SECTIONS)}: there is nothing to run. Add one."
         )
-    for name in present:
-        run_section(recipe, name)
+    return present
 
 
 def run_section(recipe: Recipe, name: str) -> list[Difference]:
     """Run one section into its folder, unless it is finished there already (said so; returns nothing then)."""
-    if name not in SECTIONS:
-        raise ConfigError(f"There is no section {name!r} to run. {did_you_mean(name, SECTIONS)}")
+    items = required_items(recipe, name)
     disable_progress_bar()
     processes = launched_processes()
     output = Path(recipe.output).expanduser()
-    folder = output / name
     if processes.main:
         claim_folder(output, recipe)
     processes.wait()
-    if (folder / RESULT).exists():
+    differences = []
+    for item in items:
+        folder = output / item.title
+        if (folder / RESULT).exists():
+            if processes.main:
+                say(f"{item.title} is finished: see {folder}. To run it again, delete that folder.")
+            continue
+        require_made(recipe, item)
         if processes.main:
-            say(f"{name} is finished: see {folder}. Delete that folder, or name another output, to run it again.")
-        return []
-    if processes.main:
-        say(describe(recipe, processes=processes.count))
-    return SECTIONS[name](recipe, folder, processes)
+            say(describe_item(recipe, item, processes))
+        differences += SECTIONS[name].run(recipe, item.config, folder, processes)
+    return differences
+
+
+def required_items(recipe: Recipe, name: str) -> list[Item]:
+    """The section's items. Raises ConfigError when there is no such section, or the recipe lacks it."""
+    if name not in SECTIONS:
+        raise ConfigError(f"There is no section {name!r} to run. {did_you_mean(name, SECTIONS)}")
+    items = items_of(recipe, name)
+    if not items:
+        raise ConfigError(f"The recipe has no `{name}` section: there is nothing to run. Add one.")
+    return items
+
+
+def describe_item(recipe: Recipe, item: Item, processes: Processes) -> str:
+    """The settings that the item uses: the recipe's own, and its section's; other sections are left out."""
+    others = {name: None for name in SECTIONS if name != item.section}
+    return describe(recipe.model_copy(update={**others, item.section: item.config}), processes=processes.count)
+
+
+def require_made(recipe: Recipe, item: Item) -> None:
+    """Raise RunFolderError when the item needs something out of this recipe's output that is not there yet."""
+    for path in missing_parts(recipe, item):
+        maker = path.relative_to(Path(recipe.output)).parts[0]
+        raise RunFolderError(
+            f"{item.title} needs {path}, which is not there: the {maker} section makes it. Run `hydralign run`, which "
+            f"runs every section in order, or `hydralign {maker}` first."
+        )
+
+
+def missing_parts(recipe: Recipe, item: Item) -> list[Path]:
+    """Paths inside the output folder that the item's settings name and that do not exist."""
+    output = Path(recipe.output)
+    paths = [
+        Path(text) for text in _texts(item.config.model_dump()) if text.startswith(f"{recipe.output.rstrip('/')}/")
+    ]
+    return [path for path in paths if path.is_relative_to(output) and not path.expanduser().exists()]
+
+
+def _texts(value: Any) -> Iterator[str]:
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from _texts(part)
+    elif isinstance(value, Sequence):
+        for part in value:
+            yield from _texts(part)
 
 
 def claim_folder(output: Path, recipe: Recipe) -> None:
@@ -81,38 +173,18 @@ def claim_folder(output: Path, recipe: Recipe) -> None:
         ) from error
 
 
-def plan(recipe: Recipe) -> str:
-    """What a run would do: settings, batch arithmetic, data, parameters, memory, one prompt. Writes nothing."""
+def plan(recipe: Recipe, section: str | None = None) -> str:
+    """What a run of one section, or of all, would do: settings, data, parameters, memory, a sample. Writes nothing."""
     disable_progress_bar()
-    config = required_section(recipe)
     processes = launched_processes()
-    loaded = load_parts(recipe, processes)
-    sampling = sampling_plan(config.sampling, recipe.seed)
-    source = recipe.data.prompts
-    assert source is not None
-    return "\n".join(
-        [
-            describe(recipe, processes=processes.count),
-            "",
-            loaded.prompts.report.describe(),
-            f"proof      {len(loaded.held_out)} held-out prompts, answered before and after",
-            *size_lines(loaded.policy),
-            f"answers    up to {sampling.longest} tokens; context {loaded.policy.context}",
-            f"prompt     {prompt_preview(loaded.prompts.train[0], source)}",
-        ]
-    )
-
-
-def size_lines(policy: Policy) -> list[str]:
-    """Parameter counts, and the memory in MB that lasts throughout a run: weights, gradients, AdamW's two moments."""
-    trained, fixed = list(policy.trained().values()), policy.fixed()
-    head = sum(p.numel() for name, p in policy.trained().items() if name.startswith("value_head."))
-    counts = [sum(p.numel() for p in parameters) for parameters in (trained, fixed)]
-    gradients = sum(p.numel() * p.element_size() for p in trained)
-    weights = gradients + sum(p.numel() * p.element_size() for p in fixed)
-    parts = {"weights": weights, "gradients": gradients, "optimizer": 2 * gradients}
-    told = ", ".join(f"{name} {size / 2**20:,.1f} MB" for name, size in parts.items())
-    return [
-        f"parameters {counts[0]:,} trained ({head:,} of them in the value head), {counts[1]:,} frozen",
-        f"memory     {told}: {sum(parts.values()) / 2**20:,.1f} MB in all; activations and caches come on top",
-    ]
+    names = [section] if section else present_sections(recipe)
+    parts = []
+    for item in (item for name in names for item in required_items(recipe, name)):
+        missing = missing_parts(recipe, item)
+        if missing:
+            waits = ", ".join(map(str, missing))
+            told = [f"later      {item.title} waits for {waits}, which an earlier section makes"]
+        else:
+            told = SECTIONS[item.section].plan(recipe, item.config, processes)
+        parts.append("\n".join([describe_item(recipe, item, processes), "", *told]))
+    return "\n\n".join(parts)

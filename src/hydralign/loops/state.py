@@ -1,4 +1,4 @@
-"""Checkpoints of a PPO run: everything that a bit-for-bit continuation needs, in safetensors and JSON.
+"""Checkpoints: everything that a bit-for-bit continuation needs, in safetensors and JSON.
 
 There is no random state to keep: every random number is keyed by seed, iteration and row, and the data cursor is
 the iteration itself.
@@ -58,12 +58,25 @@ def save_checkpoint(
     metrics_position: int,
     keep: int,
 ) -> None:
-    """Write `folder/step-N` whole, then delete all but the newest `keep`. `metrics_position` is in bytes."""
-    with whole_folder(folder / f"step-{state.step}") as partial:
+    """Write `folder/step-N` of a PPO run. See `write_checkpoint`."""
+    about = asdict(state) | {"metrics_position": metrics_position}
+    write_checkpoint(folder, state.step, about, trained, optimizer, keep=keep)
+
+
+def write_checkpoint(
+    folder: Path,
+    step: int,
+    about: Mapping[str, Any],
+    trained: Mapping[str, torch.nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    *,
+    keep: int,
+) -> None:
+    """Write `folder/step-N` whole, then delete all but the newest `keep`. `about` is kept as JSON."""
+    with whole_folder(folder / f"step-{step}") as partial:
         save_file({name: p.detach().contiguous() for name, p in trained.items()}, partial / "trained.safetensors")
         save_file(_optimizer_tensors(trained, optimizer), partial / "optimizer.safetensors")
-        about = asdict(state) | {"metrics_position": metrics_position, "environment": environment()}
-        (partial / "state.json").write_text(json.dumps(about, indent=2) + "\n")
+        (partial / "state.json").write_text(json.dumps({**about, "environment": environment()}, indent=2) + "\n")
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
 
@@ -77,8 +90,24 @@ def checkpoints(folder: Path) -> list[Path]:
 def load_checkpoint(
     path: Path, trained: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
 ) -> tuple[PPOState, int, list[str]]:
-    """Restore weights and optimizer in place; returns the state, the metrics file's position, and what differs
-    in the environment, so that equality bit for bit is not promised.
+    """Restore a PPO run in place; returns its state, the metrics file's position in bytes, and what differs in the
+    environment. See `read_checkpoint`.
+    """
+    about, differences = read_checkpoint(path, trained, optimizer)
+    state = PPOState(
+        step=about["step"],
+        kl_coefficient=about["kl_coefficient"],
+        moments=RunningMoments.from_state(about["moments"]),
+        bad_steps=about["bad_steps"],
+    )
+    return state, about["metrics_position"], differences
+
+
+def read_checkpoint(
+    path: Path, trained: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
+) -> tuple[dict[str, Any], list[str]]:
+    """Restore weights and optimizer in place; returns what was kept about the run, and what differs in the
+    environment, so that equality bit for bit is not promised.
 
     Raises RunFolderError when the checkpoint belongs to another model.
     """
@@ -96,14 +125,7 @@ def load_checkpoint(
         optimizer.state[trained[name]][entry] = tensor.to(trained[name].device)
     about = json.loads((path / "state.json").read_text())
     then, now = about["environment"], environment()
-    differences = [f"{key} was {then.get(key)}, is {now[key]}" for key in now if then.get(key) != now[key]]
-    state = PPOState(
-        step=about["step"],
-        kl_coefficient=about["kl_coefficient"],
-        moments=RunningMoments.from_state(about["moments"]),
-        bad_steps=about["bad_steps"],
-    )
-    return state, about["metrics_position"], differences
+    return about, [f"{key} was {then.get(key)}, is {now[key]}" for key in now if then.get(key) != now[key]]
 
 
 def _optimizer_tensors(

@@ -1,13 +1,14 @@
 """PPO's third stage: epochs × minibatches × micro-batches of the clipped objective, one optimizer step each minibatch.
 
 Losses are local sums over the global count of the optimizer step, so micro-batches and processes add up to the
-same loss and gradient, whatever their number.
+same loss and gradient, whatever their number. So a step that runs out of memory is done again in smaller micro-batches.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -21,6 +22,7 @@ from hydralign.algorithms.value_losses import clipped_value_loss
 from hydralign.errors import ConfigError, NonFiniteError
 from hydralign.generation.keyed import SHUFFLE, keyed_uniforms
 from hydralign.loops.metrics import Sums
+from hydralign.memory import MicroRows
 from hydralign.models.policy import Policy
 from hydralign.processes import ALONE, Processes
 from hydralign.types import Estimates, Experience
@@ -45,7 +47,7 @@ def update(
     *,
     epochs: int = 4,
     minibatches: int = 4,
-    micro_rows: int = 16,
+    micro_rows: int | MicroRows = 16,
     loss: LossWeights | None = None,
     target_kl: float | None = None,
     max_grad_norm: float = 1.0,
@@ -56,22 +58,23 @@ def update(
     """Train the policy on one experience; returns global means of the update's metrics.
 
     Takes `epochs · minibatches` optimizer steps, fewer when after one of them the k3 estimate of KL(old, new) per
-    token exceeds `target_kl` on the next minibatch, whose step is then not taken. Raises NonFiniteError, with the
-    weights as the last good step left them, when a loss or a gradient is NaN or infinite; ConfigError when the rows
-    do not divide among the minibatches.
+    token exceeds `target_kl` on the next minibatch, whose step is then not taken. `micro_rows` are halved whenever
+    memory runs out, and a `MicroRows` remembers it for the next call. Raises NonFiniteError, with the weights as the
+    last good step left them, when a loss or a gradient is NaN or infinite; MemoryLimitError when one row at a time is
+    too many; ConfigError when the rows do not divide among the minibatches.
     """
     if len(experience) % minibatches:
         raise ConfigError(
             f"{len(experience)} rows are not a multiple of minibatches={minibatches}: some would never be trained on. "
             "Collect another number of rows, or change minibatches."
         )
-    weights = loss or LossWeights()
+    weights, fits = loss or LossWeights(), MicroRows.of(micro_rows)
     trained = policy.trained()
     sums, steps, stopped = Sums(), 0, False
     for epoch in range(epochs):
         shuffle: dict[str, Any] = {"seed": seed, "iteration": iteration, "epoch": epoch, "processes": processes}
         for index_B in minibatch_rows(len(experience), minibatches, **shuffle):
-            step = accumulate(policy, experience, estimates, index_B, micro_rows, weights, optimizer, processes)
+            step = accumulate(policy, experience, estimates, index_B, fits, weights, optimizer, processes)
             if steps == 0:
                 sums.add("drift", step.drift, step.tokens)
             for name, total in step.losses.items():
@@ -128,39 +131,48 @@ def accumulate(
     experience: Experience,
     estimates: Estimates,
     index_B: Tensor,
-    micro_rows: int,
+    micro_rows: int | MicroRows,
     weights: LossWeights,
     optimizer: torch.optim.Optimizer,
     processes: Processes,
 ) -> _Step:
-    """Gradients of one minibatch's loss, in micro-batches of rows of like length. No backward on a poisoned loss."""
+    """Gradients of one minibatch's loss, in micro-batches of rows of like length. No backward on a poisoned loss.
+
+    Each process repeats its own part when memory runs out. Poison is a flag and no exception until all have come to
+    the end of theirs, so that every process makes the same collective calls in the same order.
+    """
     rows = experience.rollout.rows
     index_B = index_B.to(rows.tokens_BT.device)
     lengths_B = rows.response_lengths_B[index_B]
     local = torch.stack([lengths_B.sum(), (lengths_B > 0).sum()]).double()
     tokens, answers = processes.sum(local).tolist()
     count = tokens if weights.average == "token" else answers
-    optimizer.zero_grad(set_to_none=True)
-    totals: dict[str, dict[str, Tensor]] = {"stats": {}, "losses": {}}
-    drift, where = torch.zeros(()), ""
-    for micro_B in index_B[(rows.prompt_lengths_B[index_B] + lengths_B).argsort(stable=True)].split(micro_rows):
-        micro = micro_loss(policy, experience, estimates, micro_B, weights, count)
-        if not bool(torch.isfinite(micro.loss)):
-            where = next((name for name, x in micro.losses.items() if not bool(torch.isfinite(x))), "loss")
-            break
-        micro.loss.backward()
-        drift = drift + micro.drift
-        for kind, parts in (("stats", micro.stats), ("losses", micro.losses)):
-            for name, value in parts.items():
-                totals[kind][name] = totals[kind].get(name, torch.zeros(())) + value
+    by_length_B = index_B[(rows.prompt_lengths_B[index_B] + lengths_B).argsort(stable=True)]
+    forget = partial(optimizer.zero_grad, set_to_none=True)
+
+    def gradients(at_once: int) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, str]:
+        stats, losses, drift = dict[str, Tensor](), dict[str, Tensor](), torch.zeros(())
+        for micro_B in by_length_B.split(at_once):
+            micro = micro_loss(policy, experience, estimates, micro_B, weights, count)
+            if not bool(torch.isfinite(micro.loss)):
+                return stats, losses, drift, micro.first_poisoned()
+            micro.loss.backward()
+            drift = drift + micro.drift
+            for totals, parts in ((stats, micro.stats), (losses, micro.losses)):
+                for name, value in parts.items():
+                    totals[name] = totals.get(name, torch.zeros(())) + value
+        return stats, losses, drift, ""
+
+    forget()
+    stats, losses, drift, where = MicroRows.of(micro_rows).run(gradients, processes, total=len(index_B), undo=forget)
     if processes.any(bool(where)):
-        optimizer.zero_grad(set_to_none=True)
+        forget()
         raise NonFiniteError(
             f"update/{where or 'loss of another process'}",
             "The PPO loss is NaN or infinite: a step on it would destroy every weight, so none was taken. Lower the "
             "learning rate, clip scores (ppo.shaping.clip), or use precision fp32.",
         )
-    return _Step(totals["stats"], totals["losses"], drift, local[0], tokens)
+    return _Step(stats, losses, drift, local[0], tokens)
 
 
 class _Micro(NamedTuple):
@@ -170,6 +182,10 @@ class _Micro(NamedTuple):
     stats: dict[str, Tensor]
     losses: dict[str, Tensor]
     drift: Tensor
+
+    def first_poisoned(self) -> str:
+        """The first part of the loss that is NaN or infinite."""
+        return next((name for name, x in self.losses.items() if not bool(torch.isfinite(x))), "loss")
 
 
 def micro_loss(

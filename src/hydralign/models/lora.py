@@ -49,16 +49,9 @@ class LoraPolicy:
         self.stop_ids = stop_ids_of(model, tokenizer)
         self.context = context_of(model)
         self.has_start = adapter is not None
-        model.requires_grad_(False)
-        if precision == "bf16":
-            store_matrices_in_bf16(model)
-        with warnings.catch_warnings():
-            # PEFT asks transformers for a name that is about to be renamed there; nothing that a user could mend.
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-            if adapter is None:
-                self.peft = _fresh_adapter(model, rank=rank, alpha=alpha, targets=targets, seed=seed)
-            else:
-                self.peft = _trained_adapter(model, adapter)
+        self.peft = adapt(
+            model, rank=rank, alpha=alpha, targets=targets, adapter=adapter, precision=precision, seed=seed
+        )
         prepare_model(model, tokenizer)
         self.causal = CausalModel(model, precision=precision)
 
@@ -105,10 +98,39 @@ class LoraPolicy:
     def export(self, folder: Path) -> None:
         """Write a PEFT adapter folder with tokenizer and value head; it names its base model."""
         with whole_folder(folder) as partial:
-            # Without this switch PEFT would look for the base model's config on the network.
-            self.peft.save_pretrained(partial, selected_adapters=[TRAINED], save_embedding_layers=False)
+            save_adapter(self.peft, partial)
             self.tokenizer.save_pretrained(partial)
             save_value_head(partial, self.value_head)
+
+
+def adapt(
+    model: Any,
+    *,
+    rank: int,
+    alpha: float,
+    targets: Sequence[str] | None,
+    adapter: str | None,
+    precision: str,
+    seed: int,
+) -> Any:
+    """The model in PEFT's wrapping, frozen but for fresh adapters, or for a copy of a trained one; in bf16 mode its
+    matrices are stored in bf16. Raises ModelError when adapters and model do not fit each other.
+    """
+    model.requires_grad_(False)
+    if precision == "bf16":
+        store_matrices_in_bf16(model)
+    with warnings.catch_warnings():
+        # PEFT asks transformers for a name that is about to be renamed there; nothing that a user could mend.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        if adapter is None:
+            return _fresh_adapter(model, rank=rank, alpha=alpha, targets=targets, seed=seed)
+        return _trained_adapter(model, adapter)
+
+
+def save_adapter(peft: Any, folder: Path) -> None:
+    """Write the trained adapter as PEFT does; it names its base model."""
+    # Without this switch PEFT would look for the base model's config on the network.
+    peft.save_pretrained(folder, selected_adapters=[TRAINED], save_embedding_layers=False)
 
 
 def _fresh_adapter(model: Any, *, rank: int, alpha: float, targets: Sequence[str] | None, seed: int) -> Any:

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from hydralign.memory import MicroRows
+
 
 def pad_right(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str) -> tuple[Tensor, Tensor, Tensor]:
     """`tokens_BT` (int64), `mask_BT` (True for real tokens) and `lengths_B` of these rows on `device`."""
@@ -21,17 +23,22 @@ def pad_right(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device |
 
 
 def score_batched(
-    rows: Sequence[Sequence[int]], forward: Callable[[Sequence[Sequence[int]]], Tensor], *, batch_rows: int
+    rows: Sequence[Sequence[int]], forward: Callable[[Sequence[Sequence[int]]], Tensor], *, batch_rows: int | MicroRows
 ) -> list[float]:
     """`forward` (rows of ids to `scores_B`) over all rows, without gradients; the result is in the rows' order.
 
-    The longest rows come first, so that a batch too large for the memory fails at once and not late.
+    The longest rows come first, so that a batch too large for the memory is answered with smaller ones at once and not
+    late.
     """
     order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
     scores = [0.0] * len(rows)
-    with torch.no_grad():
-        for start in range(0, len(order), batch_rows):
-            batch = order[start : start + batch_rows]
+
+    def read(at_once: int) -> None:
+        for start in range(0, len(order), at_once):
+            batch = order[start : start + at_once]
             for row, score in zip(batch, forward([rows[row] for row in batch]).tolist(), strict=True):
                 scores[row] = score
+
+    with torch.no_grad():
+        MicroRows.of(batch_rows).run(read, total=len(rows))
     return scores

@@ -20,7 +20,9 @@ import torch
 from torch import Tensor, nn
 
 from hydralign.errors import ModelError, did_you_mean
+from hydralign.memory import MicroRows
 from hydralign.rewards.batches import pad_right, score_batched
+from hydralign.rewards.learned import Encoded
 from hydralign.rewards.loading import load_classifier, longest_text
 
 Output = Literal["logit", "log_odds", "probability"]
@@ -67,7 +69,8 @@ class ClassifierReward:
                 "scored together. Set pad_token_id in its config.json."
             )
         config.pad_token_id = pad_id
-        self.model, self.tokenizer, self.output, self.text, self.batch_rows = model, tokenizer, output, text, batch_rows
+        self.model, self.tokenizer, self.output, self.text = model, tokenizer, output, text
+        self.batch_rows = MicroRows(batch_rows, name="batch_rows")
         self.truncated = 0
         self._pad_id = int(pad_id)
         self._independent = config.problem_type == "multi_label_classification"
@@ -102,13 +105,11 @@ class ClassifierReward:
             texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
         return score_batched([self._encode(text) for text in texts], self._forward, batch_rows=self.batch_rows)
 
-    def _encode(self, text: str) -> list[int]:
-        ids = self.tokenizer(text, verbose=False)["input_ids"]
-        if len(ids) > self._longest:
-            self.truncated += 1
-            ids = self.tokenizer(text, truncation=True, max_length=self._longest)["input_ids"]
-        if ids:
-            return list(ids)
+    def _encode(self, text: str) -> Sequence[int]:
+        encoded = encode_text(self.tokenizer, text, self._longest)
+        self.truncated += encoded.cut > 0
+        if encoded.ids:
+            return encoded.ids
         # An empty text has no token to be read at; a model without [CLS] gets its start-of-text token.
         starts = (self.tokenizer.bos_token_id, self.tokenizer.eos_token_id, self._pad_id)
         return [next(start for start in starts if start is not None)]
@@ -122,6 +123,17 @@ class ClassifierReward:
         others_BC = torch.cat([logits_BC[:, : self.label_column], logits_BC[:, self.label_column + 1 :]], dim=1)
         log_odds_B = logit_B if self._independent else logit_B - others_BC.logsumexp(dim=1)
         return log_odds_B if self.output == "log_odds" else log_odds_B.sigmoid()
+
+
+def encode_text(tokenizer: Any, text: str, max_tokens: int) -> Encoded:
+    """The text as the tokenizer writes it, with its own special tokens; above `max_tokens` it is cut at the
+    tokenizer's `truncation_side`. Empty texts may have no ids.
+    """
+    ids = tokenizer(text, verbose=False)["input_ids"]
+    if len(ids) <= max_tokens:
+        return Encoded(tuple(ids))
+    kept = tokenizer(text, truncation=True, max_length=max_tokens)["input_ids"]
+    return Encoded(tuple(kept), len(ids) - len(kept))
 
 
 def find_label(label: str, labels: Sequence[str]) -> int:

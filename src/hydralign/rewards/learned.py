@@ -1,7 +1,7 @@
 """Our reward models: one way to encode an answer, and one way to read its score.
 
 A reward model is an ordinary `AutoModelForSequenceClassification` folder with `num_labels = 1`. Training,
-evaluation and PPO all use `encode` and `scores` below, so none of them can disagree with another, and a process
+evaluation and PPO all use `encode` and `outputs` below, so none of them can disagree with another, and a process
 that knows only transformers gets the same numbers: its forward pass reads the rightmost token that is not padding,
 which is the last real token as long as the pad token is no token of the text. Hence pad must differ from EOS.
 """
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from hydralign.errors import ModelError, RewardError
+from hydralign.memory import MicroRows
 from hydralign.rewards.batches import pad_right, score_batched
 from hydralign.rewards.loading import load_classifier, longest_text
 
@@ -49,8 +50,8 @@ def encode(tokenizer: Any, prompt: str, completion: str, finished: bool, max_tok
     return Encoded(tuple(ids[cut:]), cut)
 
 
-def scores(model: nn.Module, rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:
-    """`scores_B`: the head's output at each row's last real token, with gradients; right padding, found by length.
+def outputs(model: nn.Module, rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:
+    """`logits_BC`: the head's outputs at each row's last real token, with gradients; right padding, found by length.
 
     Works on the plain model and under PEFT. An encoder with a head of its own kind is read by its own forward pass.
     """
@@ -59,12 +60,16 @@ def scores(model: nn.Module, rows: Sequence[Sequence[int]], pad_id: int) -> Tens
     if hasattr(core, "get_base_model"):
         core = core.get_base_model()
     if not hasattr(core, "score"):
-        logits_B1: Tensor = model(input_ids=tokens_BT, attention_mask=mask_BT.long()).logits
-        return logits_B1[:, 0]
+        logits_BC: Tensor = model(input_ids=tokens_BT, attention_mask=mask_BT.long()).logits
+        return logits_BC
     states_BTD = core.base_model(input_ids=tokens_BT, attention_mask=mask_BT.long(), use_cache=False).last_hidden_state
-    last_BD = states_BTD[torch.arange(len(rows), device=states_BTD.device), lengths_B - 1]
-    scores_B1: Tensor = core.score(last_BD)
-    return scores_B1[:, 0]
+    logits_BC = core.score(states_BTD[torch.arange(len(rows), device=states_BTD.device), lengths_B - 1])
+    return logits_BC
+
+
+def scores(model: nn.Module, rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:
+    """`scores_B`: the first, and of a reward model the only, column of `outputs`."""
+    return outputs(model, rows, pad_id)[:, 0]
 
 
 def require_reward_model(model: nn.Module, tokenizer: Any) -> int:
@@ -100,7 +105,8 @@ class RewardModel:
     ) -> None:
         """Takes a model in eval mode; `max_tokens` None is the longest text that it can read. Raises ModelError."""
         self._pad_id = require_reward_model(model, tokenizer)
-        self.model, self.tokenizer, self.batch_rows = model, tokenizer, batch_rows
+        self.model, self.tokenizer = model, tokenizer
+        self.batch_rows = MicroRows(batch_rows, name="batch_rows")
         self.max_tokens = longest_text(model, tokenizer) if max_tokens is None else max_tokens
         self.truncated = 0
 

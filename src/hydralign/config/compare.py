@@ -1,0 +1,53 @@
+"""Settings of the comparison: two models, the same held-out prompts, the same random numbers."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from hydralign.config.base import Config
+from hydralign.config.ppo import SamplingConfig
+from hydralign.config.rewards import RewardTerm
+
+
+class ShareConfig(Config):
+    """A share of answers as a metric of its own: those whose value lies above a bound."""
+
+    name: str
+    """Name of the metric."""
+    of: str = "score"
+    """The metric that is looked at."""
+    above: float = 0.0
+    """Answers strictly above this count."""
+
+
+class CompareConfig(Config):
+    """Before and after, with paired intervals and a report to show."""
+
+    before: str | None = None
+    """Model folder or hub id; None is the model that ppo started from."""
+    after: str | None = None
+    """Model folder or hub id; None is the model that ppo made."""
+    prompts: int = Field(default=1000, ge=2)
+    """Held-out prompts of data.prompts to answer; fewer are used, and reported, when the data hold fewer."""
+    score: tuple[RewardTerm, ...] = ()
+    """Terms whose weighted sum is the primary metric; none are ppo's rewards."""
+    judges: tuple[RewardTerm, ...] = ()
+    """Further opinions, each a metric of its own, which nothing was trained on."""
+    shares: tuple[ShareConfig, ...] = ()
+    """Shares of answers above a bound."""
+    sampling: SamplingConfig | None = None
+    """How answers are sampled; None is as ppo does. top_k and top_p may be used freely."""
+    micro_rows: int = Field(default=32, ge=1)
+    """Most rows in one forward pass."""
+    confidence: float = Field(default=0.95, gt=0, lt=1)
+    """Level of the intervals."""
+    seed: int | None = Field(default=None, ge=0)
+    """Keys the answers; None is the recipe's seed."""
+    title: str | None = None
+    """Heading of the report; None is the name of the output folder."""
+    notes: tuple[str, ...] = ()
+    """Sentences to stand at the top of the report, such as where its labels come from."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """Of both models."""

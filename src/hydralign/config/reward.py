@@ -1,0 +1,71 @@
+"""Settings of reward training: from comparisons, or from labelled texts."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field, model_validator
+
+from hydralign.config.base import Config
+from hydralign.config.data import SourceConfig
+from hydralign.config.model import ModelConfig
+from hydralign.config.training import SupervisedConfig
+
+
+class Comparisons(Config):
+    """Learn from pairs of answers: one score, pairwise logistic loss (Stiennon et al. 2020, section 3.4)."""
+
+    type: Literal["comparisons"] = "comparisons"
+    """Tag of this task."""
+
+
+class CropsConfig(Config):
+    """Pieces cut out of each text at random places, so that a classifier is fair on short texts too."""
+
+    per_text: int = Field(default=2, ge=1)
+    """Pieces of each text per epoch, beside the whole text."""
+    min_tokens: int = Field(default=8, ge=1)
+    """Fewest tokens, inclusive."""
+    max_tokens: int = Field(default=64, ge=1)
+    """Most tokens, inclusive."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> CropsConfig:
+        if self.min_tokens > self.max_tokens:
+            raise ValueError(
+                f"crops.min_tokens={self.min_tokens} is above crops.max_tokens={self.max_tokens}: no length lies "
+                "between them. Swap the two."
+            )
+        return self
+
+
+class Labels(Config):
+    """Learn from labelled texts: cross-entropy over label names, which are kept in the saved config."""
+
+    type: Literal["labels"] = "labels"
+    """Tag of this task."""
+    names: dict[str, str] = Field(default_factory=dict)
+    """A label as it stands in the data: the name it gets. Without any, labels keep their names, sorted."""
+    crops: CropsConfig | None = None
+    """Also learn from pieces of each text."""
+    calibrate: bool = True
+    """Divide the outputs by a temperature fitted on held-out rows, so that probabilities mean what they say."""
+
+
+class RewardConfig(SupervisedConfig):
+    """A reward model or a text classifier, saved as a plain sequence-classification folder."""
+
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][\w.-]*$")
+    """Folder of this item when the recipe has several: OUT/reward/NAME."""
+    task: Annotated[Comparisons | Labels, Field(discriminator="type")] = Comparisons()
+    """What is learned."""
+    model: ModelConfig | None = None
+    """Where it starts; None is the sft section's result, or the recipe's model when there is no such section."""
+    data: SourceConfig | None = None
+    """None is the recipe's data.comparisons or data.labelled."""
+    test: SourceConfig | None = None
+    """Further rows, judged once at the end; nothing is trained, chosen or calibrated on them."""
+    max_tokens: int | None = Field(default=None, ge=8)
+    """Longest text; of longer ones the beginning is cut off, counted and reported. None is the model's context."""
+    freeze_layers: int = Field(default=0, ge=0)
+    """Embeddings and this many blocks from below keep their weights."""

@@ -1,0 +1,28 @@
+"""Settings of supervised fine-tuning."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from hydralign.config.data import SourceConfig
+from hydralign.config.model import ModelConfig
+from hydralign.config.training import SupervisedConfig
+
+
+class SFTConfig(SupervisedConfig):
+    """Next-token prediction on demonstrations; the loss covers completions only."""
+
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][\w.-]*$")
+    """Folder of this item when the recipe has several: OUT/sft/NAME."""
+    model: ModelConfig | None = None
+    """What is trained; None is the recipe's model."""
+    data: SourceConfig | None = None
+    """Demonstrations; None is the recipe's data.demonstrations."""
+    max_tokens: int | None = Field(default=None, ge=8)
+    """Longest sequence; None is the model's context."""
+    packing: bool = True
+    """Fill each sequence with several demonstrations, which cannot see each other."""
+    too_long: Literal["cut", "split", "leave_out"] = "cut"
+    """What happens to longer demonstrations: lose their end, become several, or are left out. Counted and reported."""

@@ -1,0 +1,126 @@
+"""Demonstrations to token sequences: what is read, what is learned, and how several share a row.
+
+A sequence is prompt, completion and one end-of-sequence token, unless the completion spells a stop token itself, as
+rendered chats do. Prompt and completion are tokenised apart, so that a completion is learned as it will be sampled.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from hydralign.data.tokens import encode_plain, encode_prompts
+from hydralign.types import Demonstration
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+TooLong = Literal["cut", "split", "leave_out"]
+
+_BLOCK = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class TokenSequence:
+    """Token ids of one demonstration (or a piece of one); those from `learned_from` on are learned."""
+
+    ids: NDArray[np.int32]
+    learned_from: int
+
+    @property
+    def learned(self) -> int:
+        """Tokens that the loss covers. The first token of a sequence is never one: nothing predicts it."""
+        return len(self.ids) - max(1, self.learned_from)
+
+
+def sequences(
+    records: Sequence[Demonstration],
+    tokenizer: PreTrainedTokenizerBase,
+    stop_ids: Sequence[int],
+    *,
+    max_tokens: int,
+    too_long: TooLong = "cut",
+) -> tuple[tuple[TokenSequence, ...], dict[str, int]]:
+    """The records as sequences of at most `max_tokens`, in order, and counts of what was shortened or left out.
+
+    `cut` keeps the first tokens, `split` makes several sequences of the completion, each with no memory of the one
+    before (of a record with a prompt, the rest is dropped and counted), `leave_out` takes the record out.
+    """
+    made: list[TokenSequence] = []
+    counts: Counter[str] = Counter()
+    for start in range(0, len(records), _BLOCK):
+        for ids, prompt in _encoded(records[start : start + _BLOCK], tokenizer, stop_ids):
+            if len(ids) <= max_tokens:
+                pieces = [TokenSequence(ids, prompt)]
+            elif too_long == "leave_out":
+                counts[f"longer than {max_tokens:,} tokens, left out"] += 1
+                continue
+            elif too_long == "split" and prompt == 0:
+                counts[f"longer than {max_tokens:,} tokens, split"] += 1
+                pieces = [TokenSequence(ids[at : at + max_tokens], 0) for at in range(0, len(ids), max_tokens)]
+            else:
+                counts[f"longer than {max_tokens:,} tokens, cut at the end"] += 1
+                pieces = [TokenSequence(ids[:max_tokens], prompt)]
+            taught = [piece for piece in pieces if piece.learned > 0]
+            made += taught
+            if not taught:
+                counts["without a token to learn, left out"] += 1
+    return tuple(made), dict(counts)
+
+
+def _encoded(
+    records: Sequence[Demonstration], tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]
+) -> Iterator[tuple[NDArray[np.int32], int]]:
+    """Ids of each record, and how many of them are prompt."""
+    alone = [record.prompt == "" for record in records]
+    prompts = iter(encode_prompts(tokenizer, [record.prompt for record in records if record.prompt]))
+    # A text without a prompt begins as the tokenizer begins every text; a completion begins with nothing.
+    texts = iter(encode_prompts(tokenizer, [record.completion for record in records if not record.prompt]))
+    completions = iter(encode_plain(tokenizer, [record.completion for record in records if record.prompt]))
+    for is_alone in alone:
+        prompt, completion = ((), next(texts)) if is_alone else (next(prompts), next(completions))
+        end = () if _ends(completion, stop_ids, tokenizer) else (tokenizer.eos_token_id,)
+        yield np.array([*prompt, *completion, *end], dtype=np.int32), len(prompt)
+
+
+def _ends(ids: Sequence[int], stop_ids: Sequence[int], tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether the last token that is not white space ends an answer: chat templates put a line break behind it."""
+    for token in reversed(ids[-3:]):
+        if token in stop_ids:
+            return True
+        if tokenizer.decode([token]).strip():
+            return False
+    return False
+
+
+def packed(items: Sequence[TokenSequence], max_tokens: int) -> tuple[tuple[TokenSequence, ...], ...]:
+    """The sequences gathered into rows of at most `max_tokens`, each once: longest first, where it fits best.
+
+    Best-fit decreasing (Ding et al. 2024, "Fewer Truncations Improve Language Modeling"); ties keep their order.
+    """
+    open_rows: dict[int, list[list[TokenSequence]]] = defaultdict(list)
+    rooms: list[int] = []
+    rows: list[list[TokenSequence]] = []
+    for item in sorted(items, key=lambda item: -len(item.ids)):
+        place = bisect_left(rooms, len(item.ids))
+        if place == len(rooms):
+            row: list[TokenSequence] = []
+            rows.append(row)
+            room = max_tokens
+        else:
+            room = rooms[place]
+            row = open_rows[room].pop()
+            if not open_rows[room]:
+                rooms.pop(place)
+        row.append(item)
+        rest = room - len(item.ids)
+        if not open_rows[rest]:
+            insort(rooms, rest)
+        open_rows[rest].append(row)
+    return tuple(tuple(row) for row in rows)

@@ -1,0 +1,115 @@
+"""`hydralign demo`: the whole loop, offline, on the model that comes with the package.
+
+Supervised fine-tuning on made-up reviews, pairs of the model's own answers, choices by a simulated annotator, a reward
+model trained on them, PPO, and a comparison on held-out prompts whose score is the annotator's own rule.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Iterable, Mapping
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from transformers.utils.logging import disable_progress_bar
+
+from hydralign.config import Recipe, load_recipe
+from hydralign.data import load_prompts
+from hydralign.demo.annotator import gold_rule, prefers_first
+from hydralign.demo.texts import demonstrations, prompts
+from hydralign.generation import sample
+from hydralign.loops.ppo import sampling_plan
+from hydralign.loops.runs import claim_folder, run_section
+from hydralign.models import load_policy
+from hydralign.progress import say
+
+DEMONSTRATIONS = 800
+"""Openings that get an ending to imitate; the other openings are prompts only."""
+
+PAIRS = 2
+"""Pairs of answers to each training prompt."""
+
+WRONG = 0.1
+"""Share of the annotator's choices that are turned round."""
+
+
+def demo_recipe(overrides: Iterable[str] = ()) -> Recipe:
+    """The demonstration's recipe with the packaged model in it."""
+    home = files("hydralign.demo")
+    with_model = ["--model.path", str(home / "model"), *overrides]
+    return load_recipe(Path(str(home / "recipe.yaml")), with_model)
+
+
+def run_demo(overrides: Iterable[str] = ()) -> None:
+    """Run every part that is not finished yet, and print what came out."""
+    recipe = demo_recipe(overrides)
+    disable_progress_bar()
+    output = Path(recipe.output).expanduser()
+    claim_folder(output, recipe)
+    write_texts(output / "data")
+    say("1 of 4: supervised fine-tuning on made-up reviews.")
+    run_section(recipe, "sft")
+    say("2 of 4: a simulated annotator chooses between answers; a reward model learns its choices.")
+    if not (output / "data" / "comparisons.jsonl").exists():
+        write_comparisons(recipe, output)
+    run_section(recipe, "reward")
+    say("3 of 4: PPO against the reward model.")
+    run_section(recipe, "ppo")
+    say("4 of 4: held-out prompts, before and after, scored by the annotator's own rule.")
+    run_section(recipe, "compare")
+    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
+    say(f"{report['metrics']['score']['sentence']} The annotator is simulated: a rule, not a person.")
+    say(f"Open {(output / 'report.html').resolve()} in a browser.")
+
+
+def write_texts(folder: Path) -> None:
+    """demonstrations.jsonl and prompts.jsonl; both are made of phrases, and the same every time."""
+    openings = prompts()
+    pairs = demonstrations(openings[:DEMONSTRATIONS])
+    _write(folder / "demonstrations.jsonl", ({"prompt": prompt, "completion": text} for prompt, text in pairs))
+    _write(folder / "prompts.jsonl", ({"prompt": prompt} for prompt in openings[DEMONSTRATIONS:]))
+
+
+def write_comparisons(recipe: Recipe, output: Path) -> None:
+    """comparisons.jsonl: pairs of the fine-tuned model's answers to training prompts, and the annotator's choices."""
+    assert recipe.ppo is not None
+    assert recipe.data.prompts is not None
+    policy = load_policy(str(output / "sft" / "model"))
+    asked = load_prompts(recipe.data.prompts, policy.tokenizer, seed=recipe.seed).train
+    plan = sampling_plan(recipe.ppo.sampling, recipe.seed)
+    asked = asked * PAIRS
+    rollouts = [sample(policy, asked, plan.at(ANNOTATION + side)) for side in (0, 1)]
+    first, second = (list(zip(one.completions, one.finished_B.tolist(), strict=True)) for one in rollouts)
+    draw = random.Random(recipe.seed)
+    rows = []
+    for prompt, one, other in zip(asked, first, second, strict=True):
+        if one == other:
+            continue
+        scores = [gold_rule([text], [ended])[0] for text, ended in (one, other)]
+        if not prefers_first(scores[0], scores[1], wrong=WRONG, draw=draw):
+            one, other = other, one
+        rows.append(
+            {
+                "prompt": prompt.text,
+                "chosen": one[0],
+                "rejected": other[0],
+                "chosen_finished": one[1],
+                "rejected_finished": other[1],
+                "annotator": "simulated",
+            }
+        )
+    _write(output / "data" / "comparisons.jsonl", rows)
+    say(f"{len(rows):,} pairs labelled by the simulated annotator, about {WRONG:.0%} of them wrongly on purpose.")
+
+
+ANNOTATION = 0xFFFF_0000
+"""Iteration numbers that key the answers which are compared; no training iteration reaches them."""
+
+
+def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+    partial.rename(path)

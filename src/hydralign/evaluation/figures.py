@@ -1,0 +1,248 @@
+"""Small figures as SVG text, to stand inside a page: histograms before and after, changes, curves, interval strips.
+
+Each function is pure: equal arguments give equal text, with no date in it and no global setting left behind. Lines and
+words take the page's own colours and type: `currentColor`, `var(--before)`, `var(--after)`; before is dashed and after
+filled, so colour is never the only sign. `key` makes the ids of a figure its own among several on a page; it must be
+letters, digits and hyphens. Numbers that are NaN or infinite are gaps; they are left out.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from html import escape
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Numbers = Sequence[float] | Floats
+
+# Colours that occur nowhere else, so that they can be found in the SVG and replaced by the page's.
+_INK, _BEFORE, _AFTER = "#010203", "#010204", "#010205"
+_PAGE_COLOURS = {_INK: "currentColor", _BEFORE: "var(--before, #6b7280)", _AFTER: "var(--after, #0b62a8)"}
+
+_STYLE: dict[Any, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,
+    "font.size": 10,
+    "axes.edgecolor": _INK,
+    "axes.labelcolor": _INK,
+    "axes.formatter.useoffset": False,
+    "axes.spines.left": False,
+    "axes.spines.right": False,
+    "axes.spines.top": False,
+    "axes.xmargin": 0.02,
+    "text.color": _INK,
+    "xtick.color": _INK,
+    "ytick.color": _INK,
+    "xtick.major.pad": 5,
+    "xtick.major.size": 0,
+    "ytick.major.size": 0,
+}
+_LARGEST = 1e100
+"""Beyond this a number is a gap: squares and spans of such numbers overflow."""
+
+SMALL, LARGE = 300, 350
+"""Widths in pixels that a figure is drawn for; words keep a readable size from a little below to half above that."""
+
+_MOST_BINS, _MOST_POINTS = 32, 400
+
+
+def histograms(before: Numbers, after: Numbers, *, key: str, title: str, unit: str = "", width: int = SMALL) -> str:
+    """Both distributions over shared bins, in percent of each side's prompts: before a dashed outline, after filled."""
+    old, new = _finite(before), _finite(after)
+    edges = _edges(np.concatenate([old, new]))
+    with _figure(width) as (figure, axes):
+        axes.stairs(_percent(new, edges), edges, fill=True, color=_AFTER, alpha=0.28, lw=0)
+        axes.stairs(_percent(new, edges), edges, color=_AFTER, lw=1.4)
+        axes.stairs(_percent(old, edges), edges, color=_BEFORE, lw=1.6, ls=(0, (3, 2)))
+        _label(figure, axes, "% of prompts", unit, whole=_between_whole_numbers(edges))
+        axes.set_ylim(bottom=0)
+        sides = " ".join(
+            f"{name}: {_told(values)}." for name, values in (("Before (dashed)", old), ("After (filled)", new))
+        )
+        return _svg(figure, key, title, f"Two histograms. {sides}")
+
+
+def change_histogram(change: Numbers, *, key: str, title: str, unit: str = "", width: int = SMALL) -> str:
+    """Distribution of after − before in percent of prompts, with a line at no change and a dotted one at the mean."""
+    values = _finite(change)
+    with _figure(width) as (figure, axes):
+        edges = _edges(np.append(values, 0.0))
+        axes.stairs(_percent(values, edges), edges, fill=True, color=_AFTER, alpha=0.28, lw=0)
+        axes.stairs(_percent(values, edges), edges, color=_AFTER, lw=1.4)
+        axes.axvline(0, color=_INK, lw=1, alpha=0.7)
+        if len(values):
+            axes.axvline(float(values.mean()), color=_AFTER, lw=1.6, ls=(0, (1, 1.5)))
+        _label(figure, axes, "% of prompts", unit, whole=_between_whole_numbers(edges))
+        axes.set_ylim(bottom=0)
+        return _svg(figure, key, title, f"Histogram of the change per prompt: {_told(values)}.")
+
+
+def curve(steps: Numbers, values: Numbers, *, key: str, title: str, unit: str = "") -> str:
+    """One training curve: a thin line through every iteration (bin means beyond 400) and its running mean in bold.
+
+    The running mean is over a twentieth of the points and is left out below 40 of them. Gaps stay gaps.
+    """
+    steps_N, values_N = _gapped(steps), _gapped(values)
+    known = np.isfinite(steps_N)
+    steps_N, values_N = _thinned(steps_N[known]), _thinned(values_N[known])
+    smooth = len(values_N) >= 40
+    with _figure(SMALL) as (figure, axes):
+        axes.plot(steps_N, values_N, color=_AFTER, lw=0.8 if smooth else 1.4, alpha=0.45 if smooth else 1)
+        alone = _stands_alone(values_N)
+        axes.plot(steps_N[alone], values_N[alone], "o", color=_AFTER, ms=3, mew=0)
+        if smooth:
+            axes.plot(steps_N, _running_mean(values_N, len(values_N) // 20), color=_AFTER, lw=1.8)
+        _label(figure, axes, unit, "iteration", whole=True)
+        told = values_N[np.isfinite(values_N)]
+        ends = f" The first is {told[0]:.4g}, the last {told[-1]:.4g}." if len(told) else ""
+        return _svg(figure, key, title, f"A line over training iterations: {_told(told)}.{ends}")
+
+
+def interval_strip(mean: float, low: float, high: float) -> str:
+    """A difference and its interval on a scale of their own, with a line at no change, in the middle.
+
+    Decoration beside the numbers: hidden from screen readers. The scale reaches the interval's outer bound, so strips
+    show on which side of 0 an interval lies and how wide it is for its distance, and are not comparable in size.
+    """
+    reach = max(map(abs, (mean, low, high)))
+    reach = reach if 0 < reach < math.inf else 1.0
+    middle, left, right = (round(60 + 54 * x / reach, 1) if math.isfinite(x) else 60.0 for x in (mean, low, high))
+    return (
+        '<svg class="strip" viewBox="0 0 120 16" aria-hidden="true" focusable="false">'
+        '<line class="zero" x1="60" y1="0" x2="60" y2="16"/>'
+        f'<line class="interval" x1="{left}" y1="8" x2="{right}" y2="8"/>'
+        f'<circle class="mean" cx="{middle}" cy="8" r="3.5"/></svg>'
+    )
+
+
+@contextmanager
+def _figure(width: int) -> Iterator[tuple[Figure, Axes]]:
+    """An empty figure of so many pixels in our style; whatever style the caller's process has is left as it was."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        height = 0.55 * width
+        figure = Figure(figsize=(width / 72, height / 72))
+        axes = figure.add_axes((36 / width, 34 / height, 1 - 44 / width, 1 - 58 / height))
+        yield figure, axes
+
+
+def _label(figure: Figure, axes: Axes, above: str, below: str, *, whole: bool = False) -> None:
+    """Units in words: above the upright axis, and right under the level one."""
+    axes.spines["bottom"].set_alpha(0.4)
+    axes.grid(axis="y", color=_INK, alpha=0.12, lw=0.8)
+    axes.set_axisbelow(True)
+    axes.yaxis.set_major_locator(_round_numbers(4))
+    axes.xaxis.set_major_locator(_round_numbers(6, whole=whole))
+    figure.text(0, 1, above, va="top", alpha=0.7)
+    axes.set_xlabel(below, loc="right", labelpad=3, alpha=0.7)
+    for text in (*axes.get_xticklabels(), *axes.get_yticklabels()):
+        text.set_alpha(0.85)
+
+
+def _svg(figure: Figure, key: str, title: str, description: str) -> str:
+    """The drawing as an `<svg>` element with a title and a description, in the page's colours and type."""
+    matplotlib.rcParams["svg.hashsalt"] = key
+    drawn = io.StringIO()
+    nothing = dict.fromkeys(("Date", "Creator", "Format", "Type"))
+    figure.savefig(drawn, format="svg", transparent=True, metadata=nothing)
+    body = drawn.getvalue()
+    view_box = re.search(r'viewBox="[^"]*"', body)
+    assert view_box is not None
+    body = re.sub(r"^.*?</style>\s*</defs>", "", body, count=1, flags=re.DOTALL)  # its `*` rule would reach the page
+    used = set(re.findall(r'(?:url\(|href=")#([^")]+)', body))
+    body = re.sub(r' id="([^"]+)"', lambda found: f' id="{key}-{found[1]}"' if found[1] in used else "", body)
+    body = re.sub(r'(url\(|href=")#', rf"\1#{key}-", body)
+    body = re.sub(r'font-family: [^;"]*', "font-family: inherit", body)
+    for colour, name in _PAGE_COLOURS.items():
+        body = body.replace(colour, name)
+    return (
+        f'<svg class="figure" {view_box[0]} role="img" aria-labelledby="{key}-title {key}-about" '
+        'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        'stroke-linejoin="round" stroke-linecap="butt">'
+        f'<title id="{key}-title">{escape(title)}</title><desc id="{key}-about">{escape(description)}</desc>' + body
+    )
+
+
+def _gapped(values: Numbers) -> Floats:
+    found = np.array(values, dtype=np.float64)
+    found[~(np.abs(found) < _LARGEST)] = np.nan
+    return found
+
+
+def _finite(values: Numbers) -> Floats:
+    found = _gapped(values)
+    return found[np.isfinite(found)]
+
+
+def _edges(values: Floats) -> Floats:
+    """Shared bin edges: one bin per whole number where all are whole and few, else equal bins between round numbers.
+
+    Round numbers include 0, so that no bin holds losses and gains together.
+    """
+    if not len(values):
+        return np.array([0.0, 1.0])
+    low, high = float(values.min()), float(values.max())
+    if np.all(values == np.round(values)) and high - low < _MOST_BINS and max(abs(low), abs(high)) < 2**50:
+        return np.arange(low - 0.5, high + 1.0)
+    largest = max(abs(low), abs(high))
+    if high - low <= 1e-9 * largest:  # rounding noise is no spread
+        return np.array([low - largest / 10, high + largest / 10])
+    bins = 2 * math.ceil(1 + math.log2(len(values)))  # twice Sturges' number: two shapes are compared, not one told
+    return np.asarray(_round_numbers(min(bins, _MOST_BINS)).tick_values(low, high))
+
+
+def _round_numbers(most: int, *, whole: bool = False) -> MaxNLocator:
+    return MaxNLocator(most, steps=[1, 2, 2.5, 5, 10], integer=whole)
+
+
+def _between_whole_numbers(edges: Floats) -> bool:
+    return bool(np.all(edges % 1 == 0.5))
+
+
+def _percent(values: Floats, edges: Floats) -> Floats:
+    counts, _ = np.histogram(values, edges)
+    return 100 * counts / max(1, len(values))
+
+
+def _told(values: Floats) -> str:
+    """The numbers in words, for those who do not see the figure."""
+    if not len(values):
+        return "no values"
+    return f"{len(values)} values from {values.min():.4g} to {values.max():.4g}, mean {values.mean():.4g}"
+
+
+def _thinned(values: Floats) -> Floats:
+    """Means of equal runs of neighbours where there are more than 400 points; a run of gaps is a gap."""
+    if len(values) <= _MOST_POINTS:
+        return values
+    return np.array([_mean(run) for run in np.array_split(values, _MOST_POINTS)])
+
+
+def _running_mean(values: Floats, width: int) -> Floats:
+    """Centred mean of the known values within the window; a gap stays a gap."""
+    half = width // 2
+    means = [_mean(values[max(0, i - half) : i + half + 1]) for i in range(len(values))]
+    return np.where(np.isfinite(values), means, np.nan)
+
+
+def _mean(values: Floats) -> float:
+    known = values[np.isfinite(values)]
+    return float(known.mean()) if len(known) else math.nan
+
+
+def _stands_alone(values: Floats) -> NDArray[np.bool_]:
+    """Points between gaps, which a line would not show."""
+    known = np.pad(np.isfinite(values), 1)
+    return known[1:-1] & ~known[:-2] & ~known[2:]

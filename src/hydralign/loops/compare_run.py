@@ -1,0 +1,174 @@
+"""A recipe's compare section: both models answer the same held-out prompts, and a report says what came out.
+
+Both sides get the same random numbers, so where the models agree they give the same answer; what differs is theirs.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from hydralign.config import PPOConfig, Recipe
+from hydralign.config.compare import CompareConfig
+from hydralign.config.ppo import SamplingConfig
+from hydralign.data import load_prompts
+from hydralign.errors import ConfigError, DataError
+from hydralign.evaluation.comparison import Comparison, Share, as_record, compare_answers
+from hydralign.evaluation.held_out import Answers, answer_held_out
+from hydralign.evaluation.report import AnswerPair, Report, write_report
+from hydralign.evaluation.statistics import Difference
+from hydralign.generation.sampler import check_context
+from hydralign.loops.ppo import sampling_plan
+from hydralign.loops.ppo_run import stored_answers, tell
+from hydralign.loops.section import RESULT, write_config, write_json
+from hydralign.models.reader import Reader
+from hydralign.models.whole import load_whole
+from hydralign.processes import Processes
+from hydralign.progress import say
+from hydralign.rewards.build import build_terms
+from hydralign.rewards.combine import RewardTerm
+from hydralign.types import Prompt, SamplingPlan
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a comparison works with."""
+
+    before: Reader
+    after: Reader
+    prompts: tuple[Prompt, ...]
+    terms: tuple[RewardTerm, ...]
+    """The score's terms, then the judges with weight 0."""
+    names: dict[str, str]
+    """Metric as the answers call it: as the report does."""
+    plan: SamplingPlan
+
+
+def run_compare(recipe: Recipe, config: CompareConfig, folder: Path, processes: Processes) -> list[Difference]:
+    """Compare as the recipe's `compare` section says; writes OUT/report.json and OUT/report.html."""
+    loaded = load_parts(recipe, config, processes)
+    if processes.main:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_config(folder, config)
+    processes.wait()
+
+    def answers(reader: Reader, label: str) -> Answers:
+        given = answer_held_out(
+            reader,
+            loaded.prompts,
+            loaded.terms,
+            loaded.plan,
+            micro_rows=config.micro_rows,
+            samples=None,
+            label=label,
+            processes=processes,
+        )
+        kept = {loaded.names.get(name, name): values for name, values in given.metrics.items()}
+        return replace(given, metrics={name: values for name, values in kept.items() if name})
+
+    before = stored_answers(folder / "before.json", partial(answers, loaded.before, "before"), processes)
+    after = stored_answers(folder / "after.json", partial(answers, loaded.after, "after"), processes)
+    shares = [Share(**share.model_dump()) for share in config.shares]
+    comparison = compare_answers(before, after, shares=shares, confidence=config.confidence)
+    if processes.main:
+        record = as_record(comparison) | {"about": _about(recipe, config, loaded), "notes": list(config.notes)}
+        page = write_report(folder.parent, _report(recipe, config, record, before, after, shares))[1]
+        write_json(folder / RESULT, record)
+        tell(comparison)
+        say(f"{conclusion(comparison)} The report lies in {page}.")
+    processes.wait()
+    return list(comparison.metrics)
+
+
+def conclusion(comparison: Comparison) -> str:
+    """The verdict on the primary metric in one short sentence."""
+    return f"After training, the score is {comparison.metrics[0].verdict}."
+
+
+def load_parts(recipe: Recipe, config: CompareConfig, processes: Processes) -> Loaded:
+    """Everything that a comparison needs, with every check that can be made before the first answer."""
+    before_path, after_path, sampling, score = required_settings(recipe.ppo, config)
+    if recipe.data.prompts is None:
+        raise ConfigError("The recipe has no `data.prompts`: there is nothing to answer. Name a source of prompts.")
+    pad: dict[str, Any] = {"pad_token": recipe.model.pad_token, "device": processes.device}
+    before = Reader(*load_whole(before_path, **pad), precision=config.precision)
+    after = Reader(*load_whole(after_path, **pad), reference=before.causal, precision=config.precision)
+    terms = build_terms(score, processes.device)
+    judges = (
+        [replace(term, weight=0.0) for term in build_terms(config.judges, processes.device)] if config.judges else []
+    )
+    # A judge may be called as a reward is: its place in the report tells them apart.
+    # A judge may be called as a reward is: its place in the report tells them apart.
+    judges = tuple(
+        replace(judge, name=f"judge/{judge.name}", weight=0.0)
+        for judge in (build_terms(config.judges, processes.device) if config.judges else ())
+    )
+    names = {f"reward/{judge.name}": judge.name for judge in judges}
+    if len(terms) == 1 and judges:
+        names[f"reward/{terms[0].name}"] = ""  # a single reward is the score
+    seed = recipe.seed if config.seed is None else config.seed
+    plan = sampling_plan(sampling, seed)
+    prompts = load_prompts(recipe.data.prompts, before.tokenizer, seed=recipe.seed).held_out[: config.prompts]
+    if len(prompts) < max(2, processes.count):
+        raise DataError(
+            f"{len(prompts)} prompts are held out, at least {max(2, processes.count)} are needed: nothing could be "
+            "told from chance. Set data.prompts.held_out, such as {by: hash, percent: 5}, or name more prompts."
+        )
+    for reader in (before, after):
+        check_context(reader, prompts, plan)
+    return Loaded(before, after, prompts, (*terms, *judges), names, plan)
+
+
+def required_settings(ppo: PPOConfig | None, config: CompareConfig) -> tuple[str, str, SamplingConfig, Sequence[Any]]:
+    """Both models, how to sample, and what scores; from the ppo section where compare leaves them open."""
+    score = config.score or (ppo.rewards if ppo else ())
+    sampling = config.sampling or (ppo.sampling if ppo else SamplingConfig())
+    for name, value in (("before", config.before), ("after", config.after), ("score", score)):
+        if not value:
+            raise ConfigError(
+                f"compare.{name} is not set, and there is no ppo section to take it from: it is unclear what to "
+                f"compare. Set compare.{name}."
+            )
+    return str(config.before), str(config.after), sampling, score
+
+
+def _report(
+    recipe: Recipe,
+    config: CompareConfig,
+    record: dict[str, Any],
+    before: Answers,
+    after: Answers,
+    shares: Sequence[Share],
+) -> Report:
+    pairs = [
+        AnswerPair(old["query"], old["response"], new["response"], old["score"], new["score"])
+        for old, new in zip(before.samples, after.samples, strict=True)
+    ]
+    shown = {name: (before.metrics[name], after.metrics[name]) for name in before.metrics}
+    history = Path(recipe.output).expanduser() / "ppo" / "metrics.jsonl"
+    rows = [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
+    return Report(config.title or Path(recipe.output).name, record, shown, pairs, rows)
+
+
+def _about(recipe: Recipe, config: CompareConfig, loaded: Loaded) -> dict[str, str]:
+    """Where the numbers come from, for the foot of the report."""
+    source = recipe.data.prompts
+    assert source is not None
+    plan = loaded.plan
+    lengths = f"{plan.lengths[0]} to {plan.lengths[1]}" if plan.lengths else f"up to {plan.max_new_tokens}"
+    return {
+        "model before": str(config.before),
+        "model after": str(config.after),
+        "prompts": f"{len(loaded.prompts):,} held-out ones of {source.source}",
+        "answers": f"{lengths} tokens, temperature {plan.temperature:g}, the same random numbers on both sides",
+        "score": " + ".join(f"{term.weight:g} × {term.name}" for term in loaded.terms if term.weight),
+        "judges": ", ".join(term.name.removeprefix("judge/") for term in loaded.terms if not term.weight) or "none",
+        "seed": str(plan.seed),
+        "recipe": str(Path(recipe.output) / "recipe.yaml"),
+        "versions": ", ".join(f"{name} {version(name)}" for name in ("hydralign", "torch", "transformers")),
+    }

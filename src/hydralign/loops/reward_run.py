@@ -1,0 +1,291 @@
+"""A recipe's reward section from beginning to end: load, measure, train, calibrate, measure again, save, tell."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoTokenizer
+
+from hydralign.config import Recipe
+from hydralign.config.data import SourceConfig
+from hydralign.config.model import ModelConfig
+from hydralign.config.reward import Comparisons, Labels, RewardConfig
+from hydralign.data import DataSet, load_comparisons, load_labelled
+from hydralign.errors import ConfigError, DataError
+from hydralign.evaluation.calibration import (
+    calibration_bins,
+    expected_calibration_error,
+    fit_temperature,
+)
+from hydralign.evaluation.statistics import Difference, compare_paired, wilson
+from hydralign.loops.reward import (
+    Judged,
+    Labelled,
+    Pair,
+    RewardParts,
+    cropped_once,
+    judge_labels,
+    judge_pairs,
+    outputs_of,
+    train_on_labels,
+    train_on_pairs,
+)
+from hydralign.loops.section import RESULT, opened, write_json
+from hydralign.models import train_tokenizer
+from hydralign.models.making import make_classifier
+from hydralign.processes import Processes
+from hydralign.progress import say
+from hydralign.rewards.classifier import encode_text
+from hydralign.rewards.learned import encode
+from hydralign.rewards.scorers import Scorer, load_scorer, make_scorer
+from hydralign.types import LabelledText, Preference
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a reward section works with."""
+
+    scorer: Scorer
+    report: str
+    train: Sequence[Pair] | Sequence[Labelled]
+    held_out: Sequence[Pair] | Sequence[Labelled]
+    test: Sequence[Pair] | Sequence[Labelled] = ()
+    cut: Mapping[str, int] = field(default_factory=dict)
+    """Rows whose beginning was cut off, by side."""
+
+    def describe(self) -> str:
+        """One paragraph on the data."""
+        told = ", ".join(f"{count:,} of {side}" for side, count in self.cut.items() if count)
+        shortened = f"\nLonger than {self.scorer.max_tokens:,} tokens, so cut at the beginning: {told}." if told else ""
+        return self.report + shortened
+
+
+def run_reward(recipe: Recipe, config: RewardConfig, folder: Path, processes: Processes) -> list[Difference]:
+    """Train as one item of the `reward` section says, into `folder`; returns the paired difference of accuracy."""
+    loaded = load_parts(recipe, config, processes)
+    scorer, task, micro = loaded.scorer, config.task, config.batch.micro_rows
+    judge: Any = judge_pairs if isinstance(task, Comparisons) else judge_labels
+    if processes.main:
+        say(loaded.describe())
+    with opened(folder, config, processes) as records:
+        before = _stored(folder / "before.json", lambda: judge(scorer, loaded.held_out, micro, processes), processes)
+        parts: Any = RewardParts(scorer, loaded.train, loaded.held_out, folder, records, processes)
+        if isinstance(task, Comparisons):
+            train_on_pairs(config, parts, seed=recipe.seed)
+        else:
+            train_on_labels(config, parts, crops=task.crops, seed=recipe.seed)
+        temperature = _calibrated(loaded, task, micro, recipe.seed, processes) if isinstance(task, Labels) else None
+        after: Judged = judge(scorer, loaded.held_out, micro, processes)
+        test: Judged | None = judge(scorer, loaded.test, micro, processes) if loaded.test else None
+    difference = compare_paired("held-out accuracy", before, after.right_N.tolist())
+    if processes.main:
+        scorer.export(folder / "model")
+        record = {"held_out": as_record(after), "test": as_record(test) if test else None, "temperature": temperature}
+        record |= {"before": {"accuracy": difference.before_mean}, "cut": dict(loaded.cut)}
+        write_json(folder / RESULT, record | {"sentence": difference.sentence()})
+        say(difference.sentence())
+        for side, judged in (("held-out", after), ("test", test)):
+            if judged:
+                say(f"On {side} rows: {sentence(judged)}")
+        say(f"The model lies in {folder / 'model'}.")
+    processes.wait()
+    return [difference]
+
+
+def _calibrated(loaded: Loaded, task: Labels, micro: int, seed: int, processes: Processes) -> float | None:
+    """Fit a temperature on held-out texts and pieces of them, divide the outputs by it, and return it."""
+    if not task.calibrate:
+        return None
+    scorer = loaded.scorer
+    texts: list[Any] = list(loaded.held_out)
+    if task.crops:
+        texts += cropped_once(texts, task.crops, scorer.tokenizer, seed)
+    logits_NC = outputs_of(scorer, [text.ids for text in texts], micro, processes)
+    temperature = fit_temperature(logits_NC.numpy(), [text.label for text in texts])
+    scorer.divide_outputs(temperature)
+    return temperature
+
+
+def as_record(judged: Judged) -> dict[str, Any]:
+    """The judgement as plain JSON: accuracy with Wilson interval, ties, loss, margin, calibration."""
+    right, n = float(judged.right_N.sum()), len(judged.right_N)
+    low, high = wilson(right, n)
+    bins = calibration_bins(judged.confidence_N.numpy(), judged.right_N.numpy())
+    return {
+        "accuracy": right / n,
+        "ci_low": low,
+        "ci_high": high,
+        "n": n,
+        "ties": int((judged.right_N == 0.5).sum()),
+        "loss": float(judged.loss_N.mean()),
+        "margin": None if judged.margin_N is None else float(judged.margin_N.mean()),
+        "calibration": {"error": expected_calibration_error(bins), "bins": [asdict(one) for one in bins]},
+    }
+
+
+def sentence(judged: Judged) -> str:
+    """Accuracy, interval, ties and calibration in one line."""
+    told = as_record(judged)
+    ties = f", {told['ties']} ties counted as half right" if told["ties"] else ""
+    margin = "" if told["margin"] is None else f", mean margin {told['margin']:.2f}"
+    return (
+        f"accuracy {told['accuracy']:.3f} (95 % interval {told['ci_low']:.3f} to {told['ci_high']:.3f}, n = "
+        f"{told['n']:,}{ties}){margin}, loss {told['loss']:.3f}, calibration error {told['calibration']['error']:.3f}."
+    )
+
+
+def load_parts(recipe: Recipe, config: RewardConfig, processes: Processes) -> Loaded:
+    """Everything that a reward section needs, with every check that can be made before the first step."""
+    model = config.model or recipe.model
+    if isinstance(config.task, Comparisons):
+        return _load_pairs(recipe, config, _source(config, recipe.data.comparisons, "comparisons"), model, processes)
+    return _load_labels(recipe, config, _source(config, recipe.data.labelled, "labelled"), model, processes)
+
+
+def _source(config: RewardConfig, shared: SourceConfig | None, kind: str) -> SourceConfig:
+    source = config.data or shared
+    if source is None:
+        raise ConfigError(
+            f"reward.task is {config.task.type}, and neither reward.data nor data.{kind} names a source: there is "
+            "nothing to learn from. Name one."
+        )
+    return source
+
+
+def _load_pairs(
+    recipe: Recipe, config: RewardConfig, source: SourceConfig, model: ModelConfig, processes: Processes
+) -> Loaded:
+    data: DataSet[Preference] | None = load_comparisons(source) if model.new else None
+    texts = [row.prompt + row.chosen for row in data.train] if data else []
+    scorer = _scorer(config, model, ("score",), texts, recipe.seed, processes)
+    data = data or load_comparisons(source, scorer.tokenizer)
+    train, cut = _pairs(data.train, scorer)
+    held_out, cut_apart = _pairs(data.held_out[: config.evaluation.rows], scorer)
+    test, cut_test = _pairs(load_comparisons(config.test, scorer.tokenizer).train if config.test else (), scorer)
+    _require_rows(train, held_out)
+    counts = {"train": cut, "held out": cut_apart, "test": cut_test}
+    return Loaded(scorer, data.report.describe(), train, held_out, test, counts)
+
+
+def _pairs(records: Sequence[Preference], scorer: Scorer) -> tuple[list[Pair], int]:
+    """The comparisons as token ids, and how many were too long. Columns chosen_finished and rejected_finished say
+    whether an answer ended by itself (EOS follows); without them, both did.
+    """
+    pairs, cut = [], 0
+    for record in records:
+        sides = [
+            encode(
+                scorer.tokenizer,
+                record.prompt,
+                answer,
+                bool(record.columns.get(f"{side}_finished", True)),
+                scorer.max_tokens,
+            )
+            for side, answer in (("chosen", record.chosen), ("rejected", record.rejected))
+        ]
+        cut += any(side.cut for side in sides)
+        pairs.append(Pair(sides[0].ids, sides[1].ids))
+    return pairs, cut
+
+
+def _load_labels(
+    recipe: Recipe, config: RewardConfig, source: SourceConfig, model: ModelConfig, processes: Processes
+) -> Loaded:
+    assert isinstance(config.task, Labels)
+    data: DataSet[LabelledText] | None = load_labelled(source) if model.new else None
+    if data is None and (source.filter.min_tokens is not None or source.filter.max_tokens is not None):
+        tokenizer = AutoTokenizer.from_pretrained(model.path)
+        data = load_labelled(source, tokenizer)
+    data = data or load_labelled(source)
+    columns = label_columns(config.task, [row.label for row in data.train])
+    names = tuple(dict.fromkeys(columns.values()))
+    scorer = _scorer(config, model, names, [row.text for row in data.train], recipe.seed, processes)
+    column_of = {label: names.index(name) for label, name in columns.items()}
+    train, cut = _labelled(data.train, column_of, scorer)
+    held_out, cut_apart = _labelled(data.held_out[: config.evaluation.rows], column_of, scorer)
+    test, cut_test = _labelled(load_labelled(config.test).train if config.test else (), column_of, scorer)
+    _require_rows(train, held_out)
+    counts = {"train": cut, "held out": cut_apart, "test": cut_test}
+    return Loaded(scorer, data.report.describe(), train, held_out, test, counts)
+
+
+def label_columns(task: Labels, found: Sequence[str]) -> dict[str, str]:
+    """Label in the data: name in the model, in the order of the model's outputs. Raises DataError."""
+    present = sorted(set(found))
+    columns = dict(task.names) or {label: label for label in present}
+    unknown = [label for label in present if label not in columns]
+    if unknown:
+        raise DataError(
+            f"reward.task.names has no name for the labels {', '.join(map(repr, unknown))} of the data: their rows "
+            f"could not be learned. It names {', '.join(map(repr, columns))}. Add the others."
+        )
+    if len(set(columns.values())) < 2:
+        raise DataError(
+            f"the data have the single label {', '.join(map(repr, present))}: a classifier needs two to tell apart. "
+            "Name data with more, or other names in reward.task.names."
+        )
+    return columns
+
+
+def _labelled(
+    records: Sequence[LabelledText], column_of: Mapping[str, int], scorer: Scorer
+) -> tuple[list[Labelled], int]:
+    """The texts as token ids with their columns, and how many were too long: those keep their end."""
+    scorer.tokenizer.truncation_side = "left"
+    encoded = [encode_text(scorer.tokenizer, record.text, scorer.max_tokens) for record in records]
+    unknown = {record.label for record in records} - column_of.keys()
+    if unknown:
+        raise DataError(
+            f"held-out or test rows have labels that training rows lack: {', '.join(map(repr, sorted(unknown)))}. "
+            "They cannot be told right. Leave them out, or train on them too."
+        )
+    rows = [Labelled(one.ids, column_of[record.label]) for one, record in zip(encoded, records, strict=True)]
+    return [row for row in rows if row.ids], sum(one.cut > 0 for one in encoded)
+
+
+def _require_rows(train: Sequence[Any], held_out: Sequence[Any]) -> None:
+    if not train or len(held_out) < 2:
+        raise DataError(
+            f"{len(train)} rows to train on and {len(held_out)} held out: at least one and two are needed, or nobody "
+            "could tell whether it was learned. Name more rows, or hold out others (held_out)."
+        )
+
+
+def _scorer(
+    config: RewardConfig,
+    model: ModelConfig,
+    labels: tuple[str, ...],
+    texts: Sequence[str],
+    seed: int,
+    processes: Processes,
+) -> Scorer:
+    shared: dict[str, Any] = {
+        "form": model.form,
+        "precision": model.precision,
+        "freeze_layers": config.freeze_layers,
+        "max_tokens": config.max_tokens,
+        "seed": seed,
+    }
+    if model.path is not None:
+        return load_scorer(model.path, labels=labels, pad_token=model.pad_token, device=processes.device, **shared)
+    assert model.new is not None
+    tokenizer = train_tokenizer(texts, vocabulary=model.new.vocabulary)
+    sizes = model.new.model_dump(exclude={"vocabulary"})
+    fresh = make_classifier(tokenizer, **sizes, labels=labels, seed=seed)
+    return make_scorer(fresh.to(processes.device), tokenizer, **shared)
+
+
+def _stored(path: Path, judge: Callable[[], Judged], processes: Processes) -> list[float]:
+    """Which held-out rows were right before training: from a file of this run, or judged now and written."""
+    if path.exists():
+        return json.loads(path.read_text(encoding="utf-8"))["right"]
+    right = judge().right_N.tolist()
+    processes.wait()
+    if processes.main:
+        write_json(path, {"right": right})
+    processes.wait()
+    return right

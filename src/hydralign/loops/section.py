@@ -1,0 +1,81 @@
+"""What every section of a recipe does with its folder: its config first, its metrics on the way, its result last."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from hydralign.config.base import Config
+from hydralign.config.loading import dump_config
+from hydralign.processes import Processes
+from hydralign.tracking import JsonLines, Tracker, open_trackers
+
+RESULT = "evaluation.json"
+"""Written last: a section whose folder holds it is finished."""
+
+
+class Tracked(Protocol):
+    """A section's config, as far as its trackers need it."""
+
+    @property
+    def trackers(self) -> Sequence[str]:
+        """Mirrors of the local metrics file."""
+
+
+@dataclass(frozen=True)
+class Records:
+    """Where a section's metrics go. `local` is the file that is cut back when a run resumes; None where nothing is
+    written, which is on all processes but the main one.
+    """
+
+    tracker: Tracker
+    local: JsonLines | None
+
+
+@contextmanager
+def opened(folder: Path, config: Any, processes: Processes) -> Iterator[Records]:
+    """The section's folder with its config in it, and its metrics file and mirrors, closed at the end."""
+    if not processes.main:
+        processes.wait()
+        yield Records(Silent(), None)
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    write_config(folder, config)
+    trackers = open_trackers(folder, config.trackers, folder.parent.name, config.model_dump())
+    processes.wait()
+    try:
+        yield Records(trackers, trackers.primary)
+    finally:
+        trackers.close()
+
+
+def write_config(folder: Path, config: Config) -> None:
+    """config.yaml: the section as the run resolved it."""
+    (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+
+
+def write_json(path: Path, record: Mapping[str, Any]) -> None:
+    """Write whole or not at all."""
+    unfinished = path.with_name(f".{path.name}.partial")
+    unfinished.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    unfinished.rename(path)
+
+
+class Silent:
+    """The tracker of processes that do not write."""
+
+    def log(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def table(self, step: int, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Nothing."""
+
+    def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
+        """Nothing."""
+
+    def close(self) -> None:
+        """Nothing."""

@@ -1,0 +1,74 @@
+"""A model that is only sampled and read, with another model as its reference: what a comparison needs.
+
+Nothing is trained here, so there is no frozen copy, no value head and nothing to save.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hydralign.errors import ModelError
+from hydralign.models.causal import CachedDecoding, CausalModel
+from hydralign.models.heads import ValueHead
+from hydralign.models.loading import context_of, stop_ids_of
+from hydralign.models.policy import Evaluation
+from hydralign.models.precision import store_matrices_in_bf16
+from hydralign.types import Rows
+
+
+class Reader:
+    """Policy form of a finished model. Its reference is `reference`, or the model itself."""
+
+    def __init__(
+        self, model: Any, tokenizer: Any, *, reference: CausalModel | None = None, precision: str = "fp32"
+    ) -> None:
+        """Takes the model over. Raises ModelError when model and reference have other vocabularies."""
+        model.requires_grad_(False)
+        if precision == "bf16":
+            store_matrices_in_bf16(model)
+        self.tokenizer, self.precision = tokenizer, precision
+        self.stop_ids, self.context = stop_ids_of(model, tokenizer), context_of(model)
+        self.causal = CausalModel(model, precision=precision)
+        self.causal.check_readout()
+        self._reference = reference or self.causal
+        self._no_values = ValueHead(model.config.hidden_size).to(self.causal.device)
+        if self._reference.vocabulary != self.causal.vocabulary:
+            raise ModelError(
+                f"the two models have {self._reference.vocabulary:,} and {self.causal.vocabulary:,} tokens: KL between "
+                "them is not defined. Compare models that share a tokenizer."
+            )
+
+    @property
+    def device(self) -> torch.device:
+        """Where its rows must lie."""
+        return self.causal.device
+
+    @torch.no_grad()
+    def evaluate(self, rows: Rows, *, entropy_gradient: bool = False) -> Evaluation:
+        """Log-probabilities and entropies of the responses; values are 0."""
+        return self.causal.evaluate(rows, self._no_values, self.stop_ids, entropy_gradient=entropy_gradient)
+
+    @torch.no_grad()
+    def reference(self, rows: Rows) -> Tensor:
+        """ref_logprobs_BR of the other model."""
+        return self._reference.reference(rows, self.stop_ids)
+
+    def start(self, prompt_ids: list[tuple[int, ...]], new_tokens: int) -> CachedDecoding:
+        """Begin sampling."""
+        return CachedDecoding(self.causal, self._no_values, prompt_ids, new_tokens)
+
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """Nothing."""
+        return {}
+
+    def fixed(self) -> list[Tensor]:
+        """All weights."""
+        return list(self.causal.model.parameters())
+
+    def export(self, folder: Path) -> None:
+        """Refused: the model is saved already, where it was read from."""
+        raise ModelError(f"{folder}: a reader writes no model, since it changes none. Copy the folder it came from.")

@@ -1,0 +1,85 @@
+"""A language model in supervised training: its body and head, what is trained, how it is saved.
+
+No value head and no reference: those belong to policies.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hydralign.config.model import Form, LoraForm
+from hydralign.errors import ModelError
+from hydralign.models.causal import CausalModel
+from hydralign.models.loading import context_of, load_model, prepare_model, stop_ids_of
+from hydralign.models.lora import adapt, save_adapter
+from hydralign.models.saving import whole_folder
+
+
+class Student:
+    """A causal language model, trained whole or through adapters."""
+
+    def __init__(
+        self, model: Any, tokenizer: Any, *, form: Form | None = None, precision: str = "fp32", seed: int = 0
+    ) -> None:
+        """Takes the model over; `seed` seeds fresh adapters. Raises ModelError when its head is not understood."""
+        prepare_model(model, tokenizer)
+        self.tokenizer, self.precision = tokenizer, precision
+        self.stop_ids, self.context = stop_ids_of(model, tokenizer), context_of(model)
+        self._peft: Any = None
+        if isinstance(form, LoraForm):
+            self._peft = adapt(model, **form.model_dump(exclude={"type"}), precision=precision, seed=seed)
+            prepare_model(model, tokenizer)
+        self.causal = CausalModel(model, precision=precision)
+        self.causal.check_readout()
+
+    @property
+    def device(self) -> torch.device:
+        """Where its rows must lie."""
+        return self.causal.device
+
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters that an optimizer updates (tied ones once), by stable name."""
+        return {name: p for name, p in self._whole.named_parameters() if p.requires_grad}
+
+    def fixed(self) -> list[Tensor]:
+        """The parameters that nothing updates."""
+        return [p for p in self._whole.parameters() if not p.requires_grad]
+
+    @property
+    def _whole(self) -> Any:
+        return self._peft or self.causal.model
+
+    def export(self, folder: Path) -> None:
+        """Write a plain transformers folder, or a PEFT folder that names its base, with the tokenizer."""
+        with whole_folder(folder) as partial:
+            if self._peft:
+                save_adapter(self._peft, partial)
+            else:
+                self.causal.model.save_pretrained(partial)
+            self.tokenizer.save_pretrained(partial)
+
+
+def load_student(
+    path: str,
+    *,
+    form: Form | None = None,
+    precision: str = "fp32",
+    pad_token: str | None = None,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+) -> Student:
+    """A student from a model folder or hub id. Raises ModelError or TokenizerError when it cannot be trained from."""
+    if (Path(path) / "adapter_config.json").exists():
+        raise ModelError(
+            f"model.path={path!r} is an adapter, not a whole model: what it adapts is unknown here. Name the base "
+            "under model.path and the adapter under model.form: {type: lora, adapter: ...}."
+        )
+    model, tokenizer = load_model(path, pad_token=pad_token, device=device)
+    if Path(path).exists():
+        # An adapter saved from this model names it; an absolute name is found from any folder.
+        model.name_or_path = model.config.name_or_path = str(Path(path).resolve())
+    return Student(model, tokenizer, form=form, precision=precision, seed=seed)

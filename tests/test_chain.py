@@ -1,0 +1,179 @@
+"""A whole recipe on a tiny model: sft, two rewards, ppo, compare, a report; and what happens when a part is missing."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from hydralign.cli import main
+from hydralign.config import load_recipe
+from hydralign.testing import tiny_model
+
+WORDS = ["this", "that", "thing", "other", "small", "plain", "words", "text"]
+
+
+def write_recipe(folder: Path, tokenizer: Any, **changes: Any) -> Path:
+    tiny_model(tokenizer).save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    openings = [f"{a} {b} and" for a in WORDS for b in WORDS]
+    data: dict[str, list[dict[str, Any]]] = {
+        "demonstrations": [{"prompt": text, "completion": f" {text[:4]} words"} for text in openings],
+        "comparisons": [{"prompt": text, "chosen": " plain words", "rejected": " other things"} for text in openings],
+        "labelled": [{"text": f"{text} {word}", "label": i} for i, word in enumerate(WORDS[:2]) for text in openings],
+        "prompts": [{"prompt": text} for text in openings],
+    }
+    for name, rows in data.items():
+        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "rule.py").write_text("def length(completions):\n    return [float(len(c)) for c in completions]\n")
+    small = {"batch": {"rows": 8, "micro_rows": 3}, "evaluation": {"rows": 20, "every": 4}}
+    recipe = {
+        "output": str(folder / "out"),
+        "model": {"path": str(folder / "model")},
+        "data": {
+            name: {"source": str(folder / f"{name}.jsonl"), "held_out": {"by": "hash", "percent": 40}} for name in data
+        },
+        "sft": {**small, "optimizer": {"type": "sgd", "learning_rate": 0.1}, "max_tokens": 40},
+        "reward": [
+            {"name": "pairs", **small, "optimizer": {"type": "sgd", "learning_rate": 0.1}},
+            {
+                "name": "labels",
+                "task": {"type": "labels", "names": {"0": "THIS", "1": "THAT"}, "crops": {"min_tokens": 2}},
+                "test": {"source": str(folder / "labelled.jsonl"), "limit": 10},
+                **small,
+            },
+        ],
+        "ppo": {
+            "steps": 2,
+            "rewards": [{"type": "model", "path": "{output}/reward/pairs/model", "name": "pairs"}],
+            "sampling": {"max_new_tokens": 5},
+            "batch": {"rows": 8, "epochs": 1, "minibatches": 2, "micro_rows": 4},
+            "evaluation": {"prompts": 10},
+        },
+        "compare": {
+            "prompts": 20,
+            "judges": [
+                {"type": "classifier", "path": "{output}/reward/labels/model", "label": "THIS", "output": "log_odds"},
+                {"type": "function", "function": f"{folder / 'rule.py'}:length"},
+            ],
+            "shares": [{"name": "mostly this", "of": "judge/THIS"}],
+            "notes": ["Nobody judged <this>."],
+        },
+        **changes,
+    }
+    path = folder / "recipe.yaml"
+    path.write_text(yaml.safe_dump(recipe))
+    return path
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, tokenizer: Any) -> Path:
+    """The folder of a recipe that was run whole."""
+    folder = tmp_path_factory.mktemp("chain")
+    assert main(["run", str(write_recipe(folder, tokenizer))]) == 0
+    return folder
+
+
+def test_every_section_leaves_its_folder(finished: Path) -> None:
+    for section in ("sft", "reward/pairs", "reward/labels", "ppo", "compare"):
+        folder = finished / "out" / section
+        assert {"config.yaml", "evaluation.json"} <= {file.name for file in folder.iterdir()}
+        assert (folder / "model" / "config.json").exists() == (section != "compare")
+    assert load_recipe(finished / "out" / "recipe.yaml") == load_recipe(finished / "recipe.yaml")
+
+
+def test_report_tells_every_metric_with_its_interval(finished: Path) -> None:
+    report = json.loads((finished / "out" / "report.json").read_text())
+    assert list(report["metrics"]) == ["score", "judge/THIS", "judge/length", "mostly this"]
+    for name, metric in report["metrics"].items():
+        assert metric["n"] == 20
+        assert metric["difference"]["ci_low"] <= metric["difference"]["mean"] <= metric["difference"]["ci_high"]
+        assert metric["verdict"] in ("better", "worse", "not distinguishable")
+        assert metric["primary"] is (name == "score")
+        assert {"mean", "median", "std"} == metric["before"].keys() == metric["after"].keys()
+    assert {"kl", "tokens", "finished"} <= report["facts"].keys()
+    assert report["facts"]["kl"]["before"]["mean"] == pytest.approx(0, abs=1e-4)
+    assert abs(report["facts"]["kl"]["after"]["mean"]) > 1e-4
+    page = (finished / "out" / "report.html").read_text()
+    assert "Nobody judged &lt;this&gt;." in page
+
+
+def test_result_of_a_reward_section_has_accuracy_interval_ties_and_calibration(finished: Path) -> None:
+    result = json.loads((finished / "out/reward/pairs/evaluation.json").read_text())
+    held_out = result["held_out"]
+    assert held_out["ci_low"] <= held_out["accuracy"] <= held_out["ci_high"]
+    assert held_out["calibration"]["bins"]
+    assert result["temperature"] is None
+    labels = json.loads((finished / "out/reward/labels/evaluation.json").read_text())
+    assert labels["temperature"] > 0
+    assert labels["test"]["n"] > 2
+
+
+def test_second_run_finds_everything_finished(finished: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert main(["run", str(finished / "recipe.yaml")]) == 0
+    assert capfd.readouterr().err.count("is finished") + capfd.readouterr().out.count("is finished") in (5, 0)
+
+
+def test_section_that_waits_for_another_says_so(
+    tmp_path: Path, tokenizer: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write_recipe(tmp_path, tokenizer)
+    assert main(["ppo", str(path)]) == 2
+    error = capfd.readouterr().err
+    assert "ppo needs" in error
+    assert "hydralign run" in error
+    assert main(["run", str(path), "--dry-run"]) == 0
+    told = capfd.readouterr().out
+    assert "learned: ' this words" in told
+    assert "waits for" in told
+    assert not (tmp_path / "out" / "ppo").exists()
+
+
+def test_list_items_need_names_of_their_own(tmp_path: Path, tokenizer: Any, capfd: pytest.CaptureFixture[str]) -> None:
+    path = write_recipe(tmp_path, tokenizer, reward=[{"name": "a"}, {"name": "a"}])
+    assert main(["run", str(path)]) == 2
+    assert "Give every item of reward another name" in capfd.readouterr().err
+
+
+def test_lora_all_the_way_starts_ppo_from_the_sft_adapter(tmp_path: Path, tokenizer: Any) -> None:
+    model = {"path": str(tmp_path / "model"), "form": {"type": "lora", "rank": 4}}
+    path = write_recipe(tmp_path, tokenizer, model=model)
+    recipe = load_recipe(path)
+    assert recipe.ppo is not None
+    assert recipe.ppo.model is not None
+    assert recipe.ppo.model.form.adapter == str(tmp_path / "out/sft/model")  # type: ignore[union-attr]
+    assert main(["run", str(path)]) == 0
+    assert (tmp_path / "out/ppo/model/adapter_config.json").exists()
+    assert (tmp_path / "out/reward/pairs/model/model.safetensors").exists()
+    report = json.loads((tmp_path / "out/report.json").read_text())
+    assert report["metrics"]["score"]["n"] == 20
+
+
+@pytest.mark.parametrize("section", ["sft", "reward"])
+def test_two_processes_give_the_losses_of_one(tmp_path: Path, tokenizer: Any, section: str) -> None:
+    path = write_recipe(tmp_path, tokenizer, sft=None) if section == "reward" else write_recipe(tmp_path, tokenizer)
+    assert main([section, str(path), "--output", str(tmp_path / "one")]) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
+    arguments = ["--rdzv-endpoint", "127.0.0.1:0", "-m", "hydralign", section, str(path)]
+    done = subprocess.run(
+        [*command, *arguments, "--output", str(tmp_path / "two")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    for item in ("sft",) if section == "sft" else ("reward/pairs", "reward/labels"):
+        one, two = (
+            [json.loads(line) for line in (tmp_path / run / item / "metrics.jsonl").read_text().splitlines()]
+            for run in ("one", "two")
+        )
+        assert len(one) > 4
+        for alone, together in zip(one, two, strict=True):
+            assert together == pytest.approx(alone, abs=1e-5)
