@@ -1,6 +1,6 @@
-"""Plot a finished PPO run: score, KL and length by iteration, and held-out scores before and after.
+"""Plot a finished run: score, KL and length by PPO iteration, and held-out scores before and after.
 
-python examples/plot_run.py out/positive-words/ppo docs/results/positive_words.svg
+python examples/plot_run.py out/imdb-offline docs/results/imdb_sentiment.svg
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ CURVES = {
 def main() -> None:
     """Read the run's files, draw four panels, write one picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("run", type=Path, help="the ppo folder of a run")
+    parser.add_argument("run", type=Path, help="output folder of a recipe with ppo, and perhaps compare")
     parser.add_argument("picture", type=Path, help="file to write, .svg or .png")
     arguments = parser.parse_args()
-    rows = [json.loads(line) for line in (arguments.run / "metrics.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (arguments.run / "ppo" / "metrics.jsonl").read_text().splitlines()]
     steps = [row for row in rows if "ppo/mean_scores" in row]
     plt.rcParams.update({"font.size": 9, "axes.spines.top": False, "axes.spines.right": False, "svg.hashsalt": "0"})
     figure, axes = plt.subplots(1, 4, figsize=(12, 2.8), layout="constrained")
@@ -36,8 +36,10 @@ def main() -> None:
         axis.plot([row["step"] for row in steps], [row[name] for row in steps], color="#2a6f97", linewidth=1.5)
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("iteration")
-        axis.set_ylim(bottom=0)
-    draw_held_out(axes[3], arguments.run)
+        if name != "ppo/mean_scores":
+            axis.set_ylim(bottom=0)
+    compared = arguments.run / "compare"
+    draw_held_out(axes[3], compared if compared.exists() else arguments.run / "ppo")
     arguments.picture.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(arguments.picture, metadata={"Date": None} if arguments.picture.suffix == ".svg" else None)
     print(f"wrote {arguments.picture}")
@@ -47,7 +49,8 @@ def draw_held_out(axis: Any, run: Path) -> None:
     """Both histograms of held-out scores, with the paired difference as the title."""
     scores = {side: json.loads((run / f"{side}.json").read_text())["metrics"]["score"] for side in ("before", "after")}
     result = json.loads((run / "evaluation.json").read_text())["metrics"]["score"]
-    edges = [max(max(values) for values in scores.values()) * i / 20 for i in range(21)]
+    every = [value for values in scores.values() for value in values]
+    edges = [min(every) + (max(every) - min(every)) * i / 24 for i in range(25)]
     for (side, values), color in zip(scores.items(), ("#adb5bd", "#2a6f97"), strict=True):
         axis.hist(values, bins=edges, alpha=0.7, color=color, label=f"{side}, mean {result[side]['mean']:.1f}")
     gap = result["difference"]

@@ -14,6 +14,7 @@ import yaml
 
 from hydralign.cli import main
 from hydralign.config import load_recipe
+from hydralign.loops.runs import conflicts, run_section
 from hydralign.testing import tiny_model
 
 WORDS = ["this", "that", "thing", "other", "small", "plain", "words", "text"]
@@ -39,7 +40,7 @@ def write_recipe(folder: Path, tokenizer: Any, **changes: Any) -> Path:
         "data": {
             name: {"source": str(folder / f"{name}.jsonl"), "held_out": {"by": "hash", "percent": 40}} for name in data
         },
-        "sft": {**small, "optimizer": {"type": "sgd", "learning_rate": 0.1}, "max_tokens": 40},
+        "sft": {**small, "epochs": 4, "optimizer": {"type": "sgd", "learning_rate": 0.1}, "max_tokens": 40},
         "reward": [
             {"name": "pairs", **small, "optimizer": {"type": "sgd", "learning_rate": 0.1}},
             {
@@ -133,6 +134,29 @@ def test_section_that_waits_for_another_says_so(
     assert "learned: ' this words" in told
     assert "waits for" in told
     assert not (tmp_path / "out" / "ppo").exists()
+
+
+def test_sections_and_data_may_be_added_to_a_recipe_whose_first_sections_are_done(
+    tmp_path: Path, tokenizer: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write_recipe(tmp_path, tokenizer)
+    whole = load_recipe(path)
+    alone = whole.model_copy(
+        update={
+            "reward": None,
+            "ppo": None,
+            "compare": None,
+            "data": whole.data.model_copy(update={"comparisons": None, "labelled": None, "prompts": None}),
+        }
+    )
+    run_section(alone, "sft")
+    output = Path(whole.output)
+    assert conflicts(alone, whole, output) == []
+    other = load_recipe(path, ["--sft.epochs", "2"])
+    assert conflicts(alone, other, output) == ["sft.epochs: 4.0 ≠ 2.0"]
+    assert conflicts(alone, load_recipe(path, ["--seed", "5"]), output) == ["seed: 0 ≠ 5"]
+    assert main(["sft", str(path), "--sft.epochs", "2"]) == 2
+    assert "holds the results of another recipe" in capfd.readouterr().err
 
 
 def test_list_items_need_names_of_their_own(tmp_path: Path, tokenizer: Any, capfd: pytest.CaptureFixture[str]) -> None:

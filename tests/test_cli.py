@@ -35,8 +35,8 @@ class Loops(ModuleType):
         self.calls.append((section, recipe))
         self.instead()
 
-    def plan(self, recipe: Recipe) -> str:
-        return f"plan of {recipe.output}"
+    def plan(self, recipe: Recipe, section: str | None = None) -> str:
+        return f"plan of {section or 'all'} in {recipe.output}"
 
 
 @pytest.fixture
@@ -70,7 +70,7 @@ def test_dry_run_prints_the_plan_and_runs_nothing(
     loops: Loops, path: str, command: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main([command, path, "--output", "elsewhere", "--dry-run", "--seed", "1"]) == 0
-    assert capsys.readouterr().out == "plan of elsewhere\n"
+    assert capsys.readouterr().out == f"plan of {'all' if command == 'run' else command} in elsewhere\n"
     assert loops.calls == []
 
 

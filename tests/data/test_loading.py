@@ -13,6 +13,7 @@ from hydralign.config.data import (
     FilterConfig,
     LastSplit,
     NoSplit,
+    PartConfig,
     PromptSourceConfig,
     SourceConfig,
     SourceSplit,
@@ -37,6 +38,29 @@ def test_filter_bounds_are_inclusive_and_counted() -> None:
     assert [len(row.completion) for row in data.train] == [3, 4, 5]
     assert data.report.dropped == {"shorter than 3 characters": 2, "longer than 5 characters": 3}
     assert accounted_for(data)
+
+
+def test_part_leaves_out_and_counts_the_other_rows() -> None:
+    rows = [{"text": f"text {n}"} for n in range(200)]
+    parts = [PartConfig(low=0, high=40), PartConfig(low=40, high=100)]
+    configs = [SourceConfig(source="unused", held_out=NONE, part=part) for part in parts]
+    sides = [load_demonstrations(config, rows=rows) for config in configs]
+    assert all(map(accounted_for, sides))
+    assert len(sides[0].train) + len(sides[1].train) == 200
+    assert sides[0].report.dropped == {"outside the part 0-40 %": len(sides[1].train)}
+
+
+def test_replacements_come_first_and_reach_chats(tokenizer: Any) -> None:
+    config = SourceConfig(source="unused", held_out=NONE, replace={"<br />": "\n", "\n\n": "\n"})
+    texts = load_labelled(config, rows=[{"text": "a<br /><br />b", "label": "x"}, {"text": "<br />c", "label": 1}])
+    assert [row.text for row in texts.train] == ["a\nb", "\nc"]
+    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }};{% endfor %}"
+    try:
+        chat = [{"role": "user", "content": "x<br />"}, {"role": "assistant", "content": "<br />y"}]
+        (made,) = load_demonstrations(config, tokenizer, rows=[{"messages": chat}]).train
+    finally:
+        tokenizer.chat_template = None
+    assert (made.prompt, made.completion) == ("user: x\n;", "assistant: \ny;")
 
 
 def test_filter_counts_tokens_of_prompt_and_answer_together(tokenizer: Any) -> None:

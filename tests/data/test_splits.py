@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hydralign.config.data import HashSplit, LastSplit, NoSplit, SourceSplit
-from hydralign.data.splits import held_out_by_hash, split_rows
+from hydralign.config.data import HashSplit, LastSplit, NoSplit, PartConfig, SourceSplit
+from hydralign.data.splits import held_out_by_hash, in_part, split_rows
 
 KEYS = [f"prompt {n}" for n in range(2000)]
 
@@ -28,6 +28,17 @@ def test_hash_split_ignores_order_company_and_blanks_around() -> None:
     assert set(fewer.held_out) == set(sides.held_out) & set(KEYS[::-7])
     assert set(fewer.train) == set(sides.train) & set(KEYS[::-7])
     assert sides.leaking == fewer.leaking == 0
+
+
+def test_parts_share_nothing_cover_everything_and_do_not_follow_the_held_out_side() -> None:
+    low, high = PartConfig(high=50), PartConfig(low=50)
+    first, second = ({key for key in KEYS if in_part(key, part)} for part in (low, high))
+    assert not first & second
+    assert first | second == set(KEYS)
+    assert 930 < len(first) < 1070  # 1000 expected, standard deviation 22.4
+    held_out = {key for key in KEYS if held_out_by_hash(key, 30.0)}
+    assert 240 < len(first & held_out) < 360  # half of 600
+    assert all(in_part(key, PartConfig()) for key in KEYS)
 
 
 @pytest.mark.parametrize(

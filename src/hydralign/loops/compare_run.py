@@ -24,7 +24,7 @@ from hydralign.evaluation.report import AnswerPair, Report, write_report
 from hydralign.evaluation.statistics import Difference
 from hydralign.generation.sampler import check_context
 from hydralign.loops.ppo import sampling_plan
-from hydralign.loops.ppo_run import stored_answers, tell
+from hydralign.loops.ppo_run import kept_answers, tell
 from hydralign.loops.section import RESULT, write_config, write_json
 from hydralign.models.reader import Reader
 from hydralign.models.whole import load_whole
@@ -71,8 +71,8 @@ def run_compare(recipe: Recipe, config: CompareConfig, folder: Path, processes: 
         kept = {loaded.names.get(name, name): values for name, values in given.metrics.items()}
         return replace(given, metrics={name: values for name, values in kept.items() if name})
 
-    before = stored_answers(folder / "before.json", partial(answers, loaded.before, "before"), processes)
-    after = stored_answers(folder / "after.json", partial(answers, loaded.after, "after"), processes)
+    before = kept_answers(folder / "before.json", partial(answers, loaded.before, "before"), processes)
+    after = kept_answers(folder / "after.json", partial(answers, loaded.after, "after"), processes)
     shares = [Share(**share.model_dump()) for share in config.shares]
     comparison = compare_answers(before, after, shares=shares, confidence=config.confidence)
     if processes.main:

@@ -8,11 +8,8 @@ are public (`collect`, `estimate`, `update`); to change the algorithm, write you
 from __future__ import annotations
 
 import io
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -27,6 +24,7 @@ from hydralign.errors import ConfigError, NonFiniteError
 from hydralign.generation.sampler import Sampler, sample
 from hydralign.loops.checks import check_start
 from hydralign.loops.estimate import estimate
+from hydralign.loops.interruption import interruptible
 from hydralign.loops.schedule import learning_rate_at, set_learning_rate
 from hydralign.loops.state import PPOState, checkpoints, load_checkpoint, save_checkpoint
 from hydralign.loops.update import LossWeights, make_optimizer, update
@@ -130,27 +128,6 @@ def sampling_plan(config: SamplingConfig, seed: int) -> SamplingPlan:
         seed=seed,
         decode_rows=config.decode_rows,
     )
-
-
-@contextmanager
-def interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event once, so that the iteration can end and be saved; a second Ctrl-C stops at once."""
-    event = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-    previous = signal.getsignal(signal.SIGINT)
-
-    def note(*_: Any) -> None:
-        event.set()
-        signal.signal(signal.SIGINT, previous)
-        say("Stopping after this iteration, with a checkpoint. Press Ctrl-C again to stop at once.")
-
-    signal.signal(signal.SIGINT, note)
-    try:
-        yield event
-    finally:
-        signal.signal(signal.SIGINT, previous)
 
 
 def _rows_at_once(config: PPOConfig, parts: PPOParts, step: Callable[[], int]) -> tuple[MicroRows, MicroRows]:

@@ -21,7 +21,7 @@ from hydralign.evaluation.held_out import Answers, answer_held_out
 from hydralign.evaluation.statistics import Difference
 from hydralign.generation.sampler import check_context
 from hydralign.loops.ppo import PPOParts, sampling_plan, train
-from hydralign.loops.section import RESULT, opened, write_json
+from hydralign.loops.section import RESULT, kept, opened, write_json
 from hydralign.models import load_policy, make_model, make_policy, train_tokenizer
 from hydralign.models.policy import Policy
 from hydralign.processes import Processes
@@ -51,7 +51,7 @@ def run_ppo(recipe: Recipe, config: PPOConfig, folder: Path, processes: Processe
         )
 
     with opened(folder, config, processes) as records:
-        before = stored_answers(folder / "before.json", partial(answers, "before"), processes)
+        before = kept_answers(folder / "before.json", partial(answers, "before"), processes)
         parts = PPOParts(
             policy=policy,
             prompts=PromptStream(loaded.prompts.train, recipe.seed),
@@ -63,7 +63,7 @@ def run_ppo(recipe: Recipe, config: PPOConfig, folder: Path, processes: Processe
             on_step=partial(_evaluate_when_due, config, answers, records.tracker),
         )
         train(config, parts, seed=recipe.seed)
-    after = stored_answers(folder / "after.json", partial(answers, "after"), processes)
+    after = kept_answers(folder / "after.json", partial(answers, "after"), processes)
     comparison = compare_answers(before, after)
     if processes.main:
         policy.export(folder / "model")
@@ -151,16 +151,9 @@ def tell(comparison: Comparison) -> None:
         say(fact_sentence(fact))
 
 
-def stored_answers(path: Path, make: Callable[[], Answers], processes: Processes) -> Answers:
+def kept_answers(path: Path, make: Callable[[], Answers], processes: Processes) -> Answers:
     """Answers from a file of this run, or made now and written there. Every process returns the same."""
-    if path.exists():
-        return Answers.load(path)
-    answers = make()
-    processes.wait()
-    if processes.main:
-        answers.save(path)
-    processes.wait()
-    return answers
+    return kept(path, make, processes, load=Answers.load, save=lambda file, answers: answers.save(file))
 
 
 def prompt_preview(prompt: Prompt, source: PromptSourceConfig) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +33,7 @@ from hydralign.loops.reward import (
     train_on_labels,
     train_on_pairs,
 )
-from hydralign.loops.section import RESULT, opened, write_json
+from hydralign.loops.section import RESULT, kept_numbers, opened, write_json
 from hydralign.models import train_tokenizer
 from hydralign.models.making import make_classifier
 from hydralign.processes import Processes
@@ -72,14 +71,18 @@ def run_reward(recipe: Recipe, config: RewardConfig, folder: Path, processes: Pr
     if processes.main:
         say(loaded.describe())
     with opened(folder, config, processes) as records:
-        before = _stored(folder / "before.json", lambda: judge(scorer, loaded.held_out, micro, processes), processes)
+
+        def judged() -> Judged:
+            return judge(scorer, loaded.held_out, micro, processes)
+
+        before = kept_numbers(folder / "before.json", lambda: judged().right_N.tolist(), processes)
         parts: Any = RewardParts(scorer, loaded.train, loaded.held_out, folder, records, processes)
         if isinstance(task, Comparisons):
             train_on_pairs(config, parts, seed=recipe.seed)
         else:
             train_on_labels(config, parts, crops=task.crops, seed=recipe.seed)
         temperature = _calibrated(loaded, task, micro, recipe.seed, processes) if isinstance(task, Labels) else None
-        after: Judged = judge(scorer, loaded.held_out, micro, processes)
+        after = judged()
         test: Judged | None = judge(scorer, loaded.test, micro, processes) if loaded.test else None
     difference = compare_paired("held-out accuracy", before, after.right_N.tolist())
     if processes.main:
@@ -88,9 +91,9 @@ def run_reward(recipe: Recipe, config: RewardConfig, folder: Path, processes: Pr
         record |= {"before": {"accuracy": difference.before_mean}, "cut": dict(loaded.cut)}
         write_json(folder / RESULT, record | {"sentence": difference.sentence()})
         say(difference.sentence())
-        for side, judged in (("held-out", after), ("test", test)):
-            if judged:
-                say(f"On {side} rows: {sentence(judged)}")
+        for side, rows in (("held-out", after), ("test", test)):
+            if rows:
+                say(f"On {side} rows: {sentence(rows)}")
         say(f"The model lies in {folder / 'model'}.")
     processes.wait()
     return [difference]
@@ -277,15 +280,3 @@ def _scorer(
     sizes = model.new.model_dump(exclude={"vocabulary"})
     fresh = make_classifier(tokenizer, **sizes, labels=labels, seed=seed)
     return make_scorer(fresh.to(processes.device), tokenizer, **shared)
-
-
-def _stored(path: Path, judge: Callable[[], Judged], processes: Processes) -> list[float]:
-    """Which held-out rows were right before training: from a file of this run, or judged now and written."""
-    if path.exists():
-        return json.loads(path.read_text(encoding="utf-8"))["right"]
-    right = judge().right_N.tolist()
-    processes.wait()
-    if processes.main:
-        write_json(path, {"right": right})
-    processes.wait()
-    return right

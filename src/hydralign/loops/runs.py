@@ -78,7 +78,7 @@ def present_sections(recipe: Recipe) -> list[str]:
     return present
 
 
-def run_section(recipe: Recipe, name: str) -> list[Difference]:
+def run_section(recipe: Recipe, name: str, *, tell_settings: bool = True) -> list[Difference]:
     """Run one section into its folder, unless it is finished there already (said so; returns nothing then)."""
     items = required_items(recipe, name)
     disable_progress_bar()
@@ -95,7 +95,7 @@ def run_section(recipe: Recipe, name: str) -> list[Difference]:
                 say(f"{item.title} is finished: see {folder}. To run it again, delete that folder.")
             continue
         require_made(recipe, item)
-        if processes.main:
+        if processes.main and tell_settings:
             say(describe_item(recipe, item, processes))
         differences += SECTIONS[name].run(recipe, item.config, folder, processes)
     return differences
@@ -152,16 +152,13 @@ def claim_folder(output: Path, recipe: Recipe) -> None:
     if output.exists() and not output.is_dir():
         raise RunFolderError(f"output={str(output)!r} is a file: results need a folder. Name another.")
     stored = output / "recipe.yaml"
-    # A recipe that stopped before any section wrote something has no results that could be mixed up.
-    if stored.exists() and any((output / name).exists() for name in SECTIONS):
-        differences = diff(load_recipe(stored), recipe)
-        if differences:
-            listed = "\n  ".join(["", *differences[:12]])
-            raise RunFolderError(
-                f"output={str(output)!r} holds the results of another recipe, and going on would mix two runs. They "
-                f"differ in (there ≠ here):{listed}\nName another output, or delete that folder."
-            )
-        return
+    differences = conflicts(load_recipe(stored), recipe, output) if stored.exists() else []
+    if differences:
+        listed = "\n  ".join(["", *differences[:12]])
+        raise RunFolderError(
+            f"output={str(output)!r} holds the results of another recipe, and going on would mix two runs. They "
+            f"differ in (there ≠ here):{listed}\nName another output, or delete what was made with the other settings."
+        )
     try:
         output.mkdir(parents=True, exist_ok=True)
         partial = output / ".recipe.yaml.partial"
@@ -171,6 +168,25 @@ def claim_folder(output: Path, recipe: Recipe) -> None:
         raise RunFolderError(
             f"output={str(output)!r} cannot be written ({error.strerror}): results would be lost. Name another folder."
         ) from error
+
+
+def conflicts(stored: Recipe, recipe: Recipe, output: Path) -> list[str]:
+    """Settings that results in the folder were made with and that are others now; none without such results.
+
+    Sections that have no folder yet, and kinds of data that the stored recipe did not name, may be added or changed.
+    """
+    made = [item for name in SECTIONS for item in items_of(stored, name) if (output / item.title).exists()]
+    if not made:
+        return []
+    no_sections: dict[str, Any] = dict.fromkeys(SECTIONS)
+    old, new = (one.model_copy(update=no_sections) for one in (stored, recipe))
+    added = {kind: getattr(new.data, kind) for kind in type(old.data).model_fields if getattr(old.data, kind) is None}
+    differences = diff(old.model_copy(update={"data": old.data.model_copy(update=added)}), new)
+    wanted = {item.title: item.config for name in SECTIONS for item in items_of(recipe, name)}
+    for item in made:
+        if item.title in wanted:
+            differences += [f"{item.title}.{line}" for line in diff(item.config, wanted[item.title])]
+    return differences
 
 
 def plan(recipe: Recipe, section: str | None = None) -> str:

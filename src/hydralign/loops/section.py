@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, TypeVar
 
 from hydralign.config.base import Config
 from hydralign.config.loading import dump_config
 from hydralign.processes import Processes
 from hydralign.tracking import JsonLines, Tracker, open_trackers
 
+Made = TypeVar("Made")
+
 RESULT = "evaluation.json"
 """Written last: a section whose folder holds it is finished."""
-
-
-class Tracked(Protocol):
-    """A section's config, as far as its trackers need it."""
-
-    @property
-    def trackers(self) -> Sequence[str]:
-        """Mirrors of the local metrics file."""
 
 
 @dataclass(frozen=True)
@@ -63,6 +57,36 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
     unfinished = path.with_name(f".{path.name}.partial")
     unfinished.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     unfinished.rename(path)
+
+
+def kept(
+    path: Path,
+    make: Callable[[], Made],
+    processes: Processes,
+    *,
+    load: Callable[[Path], Made],
+    save: Callable[[Path, Made], None],
+) -> Made:
+    """What lies in a file of this run, or what is made now and written there. Every process returns the same."""
+    if path.exists():
+        return load(path)
+    made = make()
+    processes.wait()
+    if processes.main:
+        save(path, made)
+    processes.wait()
+    return made
+
+
+def kept_numbers(path: Path, make: Callable[[], list[float]], processes: Processes) -> list[float]:
+    """`kept`, for one number per held-out row."""
+    return kept(
+        path,
+        make,
+        processes,
+        load=lambda file: json.loads(file.read_text(encoding="utf-8"))["values"],
+        save=lambda file, values: write_json(file, {"values": values}),
+    )
 
 
 class Silent:

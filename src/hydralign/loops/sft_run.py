@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from hydralign.config import Recipe
@@ -17,7 +18,7 @@ from hydralign.data import DataSet, load_demonstrations
 from hydralign.data.packing import TokenSequence, sequences
 from hydralign.errors import ConfigError, DataError
 from hydralign.evaluation.statistics import Difference, compare_paired
-from hydralign.loops.section import RESULT, opened, write_json
+from hydralign.loops.section import RESULT, kept_numbers, opened, write_json
 from hydralign.loops.sft import SFTParts, held_out_losses, max_tokens_of, train
 from hydralign.models import make_model, train_tokenizer
 from hydralign.models.student import Student, load_student
@@ -58,10 +59,14 @@ def run_sft(recipe: Recipe, config: SFTConfig, folder: Path, processes: Processe
     if processes.main:
         say(loaded.describe())
     with opened(folder, config, processes) as records:
-        before = _stored(folder / "before.json", loaded, rows, processes)
+
+        def losses() -> tuple[Tensor, Tensor]:
+            return held_out_losses(student, loaded.held_out, rows, processes)
+
+        before = kept_numbers(folder / "before.json", lambda: torch.div(*losses()).tolist(), processes)
         parts = SFTParts(student, loaded.train, loaded.held_out, folder, records, processes)
         train(config, parts, seed=recipe.seed)
-        nll_N, tokens_N = held_out_losses(student, loaded.held_out, rows, processes)
+        nll_N, tokens_N = losses()
     difference = compare_paired(
         "loss per token of held-out texts (nats)", before, (nll_N / tokens_N).tolist(), higher_is_better=False
     )
@@ -136,18 +141,3 @@ def _student(model: ModelConfig, data: DataSet[Demonstration] | None, seed: int,
     tokenizer = train_tokenizer(texts, vocabulary=model.new.vocabulary)
     fresh = make_model(tokenizer, **model.new.model_dump(exclude={"vocabulary"}), seed=seed)
     return Student(fresh.to(processes.device), tokenizer, form=model.form, precision=model.precision, seed=seed)
-
-
-def _stored(path: Path, loaded: Loaded, rows: int, processes: Processes) -> list[float]:
-    """Held-out loss per token and text before training: from a file of this run, or measured now and written."""
-    import json
-
-    if path.exists():
-        return json.loads(path.read_text())["loss"]
-    nll_N, tokens_N = held_out_losses(loaded.student, loaded.held_out, rows, processes)
-    losses = (nll_N / tokens_N).tolist()
-    processes.wait()
-    if processes.main:
-        write_json(path, {"loss": losses})
-    processes.wait()
-    return losses

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from hydralign.config.training import SupervisedConfig
 from hydralign.errors import ConfigError, NonFiniteError
-from hydralign.loops.ppo import interruptible
+from hydralign.loops.interruption import interruptible
 from hydralign.loops.schedule import learning_rate_at, set_learning_rate
 from hydralign.loops.section import Records
 from hydralign.loops.state import checkpoints, read_checkpoint, write_checkpoint

@@ -100,6 +100,8 @@ def prepare_tokenizer(tokenizer: Any, *, pad_token: str | None, path: str) -> No
 def prepare_model(model: Any, tokenizer: Any) -> Any:
     """Switch dropout off for good and tell the config which token pads."""
     model.config.pad_token_id = tokenizer.pad_token_id
+    # The embedding that is marked as padding gets no gradient: where EOS pads, it could never be learned.
+    model.get_input_embeddings().padding_idx = None
     if getattr(model, "generation_config", None) is not None:
         generation = model.generation_config
         generation.pad_token_id = tokenizer.pad_token_id

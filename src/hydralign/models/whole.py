@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +30,10 @@ def load_whole(path: str, *, pad_token: str | None = None, device: str | torch.d
         )
     model, tokenizer = load_model(base, pad_token=pad_token, device=device)
     try:
-        merged = PeftModel.from_pretrained(model, path).merge_and_unload()
+        with warnings.catch_warnings():
+            # PEFT asks transformers for a name that is about to be renamed there; nothing that a user could mend.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            merged = PeftModel.from_pretrained(model, path).merge_and_unload()
     except (RuntimeError, ValueError) as error:
         raise ModelError(
             f"Adapter {path!r} does not fit {base!r}: {str(error).splitlines()[0]} Name another base in its "

@@ -209,10 +209,6 @@ def _give_pad_token(model: Any, tokenizer: Any, pad_token: str | None) -> None:
         with torch.no_grad():
             weight_VD = model.get_input_embeddings().weight
             weight_VD[rows:] = weight_VD[:rows].mean(dim=0)
-    embeddings = model.get_input_embeddings()
-    if embeddings.padding_idx is not None:
-        # This row gets no gradient: left at a pad that was EOS, it would keep EOS from being learned.
-        embeddings.padding_idx = tokenizer.pad_token_id
 
 
 def _adapt(model: Any, form: LoraForm, frozen: Sequence[nn.Module], seed: int) -> None:
