@@ -87,9 +87,8 @@ def test_loss_is_that_of_plain_transformers_over_completion_tokens(tokenizer: An
         wanted[:, : text.learned_from] = -100
         loss = learner.causal.model(input_ids=labels, labels=wanted).loss
         total, tokens = total + float(loss) * text.learned, tokens + text.learned
-    ours, stats = language_loss(learner, [(text,) for text in TEXTS], tokens)
+    ours, _ = language_loss(learner, [(text,) for text in TEXTS], tokens)
     assert float(ours) == pytest.approx(total / tokens, abs=1e-5)
-    assert float(stats["nll"]) == pytest.approx(total, abs=1e-4)
     assert tokens == 3 + 2 + 3 + 2
 
 
@@ -211,7 +210,7 @@ def test_saved_student_loads_in_plain_transformers(tokenizer: Any, tmp_path: Pat
 
 def test_bf16_trains_in_fp32_and_reads_in_bf16(tokenizer: Any) -> None:
     exact, rounded = student(tokenizer), student(tokenizer, precision="bf16")
-    losses = [float(language_loss(one, [tuple(TEXTS)], 10.0)[0]) for one in (exact, rounded)]
+    losses = [language_loss(one, [tuple(TEXTS)], 10.0)[0].item() for one in (exact, rounded)]
     assert losses[0] != losses[1]
     assert losses[1] == pytest.approx(losses[0], rel=2e-2)
     assert {p.dtype for p in rounded.trained().values()} == {torch.float32}

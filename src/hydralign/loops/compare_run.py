@@ -99,10 +99,6 @@ def load_parts(recipe: Recipe, config: CompareConfig, processes: Processes) -> L
     before = Reader(*load_whole(before_path, **pad), precision=config.precision)
     after = Reader(*load_whole(after_path, **pad), reference=before.causal, precision=config.precision)
     terms = build_terms(score, processes.device)
-    judges = (
-        [replace(term, weight=0.0) for term in build_terms(config.judges, processes.device)] if config.judges else []
-    )
-    # A judge may be called as a reward is: its place in the report tells them apart.
     # A judge may be called as a reward is: its place in the report tells them apart.
     judges = tuple(
         replace(judge, name=f"judge/{judge.name}", weight=0.0)

@@ -1,42 +1,67 @@
-"""Any policy folder as one plain model: adapters are merged into the base that they name."""
+"""Any policy folder as one plain model: an adapter is merged into the base that it names."""
 
 from __future__ import annotations
 
-import json
 import warnings
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 
 from hydralign.errors import ModelError
-from hydralign.models.loading import load_model
+from hydralign.models.loading import check_folder, load_model
 
 
 def load_whole(path: str, *, pad_token: str | None = None, device: str | torch.device = "cpu") -> tuple[Any, Any]:
-    """(model, tokenizer) of a model folder, a hub id, or a PEFT adapter folder whose base can be found.
+    """(model, tokenizer) of a causal model's folder, a hub id, or a PEFT adapter folder whose base is at hand.
 
-    Raises as `load_model` does, and ModelError for an adapter that does not fit its base.
+    Raises as `load_model` does, and ModelError for an adapter that cannot be merged.
     """
-    about = Path(path) / "adapter_config.json"
-    if not about.exists():
+    adapter = adapter_of(path)
+    if adapter is None:
         return load_model(path, pad_token=pad_token, device=device)
-    base = json.loads(about.read_text(encoding="utf-8")).get("base_model_name_or_path")
-    if not base:
+    model, tokenizer = load_model(base_folder(adapter, path), pad_token=pad_token, device=device)
+    return merged(model, adapter, path), tokenizer
+
+
+def adapter_of(folder: str) -> Any:
+    """The PEFT config of an adapter folder, or None for another. Raises ModelError for one that cannot be merged."""
+    if not (Path(folder) / "adapter_config.json").exists():
+        return None
+    config = PeftConfig.from_pretrained(folder)
+    if config.task_type not in (None, "CAUSAL_LM") or config.is_prompt_learning:
         raise ModelError(
-            f"Adapter {path!r} names no base model: it is unknown what it adapts. Set base_model_name_or_path in its "
-            "adapter_config.json."
+            f"{folder!r} is a PEFT adapter of type {config.peft_type} for {config.task_type}: only adapters of "
+            "language models that merge into their weights can be started from. Merge it into its base, save the "
+            "whole model and name that folder."
         )
-    model, tokenizer = load_model(base, pad_token=pad_token, device=device)
+    # With its task named, PEFT would ask the classifier for a language model's methods.
+    config.task_type = None
+    return config
+
+
+def base_folder(adapter: Any, path: str) -> str:
+    """The local folder that an adapter names as its base."""
+    base = adapter.base_model_name_or_path
+    if not base or not Path(base).expanduser().is_dir():
+        raise ModelError(
+            f"Adapter {path!r} names {base!r} as its base model, which is no folder here: without it there is no "
+            "trunk. Correct base_model_name_or_path in its adapter_config.json, or name a whole model."
+        )
+    return check_folder(base)
+
+
+def merged(model: Any, adapter: Any, folder: str) -> Any:
+    """The model with the adapter added to its weights."""
     try:
         with warnings.catch_warnings():
-            # PEFT asks transformers for a name that is about to be renamed there; nothing that a user could mend.
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-            merged = PeftModel.from_pretrained(model, path).merge_and_unload()
-    except (RuntimeError, ValueError) as error:
+            warnings.filterwarnings("error", message="Found missing adapter keys")
+            adapted: Any = PeftModel.from_pretrained(model, folder, config=adapter)
+            return adapted.merge_and_unload()
+    except (RuntimeError, ValueError, UserWarning) as error:
         raise ModelError(
-            f"Adapter {path!r} does not fit {base!r}: {str(error).splitlines()[0]} Name another base in its "
-            "adapter_config.json."
+            f"Adapter {folder!r} does not fit the base model that it names: {str(error).splitlines()[0]} "
+            "Correct base_model_name_or_path in its adapter_config.json, or name a whole model."
         ) from error
-    return merged, tokenizer

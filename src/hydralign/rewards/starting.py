@@ -7,14 +7,12 @@ no code from the folder; the network is used only when `path` is no local folder
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -28,6 +26,7 @@ from transformers.utils import logging
 from hydralign.errors import ModelError
 from hydralign.models.loading import check_folder
 from hydralign.models.making import name_outputs
+from hydralign.models.whole import adapter_of, base_folder, merged
 
 
 def load_start(path: str, labels: Sequence[str], *, seed: int = 0) -> tuple[Any, Any]:
@@ -38,13 +37,13 @@ def load_start(path: str, labels: Sequence[str], *, seed: int = 0) -> tuple[Any,
     that cannot be started from.
     """
     where = check_folder(path)
-    adapter = _adapter(where)
-    model, tokenizer = _load(where if adapter is None else _base_folder(adapter, path), labels, seed)
+    adapter = adapter_of(where)
+    model, tokenizer = _load(where if adapter is None else base_folder(adapter, path), labels, seed)
     if adapter is None:
         return model, tokenizer
     if (Path(where) / "tokenizer_config.json").exists():
         tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-    return _merge(model, adapter, where), tokenizer
+    return merged(model, adapter, where), tokenizer
 
 
 def head_names(model: Any) -> set[str]:
@@ -144,48 +143,6 @@ def _check_weights(model: Any, missing: set[str], kept: bool, path: str) -> None
             "what those outputs mean is unknown. Name a language model or an encoder, or add "
             f"architectures: [{type(model).__name__}] and id2label to its config.json."
         )
-
-
-def _adapter(folder: str) -> Any:
-    """The PEFT config of an adapter folder, or None for another. Raises ModelError for one that cannot be merged."""
-    if not (Path(folder) / "adapter_config.json").exists():
-        return None
-    config = PeftConfig.from_pretrained(folder)
-    if config.task_type not in (None, "CAUSAL_LM") or config.is_prompt_learning:
-        raise ModelError(
-            f"{folder!r} is a PEFT adapter of type {config.peft_type} for {config.task_type}: only adapters of "
-            "language models that merge into their weights can be started from. Merge it into its base, save the "
-            "whole model and name that folder."
-        )
-    # With its task named, PEFT would ask the classifier for a language model's methods.
-    config.task_type = None
-    return config
-
-
-def _base_folder(adapter: Any, path: str) -> str:
-    """The local folder that an adapter names as its base."""
-    base = adapter.base_model_name_or_path
-    if not base or not Path(base).expanduser().is_dir():
-        raise ModelError(
-            f"Adapter {path!r} names {base!r} as its base model, which is no folder here: without it there is no "
-            "trunk. Correct base_model_name_or_path in its adapter_config.json, or name a whole model."
-        )
-    return check_folder(base)
-
-
-def _merge(model: Any, adapter: Any, folder: str) -> Any:
-    """The model with the adapter added to its weights."""
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-            warnings.filterwarnings("error", message="Found missing adapter keys")
-            merged: Any = PeftModel.from_pretrained(model, folder, config=adapter)
-            return merged.merge_and_unload()
-    except (RuntimeError, ValueError, UserWarning) as error:
-        raise ModelError(
-            f"Adapter {folder!r} does not fit the base model that it names: {str(error).splitlines()[0]} "
-            "Correct base_model_name_or_path in its adapter_config.json, or name a whole model."
-        ) from error
 
 
 @contextmanager
