@@ -79,7 +79,7 @@ def write_comparisons(recipe: Recipe, output: Path) -> None:
     policy = load_policy(str(output / "sft" / "model"))
     asked = load_prompts(recipe.data.prompts, policy.tokenizer, seed=recipe.seed).train
     plan = sampling_plan(recipe.ppo.sampling, recipe.seed)
-    asked = asked * PAIRS
+    asked = tuple(prompt for prompt in asked for _ in range(PAIRS))
     rollouts = [sample(policy, asked, plan.at(ANNOTATION + side)) for side in (0, 1)]
     first, second = (list(zip(one.completions, one.finished_B.tolist(), strict=True)) for one in rollouts)
     draw = random.Random(recipe.seed)

@@ -338,7 +338,7 @@ def _paired(name: str, values: Values) -> tuple[Floats, Floats]:
 
 
 def _in_words(name: str) -> tuple[str, str]:
-    return _WORDS.get(name, (name.replace("reward/", "reward: "), ""))
+    return _WORDS.get(name, (name.replace("reward/", "reward: ").replace("judge/", "judge: "), ""))
 
 
 def _capital(label: str) -> str:
