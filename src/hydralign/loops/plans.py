@@ -44,14 +44,14 @@ def plan_reward(recipe: Recipe, config: RewardConfig, processes: Processes) -> l
     first = loaded.train[0]
     decode = scorer.tokenizer.decode
     if isinstance(first, Pair):
-        sample = [f"sample     chosen: {decode(first.chosen)!r}", f"           rejected: {decode(first.rejected)!r}"]
+        shown = {"sample     chosen": first.chosen, "           rejected": first.rejected}
     else:
-        sample = [f"sample     {scorer.labels[first.label]}: {decode(first.ids)!r}"]
+        shown = {f"sample     {scorer.labels[first.label]}": first.ids}
     return [
         loaded.describe(),
         f"steps      {steps_of(config, rows):,} of {config.batch.rows} rows, out of {rows:,}",
         *size_lines(scorer.trained(), scorer.fixed()),
-        *sample,
+        *(f"{side}: {decode(ids[-60:])!r} (the end; {len(ids)} tokens)" for side, ids in shown.items()),
     ]
 
 
