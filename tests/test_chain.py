@@ -179,25 +179,27 @@ def test_lora_all_the_way_starts_ppo_from_the_sft_adapter(tmp_path: Path, tokeni
     assert report["metrics"]["score"]["n"] == 20
 
 
-@pytest.mark.parametrize("section", ["sft", "reward"])
-def test_two_processes_give_the_losses_of_one(tmp_path: Path, tokenizer: Any, section: str) -> None:
-    path = write_recipe(tmp_path, tokenizer, sft=None) if section == "reward" else write_recipe(tmp_path, tokenizer)
-    assert main([section, str(path), "--output", str(tmp_path / "one")]) == 0
+def test_two_processes_give_the_losses_and_the_report_of_one(finished: Path) -> None:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--rdzv-backend", "c10d"]
-    arguments = ["--rdzv-endpoint", "127.0.0.1:0", "-m", "hydralign", section, str(path)]
+    arguments = ["--rdzv-endpoint", "127.0.0.1:0", "-m", "hydralign", "run", str(finished / "recipe.yaml")]
     done = subprocess.run(
-        [*command, *arguments, "--output", str(tmp_path / "two")],
+        [*command, *arguments, "--output", str(finished / "two")],
         env={**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""},
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    for item in ("sft",) if section == "sft" else ("reward/pairs", "reward/labels"):
+    for item in ("sft", "reward/pairs", "reward/labels"):
         one, two = (
-            [json.loads(line) for line in (tmp_path / run / item / "metrics.jsonl").read_text().splitlines()]
-            for run in ("one", "two")
+            [json.loads(line) for line in (finished / run / item / "metrics.jsonl").read_text().splitlines()]
+            for run in ("out", "two")
         )
         assert len(one) > 4
         for alone, together in zip(one, two, strict=True):
             assert together == pytest.approx(alone, abs=1e-5, rel=1e-6)
+    reports = [json.loads((finished / run / "report.json").read_text()) for run in ("out", "two")]
+    for name, metric in reports[0]["metrics"].items():
+        assert reports[1]["metrics"][name]["after"] == pytest.approx(metric["after"], abs=1e-4), name
+    samples = [json.loads((finished / run / "compare/after.json").read_text())["samples"] for run in ("out", "two")]
+    assert [row["response"] for row in samples[0]] == [row["response"] for row in samples[1]]
