@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from hydralign.config import dump_recipe, load_recipe
+
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```", re.DOTALL | re.MULTILINE)
@@ -44,3 +46,14 @@ def test_the_loop_of_the_readme_has_ten_lines() -> None:
     lines = [line for line in block.splitlines() if line.strip() and not line.startswith(("import", "from"))]
     assert len(lines) <= 10
     assert {"collect", "estimate", "update"} <= set(re.findall(r"hy\.(\w+)\(", block))
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "recipes").glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_is_read_and_written_back(path: Path, tmp_path: Path) -> None:
+    recipe = load_recipe(path)
+    (tmp_path / "again.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
+    assert load_recipe(tmp_path / "again.yaml") == recipe
+    assert "{output}" not in dump_recipe(recipe)
+    assert recipe.compare is not None
+    assert None not in (recipe.compare.before, recipe.compare.after)
+    assert f"recipes/{path.name}" in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hydralign.generation import sample as sample
     from hydralign.loops.estimate import estimate as estimate
     from hydralign.loops.runs import run_recipe as run_recipe
+    from hydralign.loops.runs import run_section as run_section
     from hydralign.loops.update import LossWeights as LossWeights
     from hydralign.loops.update import make_optimizer as make_optimizer
     from hydralign.loops.update import update as update
@@ -56,6 +57,7 @@ _HOMES = {
     "load_recipe": "hydralign.config.loading",
     "make_optimizer": "hydralign.loops.update",
     "run_recipe": "hydralign.loops.runs",
+    "run_section": "hydralign.loops.runs",
     "sample": "hydralign.generation",
     "update": "hydralign.loops.update",
 }
