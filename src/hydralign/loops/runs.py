@@ -33,13 +33,15 @@ class Section:
 
     run: Callable[[Recipe, Any, Path, Processes], list[Difference]]
     plan: Callable[[Recipe, Any, Processes], list[str]]
+    data: tuple[str, ...]
+    """Kinds of data that it reads."""
 
 
 SECTIONS: dict[str, Section] = {
-    "sft": Section(run_sft, plan_sft),
-    "reward": Section(run_reward, plan_reward),
-    "ppo": Section(run_ppo, plan_ppo),
-    "compare": Section(run_compare, plan_compare),
+    "sft": Section(run_sft, plan_sft, ("demonstrations",)),
+    "reward": Section(run_reward, plan_reward, ("comparisons", "labelled")),
+    "ppo": Section(run_ppo, plan_ppo, ("prompts",)),
+    "compare": Section(run_compare, plan_compare, ("prompts",)),
 }
 """Loops by section, in the order in which a recipe runs them."""
 
@@ -112,9 +114,11 @@ def required_items(recipe: Recipe, name: str) -> list[Item]:
 
 
 def describe_item(recipe: Recipe, item: Item, processes: Processes) -> str:
-    """The settings that the item uses: the recipe's own, and its section's; other sections are left out."""
+    """The settings that the item uses: the recipe's own, its kinds of data, and its section's."""
     others = {name: None for name in SECTIONS if name != item.section}
-    return describe(recipe.model_copy(update={**others, item.section: item.config}), processes=processes.count)
+    unread = {kind: None for kind in type(recipe.data).model_fields if kind not in SECTIONS[item.section].data}
+    used = {**others, item.section: item.config, "data": recipe.data.model_copy(update=unread)}
+    return describe(recipe.model_copy(update=used), processes=processes.count)
 
 
 def require_made(recipe: Recipe, item: Item) -> None:
