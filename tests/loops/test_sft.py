@@ -180,6 +180,9 @@ def test_poisoned_loss_is_an_event_and_no_step(tokenizer: Any, tmp_path: Path) -
     with pytest.raises(NonFiniteError, match="2 steps in a row"):
         run(config, learner, tmp_path)
     assert [row["event"] for row in metrics(tmp_path) if "event" in row] == ["non_finite"] * 2
+    short = settings(batch={"rows": 4, "micro_rows": 2}, packing=False, stop_after_bad_steps=2, epochs=2)
+    with pytest.raises(NonFiniteError, match="has not learned"):  # all steps are done, and none of them was good
+        run(short, student(tokenizer), tmp_path)
     for name, parameter in learner.trained().items():
         torch.testing.assert_close(parameter, start[name], equal_nan=True, atol=0, rtol=0)
 

@@ -10,7 +10,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from hydralign.config import Recipe
-from hydralign.config.data import SourceConfig
+from hydralign.config.data import NoSplit, SourceConfig
 from hydralign.config.model import ModelConfig
 from hydralign.config.reward import Comparisons, Labels, RewardConfig
 from hydralign.data import DataSet, load_comparisons, load_labelled
@@ -168,10 +168,17 @@ def _load_pairs(
     data = data or load_comparisons(source, scorer.tokenizer)
     train, cut = _pairs(data.train, scorer)
     held_out, cut_apart = _pairs(data.held_out[: config.evaluation.rows], scorer)
-    test, cut_test = _pairs(load_comparisons(config.test, scorer.tokenizer).train if config.test else (), scorer)
+    test, cut_test = _pairs(
+        load_comparisons(_whole(config.test), scorer.tokenizer).train if config.test else (), scorer
+    )
     _require_rows(train, held_out)
     counts = {"train": cut, "held out": cut_apart, "test": cut_test}
     return Loaded(scorer, data.report.describe(), train, held_out, test, counts)
+
+
+def _whole(source: SourceConfig) -> SourceConfig:
+    """The source with nothing held out: all of its rows are judged."""
+    return source.model_copy(update={"held_out": NoSplit(by="none")})
 
 
 def _pairs(records: Sequence[Preference], scorer: Scorer) -> tuple[list[Pair], int]:
@@ -185,7 +192,7 @@ def _pairs(records: Sequence[Preference], scorer: Scorer) -> tuple[list[Pair], i
                 scorer.tokenizer,
                 record.prompt,
                 answer,
-                bool(record.columns.get(f"{side}_finished", True)),
+                _finished(record.columns.get(f"{side}_finished", True), side),
                 scorer.max_tokens,
             )
             for side, answer in (("chosen", record.chosen), ("rejected", record.rejected))
@@ -193,6 +200,17 @@ def _pairs(records: Sequence[Preference], scorer: Scorer) -> tuple[list[Pair], i
         cut += any(side.cut for side in sides)
         pairs.append(Pair(sides[0].ids, sides[1].ids))
     return pairs, cut
+
+
+def _finished(value: Any, side: str) -> bool:
+    """A column's yes or no; CSV files have it as text. Raises DataError for anything else."""
+    told = {"true": True, "1": True, "false": False, "0": False}.get(str(value).strip().lower())
+    if told is None:
+        raise DataError(
+            f"{side}_finished is {value!r} in a comparison: it decides whether the end token is learned. Write true or "
+            "false in every row."
+        )
+    return told
 
 
 def _load_labels(
@@ -210,7 +228,7 @@ def _load_labels(
     column_of = {label: names.index(name) for label, name in columns.items()}
     train, cut = _labelled(data.train, column_of, scorer)
     held_out, cut_apart = _labelled(data.held_out[: config.evaluation.rows], column_of, scorer)
-    test, cut_test = _labelled(load_labelled(config.test).train if config.test else (), column_of, scorer)
+    test, cut_test = _labelled(load_labelled(_whole(config.test)).train if config.test else (), column_of, scorer)
     _require_rows(train, held_out)
     counts = {"train": cut, "held out": cut_apart, "test": cut_test}
     return Loaded(scorer, data.report.describe(), train, held_out, test, counts)
@@ -226,7 +244,7 @@ def label_columns(task: Labels, found: Sequence[str]) -> dict[str, str]:
             f"reward.task.names has no name for the labels {', '.join(map(repr, unknown))} of the data: their rows "
             f"could not be learned. It names {', '.join(map(repr, columns))}. Add the others."
         )
-    if len(set(columns.values())) < 2:
+    if len({columns[label] for label in present}) < 2:
         raise DataError(
             f"the data have the single label {', '.join(map(repr, present))}: a classifier needs two to tell apart. "
             "Name data with more, or other names in reward.task.names."

@@ -67,6 +67,12 @@ def learn(
     processes.require_shares(config.batch.rows, "batch.rows")
     optimizer = make_optimizer(lesson.trained, learning_rate=_peak(config), **_adam(config))
     step, bad = _resumed(lesson, folder, records, optimizer, processes)
+    if bad and step >= lesson.steps:
+        raise NonFiniteError(
+            "checkpoint",
+            f"The run in {folder} ended with {bad} poisoned steps in a row, so it has not learned. Lower the "
+            "learning rate or use precision fp32, delete that folder, and run again.",
+        )
     fits = MicroRows(config.batch.micro_rows, on_change=lambda rows: _short_of_memory(records, step, rows))
     with (
         interruptible() as interrupted,
