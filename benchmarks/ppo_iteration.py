@@ -20,7 +20,8 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
-from hydralign.config import FullForm, LoraForm
+from hydralign.config import FullForm, HydraForm, LoraForm
+from hydralign.config.model import Form
 from hydralign.loops.estimate import estimate
 from hydralign.loops.update import make_optimizer, update
 from hydralign.models import make_model, make_policy
@@ -31,10 +32,10 @@ from hydralign.types import Prompt, SamplingPlan
 def main() -> None:
     """Parse, measure, print."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--form", choices=["full", "lora"], default="full")
+    parser.add_argument("--form", choices=["full", "lora", "hydra"], default="full")
     parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
     sizes = {"layers": 12, "dim": 768, "heads": 12, "vocab": 50257, "q": 8, "r": 16, "batch": 16, "mini": 4}
-    for name, value in {**sizes, "epochs": 4, "iters": 3}.items():
+    for name, value in {**sizes, "epochs": 4, "iters": 3, "k": 2}.items():
         parser.add_argument(f"--{name}", type=int, default=value)
     arguments = parser.parse_args()
     import_mb = peak_mb()
@@ -49,7 +50,8 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     model = make_model(
         tokenizer, family="gpt2", layers=arguments.layers, width=arguments.dim, heads=arguments.heads, context=1024
     )
-    form = LoraForm(type="lora") if arguments.form == "lora" else FullForm()
+    forms: dict[str, Form] = {"full": FullForm(), "lora": LoraForm(), "hydra": HydraForm(unfrozen_layers=arguments.k)}
+    form = forms[arguments.form]
     policy = make_policy(model, tokenizer, form=form, precision=arguments.precision)
     optimizer = make_optimizer(policy.trained(), learning_rate=1.4e-5)
     plan = SamplingPlan(max_new_tokens=arguments.r, min_new_tokens=arguments.r)

@@ -11,7 +11,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests compare runs to the bit, or to 
 import pytest
 import torch
 
-from hydralign.config.model import Form, FullForm, LoraForm
+from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.models.policy import Policy
 from hydralign.testing import tiny_policy, tiny_prompts, tiny_tokenizer
 from hydralign.types import Prompt, Rows
@@ -34,7 +34,13 @@ def tokenizer() -> Any:
     return tiny_tokenizer()
 
 
-FORMS: dict[str, Form] = {"full": FullForm(), "lora": LoraForm(type="lora", rank=4)}
+FORMS: dict[str, Form] = {
+    "full": FullForm(),
+    "lora": LoraForm(type="lora", rank=4),
+    "hydra": HydraForm(unfrozen_layers=1),
+    "hydra-values": HydraForm(unfrozen_layers=1, value="branch"),
+    "hydra-lora": LoraForm(rank=4, unfrozen_layers=1),
+}
 FAMILIES = ("gpt2", "llama")
 
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hydralign.config.loading import load_recipe as load_recipe
     from hydralign.config.model import FullForm as FullForm
+    from hydralign.config.model import HydraForm as HydraForm
     from hydralign.config.model import LoraForm as LoraForm
     from hydralign.config.recipe import Recipe as Recipe
     from hydralign.data import PromptStream as PromptStream
@@ -39,6 +40,7 @@ _HOMES = {
     "Estimates": "hydralign.types",
     "Experience": "hydralign.types",
     "FullForm": "hydralign.config.model",
+    "HydraForm": "hydralign.config.model",
     "HydralignError": "hydralign.errors",
     "LoraForm": "hydralign.config.model",
     "LossWeights": "hydralign.loops.update",

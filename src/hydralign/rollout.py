@@ -17,9 +17,10 @@ from torch import Tensor
 from hydralign.errors import NonFiniteError, RewardError
 from hydralign.generation.sampler import Sampler, sample
 from hydralign.memory import MicroRows
-from hydralign.models.policy import Evaluation, Policy
+from hydralign.models.policy import Policy
+from hydralign.models.trunk import Trunk
 from hydralign.rewards.combine import RewardTerm, score_rollout
-from hydralign.types import Experience, Prompt, Rollout, Rows, SamplingPlan, Scores
+from hydralign.types import Evaluation, Experience, Prompt, Rollout, Rows, SamplingPlan, Scores
 
 RESERVED_COLUMNS = frozenset({"prompts", "completions", "finished", "completion_tokens"})
 
@@ -37,25 +38,31 @@ def collect(
     """Answer `prompts`, score the answers, and read the reference; `reward` is a function or weighted terms.
 
     In fp32 the old log-probabilities and values are the sampler's own. In bf16, where decoding with a cache and a
-    full forward pass differ, both are read again by the path that the update uses. `micro_rows`, and the plan's
-    `decode_rows`, are halved whenever memory runs out; a `MicroRows` of either remembers it for the next call.
+    full forward pass differ, both are read again by the path that the update uses. A shared trunk is run for rows
+    that the sampler did not harvest. `micro_rows`, and the plan's `decode_rows`, are halved whenever memory runs out;
+    a `MicroRows` of either remembers it for the next call.
     """
-    decoding = decode_rows or MicroRows(plan.decode_rows, name="decode_rows")
+    decoding, reading = decode_rows or MicroRows(plan.decode_rows, name="decode_rows"), MicroRows.of(micro_rows)
+    before = policy.trunk and policy.trunk.use
     rollout = decoding.run(lambda rows: sampler(policy, prompts, replace(plan, decode_rows=rows)), total=len(prompts))
+    if policy.trunk is not None and rollout.rows.trunk_BTD is None:
+        trunk_BTD = reading.run(partial(trunk_states, policy.trunk, rollout.rows), total=len(rollout))
+        rollout = replace(rollout, rows=rollout.rows.with_trunk(trunk_BTD))
     scores = score(rollout, reward, policy.tokenizer)
-    read = partial(_read, policy, rollout)
-    old_logprobs_BR, ref_logprobs_BR, values_BR = MicroRows.of(micro_rows).run(read, total=len(rollout))
+    old_logprobs_BR, ref_logprobs_BR, values_BR = reading.run(partial(_read, policy, rollout), total=len(rollout))
     require_finite({"old/logprobs": old_logprobs_BR, "reference/logprobs": ref_logprobs_BR, "old/values": values_BR})
-    return Experience(rollout, scores, old_logprobs_BR, ref_logprobs_BR, values_BR)
+    used = policy.trunk.use.since(before) if policy.trunk and before else None
+    return Experience(rollout, scores, old_logprobs_BR, ref_logprobs_BR, values_BR, used)
 
 
 def _read(policy: Policy, rollout: Rollout, micro_rows: int) -> tuple[Tensor, Tensor, Tensor]:
     """(old_logprobs_BR, ref_logprobs_BR, values_BR), all from micro-batches of one size."""
     ref_logprobs_BR = reference_rows(policy, rollout.rows, micro_rows)
-    if policy.precision == "fp32":
+    exact = policy.precision == "fp32"
+    if exact and policy.samples_values:
         return rollout.old_logprobs_BR, ref_logprobs_BR, rollout.values_BR
     old = evaluate_rows(policy, rollout.rows, micro_rows)
-    return old.logprobs_BR, ref_logprobs_BR, old.values_BR
+    return rollout.old_logprobs_BR if exact else old.logprobs_BR, ref_logprobs_BR, old.values_BR
 
 
 def require_finite(named: Mapping[str, Tensor]) -> None:
@@ -106,7 +113,7 @@ def completion_tokens(rows: Rows, tokenizer: Any) -> list[list[str]]:
 def by_micro_batch(rows: Rows, micro_rows: int, read: Callable[[Rows], Sequence[Tensor]]) -> list[Tensor]:
     """The `_BR` tensors that `read` gives, a few rows at a time, rows of like length together; order kept."""
     out: list[Tensor] = []
-    for index_B in (rows.prompt_lengths_B + rows.response_lengths_B).argsort(stable=True).split(micro_rows):
+    for index_B in rows.lengths_B.argsort(stable=True).split(micro_rows):
         part = rows.select(index_B)
         results = read(part)
         if not out:
@@ -114,6 +121,18 @@ def by_micro_batch(rows: Rows, micro_rows: int, read: Callable[[Rows], Sequence[
         for whole_BR, part_BR in zip(out, results, strict=True):
             whole_BR[index_B, : part.width] = part_BR
     return out
+
+
+def trunk_states(trunk: Trunk, rows: Rows, micro_rows: int) -> Tensor:
+    """trunk_BTD of any number of rows, each crossing the trunk once."""
+    whole_BTD: Tensor | None = None
+    for index_B in rows.lengths_B.argsort(stable=True).split(micro_rows):
+        part_BTD = trunk.states(rows.select(index_B))
+        if whole_BTD is None:
+            whole_BTD = part_BTD.new_zeros(*rows.tokens_BT.shape, part_BTD.shape[2])
+        whole_BTD[index_B, : part_BTD.shape[1]] = part_BTD
+    assert whole_BTD is not None
+    return whole_BTD
 
 
 @torch.no_grad()

@@ -1,7 +1,8 @@
 """The nouns that every layer shares, and the legend of tensor shapes.
 
 Shape suffixes: ``B`` rows, ``P`` prompts, ``G`` samples per prompt (``B = P·G``), ``Q`` prompt tokens,
-``R`` response tokens, ``T = Q + R``, ``V`` vocabulary, ``D`` width, ``N`` real response tokens of a batch.
+``R`` response tokens, ``T = Q + R``, ``V`` vocabulary, ``D`` width, ``N`` real response tokens of a
+batch, ``C`` columns.
 
 Masks are bool and **True = counts**. Column ``t`` of any ``_BR`` tensor belongs to response token ``t``;
 ``values_BR[:, t]`` is the value *before* that token. Masks come from lengths, never from comparing ids with
@@ -13,7 +14,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from functools import cached_property
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -94,13 +96,25 @@ class SamplingPlan:
         return replace(self, iteration=iteration, first_row=first_row)
 
 
+class Places(NamedTuple):
+    """Where the real response tokens of some rows stand, row by row; on the rows' device."""
+
+    row_N: Tensor
+    position_N: Tensor
+    """Counted from the first response token: the column of `_BR` tensors."""
+    column_N: Tensor
+    """Counted from the first prompt token: the column of `_BT` tensors."""
+
+
 @dataclass(frozen=True)
 class Rows:
     """Token rows as a policy reads them: prompt, then response, then padding, each row from column 0.
 
     A causal model needs no attention mask for such rows: real positions never look right.
     `temperature` and `min_new_tokens` shape every log-probability of these rows in the same way: policy, old
-    and reference. `trunk_BTD` may carry harvested trunk states (right-padded like the tokens).
+    and reference. Lengths lie on the CPU wherever the tokens lie, so that no shape waits for a device.
+    `trunk_BTD` may carry the states that a frozen trunk gave these tokens (right-padded like them); it may lie on
+    the CPU to spare the device's memory.
     """
 
     tokens_BT: Tensor
@@ -114,31 +128,51 @@ class Rows:
         return self.tokens_BT.shape[0]
 
     @property
+    def lengths_B(self) -> Tensor:
+        """Real tokens of each row, prompt and response."""
+        return self.prompt_lengths_B + self.response_lengths_B
+
+    @property
     def width(self) -> int:
         """R: response columns of every `_BR` tensor of these rows (the longest response)."""
         return int(self.response_lengths_B.max()) if len(self) else 0
 
-    @property
+    @cached_property
     def mask_BR(self) -> Tensor:
         """True for real response tokens, the end-of-sequence token included."""
-        return torch.arange(self.width, device=self.tokens_BT.device) < self.response_lengths_B[:, None]
+        return self._cpu_mask_BR.to(self.tokens_BT.device, non_blocking=True)
+
+    @cached_property
+    def places(self) -> Places:
+        """Where the real response tokens stand."""
+        row_N, position_N = self._cpu_mask_BR.nonzero(as_tuple=True)
+        both = torch.stack([row_N, position_N, self.prompt_lengths_B[row_N] + position_N])
+        return Places(*both.to(self.tokens_BT.device, non_blocking=True))
 
     @property
-    def response_columns_BR(self) -> Tensor:
-        """The column of `tokens_BT` that holds each response token (clamped inside for padding)."""
-        columns = self.prompt_lengths_B[:, None] + torch.arange(self.width, device=self.tokens_BT.device)
-        return columns.clamp(max=self.tokens_BT.shape[1] - 1)
+    def _cpu_mask_BR(self) -> Tensor:
+        return torch.arange(self.width) < self.response_lengths_B[:, None]
+
+    def with_trunk(self, trunk_BTD: Tensor | None) -> Rows:
+        """The same rows with these trunk states."""
+        return replace(self, trunk_BTD=trunk_BTD)
 
     @property
     def response_BR(self) -> Tensor:
         """Token ids of the responses; entries outside `mask_BR` mean nothing."""
-        return self.tokens_BT.gather(1, self.response_columns_BR)
+        columns_BR = self.prompt_lengths_B[:, None] + torch.arange(self.width)
+        inside_BR = columns_BR.clamp(max=self.tokens_BT.shape[1] - 1)
+        return self.tokens_BT.gather(1, inside_BR.to(self.tokens_BT.device))
 
     def select(self, index_B: Tensor) -> Rows:
-        """These rows only, in this order, with the padding trimmed to the longest of them."""
+        """These rows only, in this order, with the padding trimmed to the longest of them. `index_B` lies on the CPU.
+
+        Trunk states come to the tokens' device.
+        """
         prompt, response = self.prompt_lengths_B[index_B], self.response_lengths_B[index_B]
         longest = int((prompt + response).max()) if len(index_B) else 0
-        trunk = None if self.trunk_BTD is None else self.trunk_BTD[index_B, :longest]
+        device = self.tokens_BT.device
+        trunk = None if self.trunk_BTD is None else self.trunk_BTD[index_B, :longest].to(device, non_blocking=True)
         return replace(
             self,
             tokens_BT=self.tokens_BT[index_B, :longest],
@@ -146,6 +180,30 @@ class Rows:
             response_lengths_B=response,
             trunk_BTD=trunk,
         )
+
+
+class Evaluation(NamedTuple):
+    """What a policy says of given rows; zero outside the rows' mask."""
+
+    logprobs_BR: Tensor
+    """Log-probability of each response token, fp32."""
+    values_BR: Tensor
+    """Predicted return before each response token, fp32."""
+    entropy_BR: Tensor
+    """Entropy of the distribution that each response token was drawn from, in nats."""
+
+
+class TrunkUse(NamedTuple):
+    """How many positions crossed a frozen trunk."""
+
+    real: int = 0
+    """Positions that hold a token of a prompt or a response."""
+    pad: int = 0
+    """Positions that only fill: left of short prompts, and of rows that had ended."""
+
+    def since(self, before: TrunkUse) -> TrunkUse:
+        """What was added to an earlier count."""
+        return TrunkUse(self.real - before.real, self.pad - before.pad)
 
 
 @dataclass(frozen=True)
@@ -194,6 +252,8 @@ class Experience:
     old_logprobs_BR: Tensor
     ref_logprobs_BR: Tensor
     values_BR: Tensor
+    trunk_use: TrunkUse | None = None
+    """What collecting this took of a frozen trunk, where there is one."""
 
     def __len__(self) -> int:
         return len(self.rollout)

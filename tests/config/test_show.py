@@ -53,7 +53,10 @@ def test_describe_marks_nothing_when_a_setting_is_given_its_default() -> None:
 
 def test_describe_compares_a_tagged_group_with_its_own_kind() -> None:
     text = describe(recipe(model={"path": "tiny", "form": {"type": "lora", "rank": 8}}))
-    assert line(text, "model.form") == "model.form type* lora (full) rank* 8 (16) alpha 32.0 targets none adapter none"
+    assert (
+        line(text, "model.form")
+        == "model.form type* lora (full) rank* 8 (16) alpha 32.0 targets none adapter none unfrozen_layers none"
+    )
 
 
 def test_describe_keeps_lines_within_the_width_and_names_each_group_once() -> None:
@@ -107,7 +110,8 @@ def test_diff_names_keys_with_both_values() -> None:
     )
     assert diff(recipe(), other) == [
         "seed: 0 ≠ 3",
-        "model.form: {type: full} ≠ {type: lora, rank: 8, alpha: 32.0, targets: none, adapter: none}",
+        "model.form: {type: full} ≠ {type: lora, rank: 8, alpha: 32.0, targets: none, adapter: none, "
+        "unfrozen_layers: none}",
         "ppo.rewards.0.weight: 1.0 ≠ 2.0",
         "ppo.kl.coefficient: 0.05 ≠ 0.1",
     ]

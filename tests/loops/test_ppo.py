@@ -231,7 +231,7 @@ def test_answers_learn_to_end_when_pad_is_the_end_token(tmp_path: Path) -> None:
 
     config = PPOConfig.model_validate(
         CONFIG.model_dump()
-        | {"steps": 25, "kl": {"coefficient": 0.0}, "batch": {"rows": 32, "minibatches": 2, "micro_rows": 32}}
+        | {"steps": 40, "kl": {"coefficient": 0.0}, "batch": {"rows": 32, "minibatches": 2, "micro_rows": 32}}
         | {"optimizer": {"learning_rate": 1e-2, "decay": "constant"}, "shaping": {}}
     )
     train(config, parts(tmp_path, tokenizer, reward=ended), seed=5)

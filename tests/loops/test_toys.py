@@ -21,7 +21,7 @@ EIGHT_TOKENS = {"min_new_tokens": 8, "max_new_tokens": 8}
 FORMS: list[tuple[str, Form, float, int]] = [
     ("gpt2", FullForm(), 3e-3, 40),
     ("llama", FullForm(), 3e-3, 40),
-    ("gpt2", LoraForm(rank=8, targets=GPT2_LINEAR), 1e-2, 90),
+    ("gpt2", LoraForm(rank=8, targets=GPT2_LINEAR), 1e-2, 110),
     ("llama", LoraForm(rank=8), 2e-2, 50),
 ]
 

@@ -3,7 +3,7 @@
 from hydralign.config.base import Config
 from hydralign.config.data import DataConfig, PromptSourceConfig, SourceConfig
 from hydralign.config.loading import dump_config, dump_recipe, load_recipe, parse_overrides, read_config
-from hydralign.config.model import FullForm, LoraForm, ModelConfig, NewModelConfig
+from hydralign.config.model import FullForm, HydraForm, LoraForm, ModelConfig, NewModelConfig
 from hydralign.config.ppo import PPOConfig
 from hydralign.config.recipe import Recipe
 from hydralign.config.show import batch_arithmetic, describe, diff
@@ -12,6 +12,7 @@ __all__ = [
     "Config",
     "DataConfig",
     "FullForm",
+    "HydraForm",
     "LoraForm",
     "ModelConfig",
     "NewModelConfig",

@@ -55,9 +55,26 @@ class LoraForm(Config):
     """Names of the linear layers to adapt; None takes PEFT's choice for the architecture."""
     adapter: str | None = None
     """Folder of a trained adapter to go on from; the reference is then that adapter, not the bare base."""
+    unfrozen_layers: int | None = Field(default=None, ge=1)
+    """Adapt the top layers only, on a trunk that every token crosses once, as in the hydra form; None adapts all."""
 
 
-Form = Annotated[FullForm | LoraForm, Field(discriminator="type")]
+class HydraForm(Config):
+    """The top layers are trained; policy, value and reference share one frozen trunk that every token crosses once."""
+
+    type: Literal["hydra"] = "hydra"
+    """Tag of this form."""
+    unfrozen_layers: int = Field(default=2, ge=1)
+    """Trained layers k, counted from the top; at most one less than the model has."""
+    value: Literal["head", "branch"] = "head"
+    """Values from a linear head on the policy's branch, or from a trained copy of the top layers of their own."""
+    states: Literal["fp32", "bf16"] | None = None
+    """How a rollout stores trunk states; None follows the precision."""
+    offload: bool = False
+    """Keep a rollout's trunk states in the CPU's memory."""
+
+
+Form = Annotated[FullForm | LoraForm | HydraForm, Field(discriminator="type")]
 
 
 class ModelConfig(Config):
@@ -81,5 +98,14 @@ class ModelConfig(Config):
             raise ValueError(
                 f"model.path and model.new: {given}, so it is unclear which model to train. "
                 "Give exactly one: a folder or hub id under path, or sizes under new."
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _states_as_precise_as_sampling(self) -> ModelConfig:
+        if isinstance(self.form, HydraForm) and self.form.states == "bf16" and self.precision == "fp32":
+            raise ValueError(
+                "model.form.states=bf16 with model.precision=fp32: sampling would read exact states and training "
+                "rounded ones, so answers would be off-policy. Use precision bf16, or states fp32."
             )
         return self

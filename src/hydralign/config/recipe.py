@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from hydralign.config.base import Config
 from hydralign.config.compare import CompareConfig
 from hydralign.config.data import DataConfig
-from hydralign.config.model import FullForm, LoraForm, ModelConfig
+from hydralign.config.model import LoraForm, ModelConfig
 from hydralign.config.ppo import PPOConfig
 from hydralign.config.reward import RewardConfig
 from hydralign.config.sft import SFTConfig
@@ -83,9 +83,9 @@ class Recipe(Config):
         return start.model_copy(update={"path": made, "new": None})
 
 
-_SFT_RATES = {"new": 1e-3, "full": 2e-5, "lora": 2e-4}
-_REWARD_RATES = {"new": 5e-4, "full": 1e-5, "lora": 1e-4}
-_PPO_RATES = {"full": 3e-6, "lora": 3e-5}
+_SFT_RATES = {"new": 1e-3, "full": 2e-5, "hydra": 2e-5, "lora": 2e-4}
+_REWARD_RATES = {"new": 5e-4, "full": 1e-5, "hydra": 1e-5, "lora": 1e-4}
+_PPO_RATES = {"full": 3e-6, "hydra": 3e-6, "lora": 3e-5}
 
 
 def _scoring(start: ModelConfig) -> ModelConfig:
@@ -98,7 +98,7 @@ def _scoring(start: ModelConfig) -> ModelConfig:
 
 def _resolved(config: Item, model: ModelConfig, rates: dict[str, float]) -> Item:
     model = config.model or model
-    kind = "new" if model.new and isinstance(model.form, FullForm) else model.form.type
+    kind = "new" if model.new and not isinstance(model.form, LoraForm) else model.form.type
     return config.model_copy(update={"model": model, **_with_rate(config, rates[kind])})
 
 

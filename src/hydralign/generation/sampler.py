@@ -20,7 +20,7 @@ from hydralign.models.policy import Policy
 from hydralign.types import Prompt, Rollout, Rows, SamplingPlan
 
 COMPACT_SHARE = 1 / 8
-"""Rows leave the cache when at least this share of the batch has finished: each time copies the cache."""
+"""Rows leave the cache when at least this share of the batch has finished: each time copies what is left of it."""
 
 
 class Sampler(Protocol):
@@ -84,12 +84,21 @@ class _Drawn:
         self.values_BR = torch.zeros(rows, width)
         self.lengths_B = torch.zeros(rows, dtype=torch.long)
         self.finished_B = torch.zeros(rows, dtype=torch.bool)
+        self.trunk_BTD: Tensor | None = None
+
+    def add_trunk(self, index_B: Tensor, trunk_BTD: Tensor, columns: int) -> None:
+        """Keep the trunk states of some rows; `columns` is the most that any row of the call can have."""
+        if self.trunk_BTD is None:
+            self.trunk_BTD = trunk_BTD.new_zeros(len(self.lengths_B), columns, trunk_BTD.shape[2])
+        self.trunk_BTD[index_B, : trunk_BTD.shape[1]] = trunk_BTD
 
     def rollout(self, policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan) -> Rollout:
         """The rows as a policy reads them, and the texts without special tokens."""
         prompt_ids = [prompt.token_ids for prompt in prompts]
         answers = [ids[:n].tolist() for ids, n in zip(self.tokens_BR, self.lengths_B.tolist(), strict=True)]
         rows = pack_rows(prompt_ids, answers, plan=plan, pad_id=policy.tokenizer.pad_token_id, device=policy.device)
+        if self.trunk_BTD is not None:
+            rows = rows.with_trunk(self.trunk_BTD[:, : rows.tokens_BT.shape[1]])
         width = rows.width
         return Rollout(
             prompts=tuple(prompts),
@@ -116,8 +125,8 @@ def pack_rows(
         tokens_BT[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
     return Rows(
         tokens_BT=tokens_BT.to(device),
-        prompt_lengths_B=torch.tensor([len(ids) for ids in prompt_ids], device=device),
-        response_lengths_B=torch.tensor([len(ids) for ids in answers], device=device),
+        prompt_lengths_B=torch.tensor([len(ids) for ids in prompt_ids]),
+        response_lengths_B=torch.tensor([len(ids) for ids in answers]),
         temperature=plan.temperature,
         min_new_tokens=plan.min_new_tokens,
     )
@@ -132,7 +141,10 @@ def _decode(
     uniforms_BR: Tensor,
     drawn: _Drawn,
 ) -> None:
-    """Decode some rows to their ends and write them into `drawn`. `index_B` are their places there."""
+    """Decode some rows to their ends and write them into `drawn`. `index_B` are their places there.
+
+    The device is asked once per token: how many rows go on, and whether any of them met NaN or infinity.
+    """
     device = policy.device
     width = int(limits_B.max())
     decoding = policy.start([prompts[i].token_ids for i in index_B.tolist()], width)
@@ -141,43 +153,52 @@ def _decode(
     steps: list[tuple[Tensor, ...]] = []
     done_B = torch.zeros(len(index_B), dtype=torch.bool, device=device)
     place_B = torch.arange(len(index_B), device=device)
+    left = len(index_B)
     for position in range(width):
         logits_BV, values_B = decoding.predict()
-        check_logits(logits_BV, position, plan.first_row + index_B[place_B.cpu()])
         tokens_B, logprobs_B = draw(logits_BV, uniforms_BR[place_B, position], plan, policy.stop_ids, position)
-        steps.append((place_B, tokens_B, logprobs_B, values_B, ~done_B))
         stopped_B = torch.isin(tokens_B, stop_S)
+        steps.append((place_B, tokens_B, logprobs_B, values_B, ~done_B, stopped_B))
         done_B = done_B | stopped_B | (position + 1 >= limits_B[place_B])
-        left = int((~done_B).sum())
+        live, (left, bad) = left, torch.stack([(~done_B).sum(), (~torch.isfinite(logprobs_B)).sum()]).tolist()
+        if bad:
+            check_logits(logits_BV, position, plan.first_row + index_B[place_B.cpu()])
         if left == 0:
+            decoding.finish(tokens_B, live)
             break
+        decoding.append(tokens_B, live)
         if left <= (1 - COMPACT_SHARE) * len(done_B):
             keep_B = (~done_B).nonzero().squeeze(1)
             decoding.keep(keep_B)
-            tokens_B, place_B, done_B = tokens_B[keep_B], place_B[keep_B], done_B[keep_B]
-        decoding.append(tokens_B)
-    for position, (place_B, tokens_B, logprobs_B, values_B, live_B) in enumerate(steps):
-        at_B = index_B[place_B[live_B].cpu()]
-        drawn.tokens_BR[at_B, position] = tokens_B[live_B].cpu()
-        drawn.logprobs_BR[at_B, position] = logprobs_B[live_B].cpu()
-        drawn.values_BR[at_B, position] = values_B[live_B].cpu()
+            place_B, done_B = place_B[keep_B], done_B[keep_B]
+    trunk_BTD = decoding.trunk_states()
+    if trunk_BTD is not None:
+        longest = max(len(prompt.token_ids) for prompt in prompts)
+        drawn.add_trunk(index_B, trunk_BTD, longest + drawn.tokens_BR.shape[1])
+    for position, step in enumerate(steps):
+        place_B, tokens_B, logprobs_B, values_B, live_B, stopped_B = (x.cpu() for x in step)
+        at_B = index_B[place_B[live_B]]
+        drawn.tokens_BR[at_B, position] = tokens_B[live_B]
+        drawn.logprobs_BR[at_B, position] = logprobs_B[live_B]
+        drawn.values_BR[at_B, position] = values_B[live_B]
         drawn.lengths_B[at_B] = position + 1
-        drawn.finished_B[at_B] = torch.isin(tokens_B[live_B], stop_S).cpu()
+        drawn.finished_B[at_B] = stopped_B[live_B]
 
 
 def draw(
     logits_BV: Tensor, uniforms_B: Tensor, plan: SamplingPlan, stop_ids: Sequence[int], position: int
 ) -> tuple[Tensor, Tensor]:
-    """(tokens_B, logprobs_B): inverse of the cumulative distribution, in fp64, at `uniforms_B`.
+    """(tokens_B, logprobs_B): inverse of the cumulative distribution, summed in fp64, at `uniforms_B`.
 
-    Log-probabilities are of the whole distribution, before top-k and top-p cut it.
+    Log-probabilities are of the whole distribution, before top-k and top-p cut it; NaN where the logits of a row hold
+    NaN or infinity.
     """
     blocked_B = torch.full((len(logits_BV),), position < plan.min_new_tokens, device=logits_BV.device)
     blocking = stop_ids if position < plan.min_new_tokens else ()
     logits_BV = shape_logits(logits_BV, temperature=plan.temperature, stop_ids=blocking, blocked_N=blocked_B)
     logprobs_BV = torch.log_softmax(logits_BV, dim=-1)
-    probabilities_BV = truncate(logprobs_BV.double().exp(), top_k=plan.top_k, top_p=plan.top_p)
-    cumulative_BV = probabilities_BV.cumsum(-1)
+    probabilities_BV = truncate(logprobs_BV.exp(), top_k=plan.top_k, top_p=plan.top_p)
+    cumulative_BV = probabilities_BV.cumsum(-1, dtype=torch.float64)
     points_B1 = (uniforms_B * cumulative_BV[:, -1])[:, None]
     tokens_B = torch.searchsorted(cumulative_BV, points_B1, right=True).squeeze(1).clamp(max=logits_BV.shape[1] - 1)
     return tokens_B, logprobs_BV.gather(1, tokens_B[:, None]).squeeze(1)

@@ -106,7 +106,6 @@ def token_losses(student: Student, rows: Sequence[Row]) -> tuple[Tensor, Tensor]
             tokens_BT[:, 1:][learned_BT],
             torch.zeros(len(hidden_ND), dtype=torch.bool, device=student.device),
             head=causal.head,
-            vocabulary=causal.vocabulary,
             temperature=1.0,
             stop_ids=(),
             entropy=False,

@@ -25,7 +25,7 @@ from hydralign.loops.metrics import Sums
 from hydralign.memory import MicroRows
 from hydralign.models.policy import Policy
 from hydralign.processes import ALONE, Processes
-from hydralign.types import Estimates, Experience
+from hydralign.types import Estimates, Experience, Rows, TrunkUse
 
 
 @dataclass(frozen=True)
@@ -71,6 +71,7 @@ def update(
     weights, fits = loss or LossWeights(), MicroRows.of(micro_rows)
     trained = policy.trained()
     sums, steps, stopped = Sums(), 0, False
+    before = policy.trunk and policy.trunk.use
     for epoch in range(epochs):
         shuffle: dict[str, Any] = {"seed": seed, "iteration": iteration, "epoch": epoch, "processes": processes}
         for index_B in minibatch_rows(len(experience), minibatches, **shuffle):
@@ -88,7 +89,17 @@ def update(
             steps += 1
         if stopped:
             break
+    if policy.trunk and before and experience.trunk_use:
+        rows, collecting = experience.rollout.rows, experience.trunk_use
+        _add_trunk_use(sums, rows, collecting, policy.trunk.use.since(before))
     return _named(sums.means(processes), steps, stopped)
+
+
+def _add_trunk_use(sums: Sums, rows: Rows, collecting: TrunkUse, updating: TrunkUse) -> None:
+    """What one iteration took of the trunk: passes per real token, and the share of padding."""
+    real, pad = collecting.real + updating.real, collecting.pad + updating.pad
+    sums.add("trunk_passes_per_token", real, int(rows.lengths_B.sum()))
+    sums.add("trunk_pad_share", pad, real + pad)
 
 
 def minibatch_rows(
@@ -142,12 +153,11 @@ def accumulate(
     the end of theirs, so that every process makes the same collective calls in the same order.
     """
     rows = experience.rollout.rows
-    index_B = index_B.to(rows.tokens_BT.device)
     lengths_B = rows.response_lengths_B[index_B]
     local = torch.stack([lengths_B.sum(), (lengths_B > 0).sum()]).double()
-    tokens, answers = processes.sum(local).tolist()
+    tokens, answers = processes.sum(local.to(processes.device)).tolist()
     count = tokens if weights.average == "token" else answers
-    by_length_B = index_B[(rows.prompt_lengths_B[index_B] + lengths_B).argsort(stable=True)]
+    by_length_B = index_B[rows.lengths_B[index_B].argsort(stable=True)]
     forget = partial(optimizer.zero_grad, set_to_none=True)
 
     def gradients(at_once: int) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, str]:
@@ -269,7 +279,7 @@ def _named(means: dict[str, float], steps: int, stopped: bool) -> dict[str, floa
         "ppo/optimizer_steps": float(steps),
         "ppo/early_stopped": float(stopped),
         "sampler/logprob_drift": means["drift"],
-    }
+    } | {name: value for name, value in means.items() if name.startswith("trunk_")}
 
 
 def make_optimizer(

@@ -3,11 +3,10 @@
 from hydralign.models.forms import load_policy, make_policy
 from hydralign.models.loading import load_model
 from hydralign.models.making import make_model, train_tokenizer
-from hydralign.models.policy import Decoding, Evaluation, Policy
+from hydralign.models.policy import Decoding, Policy
 
 __all__ = [
     "Decoding",
-    "Evaluation",
     "Policy",
     "load_model",
     "load_policy",

@@ -7,15 +7,16 @@ from typing import Any
 
 import torch
 
-from hydralign.config.model import Form, FullForm, LoraForm
+from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.errors import ModelError
 from hydralign.models.causal import CausalModel
 from hydralign.models.full import FullPolicy
 from hydralign.models.heads import ValueHead
+from hydralign.models.hydra import HydraPolicy
 from hydralign.models.loading import load_model, prepare_model
 from hydralign.models.lora import LoraPolicy
 from hydralign.models.policy import Policy
-from hydralign.models.saving import load_value_head
+from hydralign.models.saving import load_value_branch, load_value_head
 
 
 def load_policy(
@@ -42,7 +43,10 @@ def load_policy(
         model.name_or_path = model.config.name_or_path = str(Path(path).resolve())
     head_folder = form.adapter if isinstance(form, LoraForm) and form.adapter else path
     head = load_value_head(head_folder, model.config.hidden_size).to(device)
-    return make_policy(model, tokenizer, value_head=head, form=form, precision=precision, seed=seed)
+    policy = make_policy(model, tokenizer, value_head=head, form=form, precision=precision, seed=seed)
+    if isinstance(policy, HydraPolicy) and policy.values is not None:
+        load_value_branch(head_folder, policy.values.body)
+    return policy
 
 
 def make_policy(
@@ -59,6 +63,19 @@ def make_policy(
     prepare_model(model, tokenizer)
     CausalModel(model).check_readout()
     head = value_head or ValueHead(model.config.hidden_size).to(model.device)
+    if isinstance(form, HydraForm):
+        shared = form.model_dump(include={"unfrozen_layers", "value", "states", "offload"})
+        return HydraPolicy(model, tokenizer, head, **shared, precision=precision, seed=seed)
+    if isinstance(form, LoraForm) and form.unfrozen_layers is not None:
+        return HydraPolicy(
+            model,
+            tokenizer,
+            head,
+            unfrozen_layers=form.unfrozen_layers,
+            adapters=form,
+            precision=precision,
+            seed=seed,
+        )
     if isinstance(form, LoraForm):
         return LoraPolicy(
             model,

@@ -9,17 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hydralign.models.causal import CachedDecoding, CausalModel
+from hydralign.models.causal import CausalModel
+from hydralign.models.decoding import CachedDecoding
 from hydralign.models.heads import ValueHead
 from hydralign.models.loading import context_of, stop_ids_of
-from hydralign.models.policy import Evaluation
 from hydralign.models.precision import store_matrices_in_bf16
 from hydralign.models.saving import save_policy_folder
-from hydralign.types import Rows
+from hydralign.models.trunk import Trunk
+from hydralign.types import Evaluation, Rows
 
 
 class FullPolicy:
     """Policy form `full`. In bf16 mode the reference's matrices are stored in bf16, the trained ones in fp32."""
+
+    trunk: Trunk | None = None
+    samples_values = True
 
     def __init__(self, model: Any, tokenizer: Any, value_head: ValueHead, *, precision: str = "fp32") -> None:
         self.tokenizer, self.precision = tokenizer, precision

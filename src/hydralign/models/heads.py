@@ -47,6 +47,16 @@ class OutputHead:
             getattr(config, "logits_scaling", None) or 1.0
         )
 
+    @property
+    def vocabulary(self) -> int:
+        """V: how many tokens it tells apart."""
+        return int(self.linear.weight.shape[0])
+
+    @property
+    def frozen(self) -> bool:
+        """Whether nothing of it is trained, so that gradients only pass through."""
+        return not any(p.requires_grad for p in self.linear.parameters())
+
     def __call__(self, hidden_ND: Tensor) -> Tensor:
         """logits_NV, fp32 whatever the precision of the product."""
         logits_NV = self.linear(hidden_ND).float()
@@ -55,3 +65,18 @@ class OutputHead:
         if self.softcap:
             logits_NV = torch.tanh(logits_NV / self.softcap) * self.softcap
         return logits_NV
+
+    def slope(self, logits: Tensor) -> Tensor | float:
+        """Derivative of scaling and soft cap, at the logits that they gave."""
+        if self.softcap:
+            return (1 - (logits / self.softcap).square()) * self.scale
+        return self.scale
+
+    def pull(self, gradient_NV: Tensor, slope_NV: Tensor | float) -> Tensor:
+        """A gradient of the logits brought back to the states, gradient_ND fp32; for a frozen head."""
+        weighed_NV = gradient_NV if isinstance(slope_NV, float) and slope_NV == 1.0 else gradient_NV * slope_NV
+        return (weighed_NV.to(self.linear.weight.dtype) @ self.linear.weight).float()
+
+    def pull_chosen(self, targets_N: Tensor, slope_N1: Tensor | float) -> Tensor:
+        """`pull` of a gradient that is 1 at one logit per row and 0 elsewhere."""
+        return self.linear.weight[targets_N].float() * slope_N1

@@ -18,19 +18,23 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from hydralign.errors import ModelError
-from hydralign.models.causal import CachedDecoding, CausalModel
+from hydralign.models.causal import CausalModel
+from hydralign.models.decoding import CachedDecoding
 from hydralign.models.heads import ValueHead
 from hydralign.models.loading import context_of, prepare_model, stop_ids_of
-from hydralign.models.policy import Evaluation
-from hydralign.models.precision import store_matrices_in_bf16
+from hydralign.models.precision import store_frozen_in_bf16
 from hydralign.models.saving import save_value_head, whole_folder
-from hydralign.types import Rows
+from hydralign.models.trunk import Trunk
+from hydralign.types import Evaluation, Rows
 
 TRAINED, REFERENCE = "default", "reference"
 
 
 class LoraPolicy:
     """Policy form `lora`. In bf16 mode the base's matrices are stored in bf16, the adapters in fp32."""
+
+    trunk: Trunk | None = None
+    samples_values = True
 
     def __init__(
         self,
@@ -52,6 +56,9 @@ class LoraPolicy:
         self.peft = adapt(
             model, rank=rank, alpha=alpha, targets=targets, adapter=adapter, precision=precision, seed=seed
         )
+        if adapter is not None:
+            self.peft.load_adapter(adapter, adapter_name=REFERENCE, is_trainable=False)
+            self.peft.base_model.set_adapter(TRAINED)
         prepare_model(model, tokenizer)
         self.causal = CausalModel(model, precision=precision)
 
@@ -112,18 +119,21 @@ def adapt(
     adapter: str | None,
     precision: str,
     seed: int,
+    layers: Sequence[int] | None = None,
 ) -> Any:
-    """The model in PEFT's wrapping, frozen but for fresh adapters, or for a copy of a trained one; in bf16 mode its
-    matrices are stored in bf16. Raises ModelError when adapters and model do not fit each other.
+    """The model in PEFT's wrapping, frozen but for fresh adapters, or for a trained one to go on from; in bf16 mode its
+    matrices are stored in bf16. Fresh adapters are placed on the named `layers` only, by default on all.
+
+    Raises ModelError when adapters and model do not fit each other.
     """
     model.requires_grad_(False)
     if precision == "bf16":
-        store_matrices_in_bf16(model)
+        store_frozen_in_bf16(model)
     with warnings.catch_warnings():
         # PEFT asks transformers for a name that is about to be renamed there; nothing that a user could mend.
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         if adapter is None:
-            return _fresh_adapter(model, rank=rank, alpha=alpha, targets=targets, seed=seed)
+            return _fresh_adapter(model, rank=rank, alpha=alpha, targets=targets, seed=seed, layers=layers)
         return _trained_adapter(model, adapter)
 
 
@@ -133,7 +143,9 @@ def save_adapter(peft: Any, folder: Path) -> None:
     peft.save_pretrained(folder, selected_adapters=[TRAINED], save_embedding_layers=False)
 
 
-def _fresh_adapter(model: Any, *, rank: int, alpha: float, targets: Sequence[str] | None, seed: int) -> Any:
+def _fresh_adapter(
+    model: Any, *, rank: int, alpha: float, targets: Sequence[str] | None, seed: int, layers: Sequence[int] | None
+) -> Any:
     """Adapters whose second factor is zero: at the start they change nothing, to the bit."""
     config = LoraConfig(
         r=rank,
@@ -142,6 +154,7 @@ def _fresh_adapter(model: Any, *, rank: int, alpha: float, targets: Sequence[str
         bias="none",
         target_modules=list(targets) if targets else None,
         task_type="CAUSAL_LM",
+        layers_to_transform=list(layers) if layers is not None else None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     try:
@@ -159,19 +172,16 @@ def _fresh_adapter(model: Any, *, rank: int, alpha: float, targets: Sequence[str
 
 
 def _trained_adapter(model: Any, adapter: str) -> Any:
-    """The adapter twice: one copy to train, one frozen as the reference."""
+    """The adapter, to be trained further."""
     if not (Path(adapter) / "adapter_config.json").exists():
         raise ModelError(
             f"model.form.adapter={adapter!r} holds no adapter_config.json: there is no adapter to go on from. "
             "Name a folder that PEFT saved, or leave it out to start with fresh adapters."
         )
     try:
-        peft = PeftModel.from_pretrained(model, adapter, adapter_name=TRAINED, is_trainable=True)
-        peft.load_adapter(adapter, adapter_name=REFERENCE, is_trainable=False)
+        return PeftModel.from_pretrained(model, adapter, adapter_name=TRAINED, is_trainable=True)
     except (RuntimeError, ValueError) as error:
         raise ModelError(
             f"Adapter {adapter!r} does not fit this base model: {str(error).splitlines()[0]} "
             "Name the base that the adapter was trained on under model.path."
         ) from error
-    peft.base_model.set_adapter(TRAINED)
-    return peft

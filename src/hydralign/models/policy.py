@@ -8,23 +8,13 @@ tokens masked below the row's minimum length, in every pass alike (`logprobs.sha
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from hydralign.types import Rows
-
-
-class Evaluation(NamedTuple):
-    """What a policy says of given rows; zero outside the rows' mask."""
-
-    logprobs_BR: Tensor
-    """Log-probability of each response token, fp32."""
-    values_BR: Tensor
-    """Predicted return before each response token, fp32."""
-    entropy_BR: Tensor
-    """Entropy of the distribution that each response token was drawn from, in nats."""
+from hydralign.models.trunk import Trunk
+from hydralign.types import Evaluation, Rows
 
 
 class Decoding(Protocol):
@@ -33,11 +23,17 @@ class Decoding(Protocol):
     def predict(self) -> tuple[Tensor, Tensor]:
         """(logits_BV, values_B) of the next position: raw fp32 logits, and the value before that token."""
 
-    def append(self, tokens_B: Tensor) -> None:
-        """Read one sampled token per row."""
+    def append(self, tokens_B: Tensor, real: int) -> None:
+        """Read one sampled token per row; all but `real` of them belong to rows that had ended before."""
+
+    def finish(self, tokens_B: Tensor, real: int) -> None:
+        """Read the last tokens, which nothing follows, as far as somebody will ask for their states."""
 
     def keep(self, index_B: Tensor) -> None:
-        """Go on with these rows only, in this order."""
+        """Go on with these rows only; `index_B` rises."""
+
+    def trunk_states(self) -> Tensor | None:
+        """trunk_BTD of all rows of the beginning, right-padded; None where no trunk is shared."""
 
 
 class Policy(Protocol):
@@ -49,11 +45,22 @@ class Policy(Protocol):
     context: int
 
     @property
+    def samples_values(self) -> bool:
+        """Whether the values that sampling tells are those of `evaluate`; else they must be read afterwards."""
+
+    @property
+    def trunk(self) -> Trunk | None:
+        """What policy, value and reference share, frozen; None when they share nothing."""
+
+    @property
     def device(self) -> torch.device:
         """Where its rows must lie."""
 
     def evaluate(self, rows: Rows, *, entropy_gradient: bool = False) -> Evaluation:
-        """Log-probabilities, values and entropies of the responses, with gradient where grad mode is on."""
+        """Log-probabilities, values and entropies of the responses, with gradient where grad mode is on.
+
+        Rows that bring trunk states spare the trunk.
+        """
 
     def reference(self, rows: Rows) -> Tensor:
         """ref_logprobs_BR of the frozen reference, by the same path as `evaluate`; no gradient."""

@@ -1,4 +1,4 @@
-"""Storage of frozen weights in bf16 without changing what autocast computes."""
+"""Storage of frozen weights in bf16."""
 
 from __future__ import annotations
 
@@ -16,7 +16,23 @@ def store_matrices_in_bf16(model: Any) -> None:
     stay in fp32, and so does a head tied to the embeddings, because autocast does not round look-ups.
     """
     embeddings = {id(p) for m in model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
-    for module in model.modules():
-        if isinstance(module, (torch.nn.Linear, Conv1D)) and id(module.weight) not in embeddings:
-            for parameter in module.parameters(recurse=False):
-                parameter.data = parameter.data.to(torch.bfloat16)
+    for parameter in _matrices(model):
+        if id(parameter) not in embeddings:
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def store_frozen_in_bf16(model: Any) -> None:
+    """Convert whatever linear layers of a model are frozen, its head included, to bf16 in place.
+
+    A head that is tied to the embeddings rounds these too. So this is for models whose policy and reference share
+    them: both read the same rounded look-ups.
+    """
+    for parameter in _matrices(model):
+        if not parameter.requires_grad:
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def _matrices(model: Any) -> list[torch.nn.Parameter]:
+    """Weights and biases of all linear layers."""
+    linear = (m for m in model.modules() if isinstance(m, (torch.nn.Linear, Conv1D)))
+    return [parameter for module in linear for parameter in module.parameters(recurse=False)]

@@ -12,16 +12,20 @@ import torch
 from torch import Tensor
 
 from hydralign.errors import ModelError
-from hydralign.models.causal import CachedDecoding, CausalModel
+from hydralign.models.causal import CausalModel
+from hydralign.models.decoding import CachedDecoding
 from hydralign.models.heads import ValueHead
 from hydralign.models.loading import context_of, stop_ids_of
-from hydralign.models.policy import Evaluation
 from hydralign.models.precision import store_matrices_in_bf16
-from hydralign.types import Rows
+from hydralign.models.trunk import Trunk
+from hydralign.types import Evaluation, Rows
 
 
 class Reader:
     """Policy form of a finished model. Its reference is `reference`, or the model itself."""
+
+    trunk: Trunk | None = None
+    samples_values = True
 
     def __init__(
         self, model: Any, tokenizer: Any, *, reference: CausalModel | None = None, precision: str = "fp32"

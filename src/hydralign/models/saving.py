@@ -20,6 +20,7 @@ from hydralign.errors import ModelError
 from hydralign.models.heads import ValueHead
 
 VALUE_HEAD_FILE = "value_head.safetensors"
+VALUE_BRANCH_FILE = "value_branch.safetensors"
 
 
 @contextmanager
@@ -38,10 +39,21 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     temporary.rename(folder)
 
 
+def save_model(model: Any, folder: Path) -> None:
+    """The model as transformers saves it, all weights in fp32, also those that are held in bf16."""
+    wide: dict[int, torch.Tensor] = {}
+    state = model.state_dict()
+    for name, tensor in state.items():
+        if tensor.dtype == torch.bfloat16:
+            # Tied weights stay one tensor, so that they are saved once.
+            state[name] = wide.setdefault(tensor.data_ptr(), tensor.float())
+    model.save_pretrained(folder, state_dict=state)
+
+
 def save_policy_folder(folder: Path, model: Any, tokenizer: Any, value_head: ValueHead) -> None:
-    """Model (or adapter), tokenizer and value head; the model loads without this library."""
+    """Model, tokenizer and value head; the model loads without this library."""
     with whole_folder(folder) as partial:
-        model.save_pretrained(partial)
+        save_model(model, partial)
         tokenizer.save_pretrained(partial)
         save_value_head(partial, value_head)
 
@@ -74,3 +86,30 @@ def load_value_head(path: str, width: int) -> ValueHead:
         )
     head.load_state_dict(state)
     return head
+
+
+def save_value_branch(folder: Path, branch: torch.nn.Module) -> None:
+    """value_branch.safetensors: the trained weights of the layers that the value head reads."""
+    own = {name: p.detach().cpu().contiguous() for name, p in branch.named_parameters() if p.requires_grad}
+    save_file(own, folder / VALUE_BRANCH_FILE)
+
+
+def load_value_branch(folder: str, branch: torch.nn.Module) -> None:
+    """Put the value branch of a model folder in place; without one, the branch stays as it is.
+
+    Raises ModelError for a branch of other layers.
+    """
+    file = Path(folder) / VALUE_BRANCH_FILE
+    if not file.exists():
+        return
+    saved = load_file(file)
+    own = {name: p for name, p in branch.named_parameters() if p.requires_grad}
+    if saved.keys() != own.keys() or any(saved[name].shape != p.shape for name, p in own.items()):
+        raise ModelError(
+            f"{file} holds {len(saved)} weights, and the value branch of this form has {len(own)}: they belong to "
+            "another number of layers. Use the unfrozen_layers that it was trained with, or delete the file to start "
+            "the branch from the policy's layers."
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            parameter.copy_(saved[name])

@@ -17,10 +17,11 @@ from hydralign.models.causal import CausalModel
 from hydralign.models.loading import context_of, load_model, prepare_model, stop_ids_of
 from hydralign.models.lora import adapt, save_adapter
 from hydralign.models.saving import whole_folder
+from hydralign.models.split import top_layers
 
 
 class Student:
-    """A causal language model, trained whole or through adapters."""
+    """A causal language model, trained whole (in the hydra form too) or through adapters."""
 
     def __init__(
         self, model: Any, tokenizer: Any, *, form: Form | None = None, precision: str = "fp32", seed: int = 0
@@ -31,7 +32,14 @@ class Student:
         self.stop_ids, self.context = stop_ids_of(model, tokenizer), context_of(model)
         self._peft: Any = None
         if isinstance(form, LoraForm):
-            self._peft = adapt(model, **form.model_dump(exclude={"type"}), precision=precision, seed=seed)
+            top = top_layers(model, form.unfrozen_layers) if form.unfrozen_layers else None
+            self._peft = adapt(
+                model,
+                **form.model_dump(exclude={"type", "unfrozen_layers"}),
+                precision=precision,
+                seed=seed,
+                layers=top,
+            )
             prepare_model(model, tokenizer)
         self.causal = CausalModel(model, precision=precision)
         self.causal.check_readout()
