@@ -39,7 +39,7 @@ from hydralign.models.making import make_classifier
 from hydralign.processes import Processes
 from hydralign.progress import say
 from hydralign.rewards.classifier import encode_text
-from hydralign.rewards.learned import encode
+from hydralign.rewards.learned import chat_end, encode
 from hydralign.rewards.scorers import Scorer, load_scorer, make_scorer
 from hydralign.types import LabelledText, Preference
 
@@ -185,13 +185,13 @@ def _pairs(records: Sequence[Preference], scorer: Scorer) -> tuple[list[Pair], i
     """The comparisons as token ids, and how many were too long. Columns chosen_finished and rejected_finished say
     whether an answer ended by itself (EOS follows); without them, both did.
     """
-    pairs, cut = [], 0
+    pairs, cut, end = [], 0, chat_end(scorer.tokenizer)
     for record in records:
         sides = [
             encode(
                 scorer.tokenizer,
                 record.prompt,
-                answer,
+                end.sub("", answer),
                 _finished(record.columns.get(f"{side}_finished", True), side),
                 scorer.max_tokens,
             )
