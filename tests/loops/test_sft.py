@@ -19,6 +19,7 @@ from hydralign.config.model import LoraForm
 from hydralign.config.sft import SFTConfig
 from hydralign.data.packing import TokenSequence
 from hydralign.errors import ModelError, NonFiniteError
+from hydralign.loops import sft
 from hydralign.loops.section import Records, Silent
 from hydralign.loops.sft import SFTParts, held_out_losses, language_loss, require_apart, token_losses, train
 from hydralign.models import make_model
@@ -185,6 +186,22 @@ def test_poisoned_loss_is_an_event_and_no_step(tokenizer: Any, tmp_path: Path) -
         run(short, student(tokenizer), tmp_path)
     for name, parameter in learner.trained().items():
         torch.testing.assert_close(parameter, start[name], equal_nan=True, atol=0, rtol=0)
+
+
+def test_run_with_poison_only_at_its_end_is_finished(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, calls = settings(batch={"rows": 4, "micro_rows": 4}, packing=False, epochs=3), iter(range(9))
+    sound = sft.language_loss
+
+    def loss(learner: Student, rows: Any, count: float) -> Any:
+        value, stats = sound(learner, rows, count)
+        return (value * math.nan if next(calls) == 2 else value), stats
+
+    monkeypatch.setattr(sft, "language_loss", loss)
+    run(config, student(tokenizer), tmp_path)
+    assert [row.get("event") for row in metrics(tmp_path)] == [None, None, "non_finite"]
+    run(config, student(tokenizer), tmp_path)
 
 
 PLAIN = """

@@ -67,7 +67,8 @@ def learn(
     processes.require_shares(config.batch.rows, "batch.rows")
     optimizer = make_optimizer(lesson.trained, learning_rate=_peak(config), **_adam(config))
     step, bad = _resumed(lesson, folder, records, optimizer, processes)
-    if bad and step >= lesson.steps:
+    too_bad = min(config.stop_after_bad_steps, lesson.steps)
+    if bad >= too_bad and step >= lesson.steps:
         raise NonFiniteError(
             "checkpoint",
             f"The run in {folder} ended with {bad} poisoned steps in a row, so it has not learned. Lower the "
@@ -97,7 +98,7 @@ def learn(
             if config.evaluation.every and step % config.evaluation.every == 0 and step < lesson.steps:
                 records.tracker.log(step - 1, lesson.measure())
             stopping = processes.any(interrupted.is_set())
-            ruined = bad >= min(config.stop_after_bad_steps, lesson.steps)
+            ruined = bad >= too_bad
             every = config.saving.checkpoint_every
             if stopping or ruined or step == lesson.steps or (every and step % every == 0):
                 _save(lesson, config, folder, records, optimizer, step, bad, processes)
