@@ -87,6 +87,34 @@ def test_dump_config_is_read_again_as_the_same_group(path: Path) -> None:
     assert read_config(PPOConfig, yaml.safe_load(dump_config(ppo))) == ppo
 
 
+NEW_LORA = "{new: {layers: 2}, form: {type: lora}}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([f"--model={NEW_LORA}"], "model has a LoRA form on a new model"),
+        ([f"--model={NEW_LORA}", "--sft={}", "--ppo=null"], "model has a LoRA form on a new model"),
+        ([f"--ppo.model={NEW_LORA}"], "ppo.model has a LoRA form"),
+        ([f"--sft={{model: {NEW_LORA}}}"], "sft.model has a LoRA form"),
+        ([f"--sft=[{{name: a}}, {{name: b, model: {NEW_LORA}}}]"], "sft.1.model has a LoRA form"),
+    ],
+)
+def test_adapters_of_a_policy_need_a_base_that_can_be_named(path: Path, overrides: list[str], said: str) -> None:
+    told = message(path, *overrides)
+    assert told.startswith(said)
+    assert told.endswith("Use form: {type: full}, or a model that lies in a folder.")
+
+
+def test_adapters_of_a_reward_model_are_merged_and_need_no_base(path: Path) -> None:
+    recipe = load_recipe(path, [f"--model={NEW_LORA}", "--ppo=null", "--reward={}"])
+    assert isinstance(recipe.model.form, LoraForm)
+    after_sft = load_recipe(path, [f"--model={NEW_LORA}", "--sft={model: {path: tiny}}"])
+    assert after_sft.ppo is not None
+    assert after_sft.ppo.model is not None
+    assert after_sft.ppo.model.path == "runs/x/sft/model"
+
+
 def test_overrides_replace_values_at_any_depth_and_the_last_one_wins(path: Path) -> None:
     overrides = ["--ppo.kl.coefficient", "0.1", "--ppo.rewards.1.weight=-2", "--ppo.steps=9", "--ppo.steps", "1_0"]
     ppo = load_recipe(path, overrides).ppo

@@ -56,6 +56,26 @@ class Recipe(Config):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _adapters_have_a_base(self) -> Recipe:
+        items = self.sft if isinstance(self.sft, tuple) else (self.sft,)
+        starts = {
+            f"sft.{place}.model" if isinstance(self.sft, tuple) else "sft.model": item.model
+            for place, item in enumerate(items)
+            if item
+        }
+        if self.ppo and (self.ppo.model or not starts):
+            starts["ppo.model"] = self.ppo.model
+        for name, start in starts.items():
+            model = start or self.model
+            if model.new and isinstance(model.form, LoraForm):
+                raise ValueError(
+                    f"{name if start else 'model'} has a LoRA form on a new model: adapters are saved without their "
+                    "base, and these random weights lie nowhere to be loaded from. Use form: {type: full}, or a "
+                    "model that lies in a folder."
+                )
+        return self
+
     def resolved(self) -> Recipe:
         """The same recipe with every setting that depends on another section written out."""
         recipe = type(self).model_validate(_filled(self.model_dump(), self.output))
@@ -78,7 +98,7 @@ class Recipe(Config):
         made = "/".join(
             [self.output, "sft", *([last.name] if isinstance(self.sft, tuple) and last.name else []), "model"]
         )
-        if isinstance(start.form, LoraForm) and start.path is not None:
+        if isinstance(start.form, LoraForm):
             return start.model_copy(update={"form": start.form.model_copy(update={"adapter": made})})
         return start.model_copy(update={"path": made, "new": None})
 
