@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from hydralign.config import Recipe
+from hydralign.errors import ModelError
 from hydralign.loops.reward import Pair
 from hydralign.loops.reward_run import Loaded, load_parts
 from hydralign.processes import ALONE
@@ -27,7 +28,7 @@ def loaded(folder: Path, rows: Sequence[Mapping[str, Any]], tokenizer: Any, **se
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = {"source": str(folder / "rows.jsonl"), "held_out": {"by": "last_percent", "percent": 40}}
     recipe = Recipe.model_validate(
-        {"output": str(folder / "out"), "model": {"path": str(folder / "model")}, "reward": {"data": source, **section}}
+        {"output": str(folder / "out"), "model": {"path": str(folder / "model")}, "reward": {"data": source} | section}
     ).resolved()
     assert recipe.reward is not None
     assert not isinstance(recipe.reward, tuple)
@@ -50,3 +51,37 @@ def test_answers_of_chats_are_learned_as_they_are_scored(end: str, tmp_path: Pat
         for text in questions
     ]
     assert set(parts.train) | set(parts.held_out) == set(scored)
+
+
+LABELLED = [{"text": f"{'this' if n % 2 else 'that'} {'thing ' * n}", "label": str(n % 2)} for n in range(12)]
+
+
+def test_rows_to_test_on_are_accounted_for(tmp_path: Path, tokenizer: Any) -> None:
+    rows = [{"prompt": f"q{n}", "chosen": " this", "rejected": " that" if n else " this"} for n in range(12)]
+    source = {"source": str(tmp_path / "rows.jsonl"), "limit": 5}
+    told = loaded(tmp_path, rows, tokenizer, test=source).describe().splitlines()
+    assert told[0].endswith("rows.jsonl: 12 rows read, 7 to train on, 4 held out.")
+    assert told[2].endswith("rows.jsonl: 12 rows read, 5 to test on.")
+    assert told[3] == "Left out: 1 with equal answers, 6 after the first 5 usable ones (limit)."
+    told = loaded(tmp_path, LABELLED, tokenizer, task={"type": "labels"}, test=source).describe().splitlines()
+    assert told[1].endswith("rows.jsonl: 12 rows read, 5 to test on.")
+
+
+@pytest.mark.parametrize("start", [{}, {"new": {"layers": 1, "width": 16, "heads": 2, "vocabulary": 300}}])
+def test_rows_to_test_on_may_be_chosen_by_tokens(start: dict[str, Any], tmp_path: Path, tokenizer: Any) -> None:
+    source = {"source": str(tmp_path / "rows.jsonl"), "filter": {"max_tokens": 12}}
+    section = {"task": {"type": "labels"}, "test": source} | ({"model": start} if start else {})
+    parts = loaded(tmp_path, LABELLED, tokenizer, **section)
+    lengths = [len(parts.scorer.tokenizer(row["text"]).input_ids) for row in LABELLED]
+    assert 2 < len(parts.test) == sum(length <= 12 for length in lengths) < 12
+
+
+def test_model_without_a_tokenizer_is_named_before_its_tokens_are_counted(tmp_path: Path, tokenizer: Any) -> None:
+    source = {"source": str(tmp_path / "rows.jsonl"), "filter": {"max_tokens": 12}}
+    section = {"task": {"type": "labels"}, "data": source, "model": {"path": str(tmp_path / "other")}}
+    with pytest.raises(ModelError, match="other' does not exist"):
+        loaded(tmp_path, LABELLED, tokenizer, **section)
+    tiny_model(tokenizer).save_pretrained(tmp_path / "other")
+    (tmp_path / "other/config.json").write_text('{"model_type": "made_up"}')
+    with pytest.raises(ModelError, match="The tokenizer of .*other' could not be loaded"):
+        loaded(tmp_path, LABELLED, tokenizer, **section)

@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from hydralign.config import Recipe
 from hydralign.config.data import NoSplit, SourceConfig
 from hydralign.config.model import ModelConfig
@@ -35,6 +33,7 @@ from hydralign.loops.reward import (
 )
 from hydralign.loops.section import RESULT, kept_numbers, opened, write_json
 from hydralign.models import train_tokenizer
+from hydralign.models.loading import load_tokenizer
 from hydralign.models.making import make_classifier
 from hydralign.processes import Processes
 from hydralign.progress import say
@@ -168,17 +167,21 @@ def _load_pairs(
     data = data or load_comparisons(source, scorer.tokenizer)
     train, cut = _pairs(data.train, scorer)
     held_out, cut_apart = _pairs(data.held_out[: config.evaluation.rows], scorer)
-    test, cut_test = _pairs(
-        load_comparisons(_whole(config.test), scorer.tokenizer).train if config.test else (), scorer
-    )
+    judged = load_comparisons(_whole(config.test), scorer.tokenizer) if config.test else None
+    test, cut_test = _pairs(judged.train if judged else (), scorer)
     _require_rows(train, held_out)
     counts = {"train": cut, "held out": cut_apart, "test": cut_test}
-    return Loaded(scorer, data.report.describe(), train, held_out, test, counts)
+    return Loaded(scorer, _account(data, judged), train, held_out, test, counts)
 
 
 def _whole(source: SourceConfig) -> SourceConfig:
     """The source with nothing held out: all of its rows are judged."""
     return source.model_copy(update={"held_out": NoSplit(by="none")})
+
+
+def _account(data: DataSet[Any], judged: DataSet[Any] | None) -> str:
+    """What became of every row that was read."""
+    return "\n".join([data.report.describe(), *([judged.report.describe(purpose="to test on")] if judged else [])])
 
 
 def _pairs(records: Sequence[Preference], scorer: Scorer) -> tuple[list[Pair], int]:
@@ -217,21 +220,18 @@ def _load_labels(
     recipe: Recipe, config: RewardConfig, source: SourceConfig, model: ModelConfig, processes: Processes
 ) -> Loaded:
     assert isinstance(config.task, Labels)
-    data: DataSet[LabelledText] | None = load_labelled(source) if model.new else None
-    if data is None and (source.filter.min_tokens is not None or source.filter.max_tokens is not None):
-        tokenizer = AutoTokenizer.from_pretrained(model.path)
-        data = load_labelled(source, tokenizer)
-    data = data or load_labelled(source)
+    data = load_labelled(source, load_tokenizer(model.path) if model.path else None)
     columns = label_columns(config.task, [row.label for row in data.train])
     names = tuple(dict.fromkeys(columns.values()))
     scorer = _scorer(config, model, names, [row.text for row in data.train], recipe.seed, processes)
     column_of = {label: names.index(name) for label, name in columns.items()}
     train, cut = _labelled(data.train, column_of, scorer)
     held_out, cut_apart = _labelled(data.held_out[: config.evaluation.rows], column_of, scorer)
-    test, cut_test = _labelled(load_labelled(_whole(config.test)).train if config.test else (), column_of, scorer)
+    judged = load_labelled(_whole(config.test), scorer.tokenizer) if config.test else None
+    test, cut_test = _labelled(judged.train if judged else (), column_of, scorer)
     _require_rows(train, held_out)
     counts = {"train": cut, "held out": cut_apart, "test": cut_test}
-    return Loaded(scorer, data.report.describe(), train, held_out, test, counts)
+    return Loaded(scorer, _account(data, judged), train, held_out, test, counts)
 
 
 def label_columns(task: Labels, found: Sequence[str]) -> dict[str, str]:
