@@ -115,6 +115,15 @@ def test_adapters_of_a_reward_model_are_merged_and_need_no_base(path: Path) -> N
     assert after_sft.ppo.model.path == "runs/x/sft/model"
 
 
+def test_comparison_with_the_start_of_ppo_needs_one_that_lies_somewhere(path: Path) -> None:
+    told = message(path, "--model={new: {}}", "--compare={}")
+    assert told.startswith("compare.before is not set, and ppo starts from a new model")
+    for way_out in (["--compare.before=tiny"], ["--sft={}"], ["--ppo.model={path: tiny}"]):
+        recipe = load_recipe(path, ["--model={new: {}}", "--compare={}", *way_out])
+        assert recipe.compare is not None
+        assert recipe.compare.before in ("tiny", "runs/x/sft/model")
+
+
 def test_overrides_replace_values_at_any_depth_and_the_last_one_wins(path: Path) -> None:
     overrides = ["--ppo.kl.coefficient", "0.1", "--ppo.rewards.1.weight=-2", "--ppo.steps=9", "--ppo.steps", "1_0"]
     ppo = load_recipe(path, overrides).ppo

@@ -76,6 +76,16 @@ class Recipe(Config):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _comparison_has_a_start(self) -> Recipe:
+        if self.compare and not self.compare.before and self.ppo and (self.ppo.model or self._after_sft()).new:
+            raise ValueError(
+                "compare.before is not set, and ppo starts from a new model, whose random weights lie nowhere: there "
+                "is nothing to compare with. Set compare.before, or leave compare out: ppo tells its own before and "
+                "after."
+            )
+        return self
+
     def resolved(self) -> Recipe:
         """The same recipe with every setting that depends on another section written out."""
         recipe = type(self).model_validate(_filled(self.model_dump(), self.output))
