@@ -173,6 +173,28 @@ def test_section_that_was_dropped_and_comes_back_changed_is_noticed(
     assert "sft.epochs: 4.0 ≠ 2.0" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("share", "judges", "told"),
+    [
+        ({"name": "good", "of": "judge/lenght"}, True, "Did you mean 'judge/length'?"),
+        ({"name": "good", "of": "reward/length"}, True, "'reward/length', which is no metric here"),
+        ({"name": "kl"}, True, "a second metric or fact called 'kl'"),
+        ({"name": "judge/length"}, True, "a second metric or fact called 'judge/length'"),
+        ({"name": "good", "of": "reward/length"}, False, "Known here: finished, kl, score, tokens."),
+    ],
+)
+def test_wrong_share_is_told_before_anything_is_answered(
+    share: dict[str, Any], judges: bool, told: str, tmp_path: Path, tokenizer: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sides = {side: str(tmp_path / "model") for side in ("before", "after")}
+    length = [{"type": "function", "function": f"{tmp_path / 'rule.py'}:length"}]
+    compare = {**sides, "score": length, "judges": length if judges else [], "shares": [share]}
+    path = write_recipe(tmp_path, tokenizer, sft=None, reward=None, ppo=None, compare=compare)
+    assert main(["compare", str(path)]) == 2
+    assert told in capfd.readouterr().err
+    assert not (tmp_path / "out" / "compare").exists()
+
+
 def test_list_items_need_names_of_their_own(tmp_path: Path, tokenizer: Any, capfd: pytest.CaptureFixture[str]) -> None:
     path = write_recipe(tmp_path, tokenizer, reward=[{"name": "a"}, {"name": "a"}])
     assert main(["run", str(path)]) == 2
