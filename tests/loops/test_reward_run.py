@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hydralign.config import Recipe
+from hydralign.config.reward import Labels
 from hydralign.errors import ModelError
-from hydralign.loops.reward import Pair
-from hydralign.loops.reward_run import Loaded, load_parts
+from hydralign.loops.reward import Labelled, Pair, outputs_of
+from hydralign.loops.reward_run import Loaded, calibrated, load_parts
 from hydralign.processes import ALONE
 from hydralign.rewards import encode
 from hydralign.testing import tiny_model, tiny_tokenizer
@@ -85,3 +88,22 @@ def test_model_without_a_tokenizer_is_named_before_its_tokens_are_counted(tmp_pa
     (tmp_path / "other/config.json").write_text('{"model_type": "made_up"}')
     with pytest.raises(ModelError, match="The tokenizer of .*other' could not be loaded"):
         loaded(tmp_path, LABELLED, tokenizer, **section)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "told"), [(0, "0.05, the lowest that is tried"), (12, "20, the highest that is tried"), (1, "")]
+)
+def test_temperature_at_the_end_of_its_search_is_told(
+    wrong: int, told: str, tmp_path: Path, tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    section: dict[str, Any] = {"task": {"type": "labels"}, "evaluation": {"rows": 12}}
+    parts = loaded(tmp_path, LABELLED, tokenizer, **section)
+    with torch.no_grad():
+        parts.scorer.model.score.weight.mul_(30)
+    texts: list[Any] = [*parts.train, *parts.held_out]
+    choices = outputs_of(parts.scorer, [text.ids for text in texts], 4).argmax(-1).tolist()
+    rows = [Labelled(text.ids, c ^ (n < wrong)) for n, (text, c) in enumerate(zip(texts, choices, strict=True))]
+    calibrated(replace(parts, held_out=rows), Labels(type="labels"), 4, 0, ALONE)
+    said = capsys.readouterr().err
+    assert told in said
+    assert ("that is tried" in said) is bool(told)

@@ -60,6 +60,22 @@ def fit_temperature(logits_NC: ArrayLike, labels_N: ArrayLike) -> float:
     return math.exp(min((*bounds, float(found.x)), key=loss))
 
 
+def temperature_doubt(temperature: float) -> str | None:
+    """A sentence on a temperature that lies at an end of `fit_temperature`'s search, so that it means nothing exact."""
+    if math.isclose(temperature, LOWEST_TEMPERATURE):
+        return (
+            f"The temperature is {LOWEST_TEMPERATURE:g}, the lowest that is tried: every held-out text is told right "
+            "with room to spare, so probabilities are near 0 and 1 and their size means little. Hold out more texts, "
+            "or harder ones."
+        )
+    if math.isclose(temperature, HIGHEST_TEMPERATURE):
+        return (
+            f"The temperature is {HIGHEST_TEMPERATURE:g}, the highest that is tried: on held-out texts the outputs "
+            "know next to nothing, so probabilities are near those of chance. Check the labels, or train longer."
+        )
+    return None
+
+
 def calibration_bins(probabilities_N: ArrayLike, correct_N: ArrayLike, bins: int = 10) -> list[Bin]:
     """The non-empty ones of `bins` bins of equal width over [0, 1], lowest first; 1 itself is in the last.
 

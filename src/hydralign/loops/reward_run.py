@@ -17,6 +17,7 @@ from hydralign.evaluation.calibration import (
     calibration_bins,
     expected_calibration_error,
     fit_temperature,
+    temperature_doubt,
 )
 from hydralign.evaluation.statistics import Difference, compare_paired, wilson
 from hydralign.loops.reward import (
@@ -80,7 +81,7 @@ def run_reward(recipe: Recipe, config: RewardConfig, folder: Path, processes: Pr
             train_on_pairs(config, parts, seed=recipe.seed)
         else:
             train_on_labels(config, parts, crops=task.crops, seed=recipe.seed)
-        temperature = _calibrated(loaded, task, micro, recipe.seed, processes) if isinstance(task, Labels) else None
+        temperature = calibrated(loaded, task, micro, recipe.seed, processes) if isinstance(task, Labels) else None
         after = judged()
         test: Judged | None = judge(scorer, loaded.test, micro, processes) if loaded.test else None
     difference = compare_paired("held-out accuracy", before, after.right_N.tolist())
@@ -98,7 +99,7 @@ def run_reward(recipe: Recipe, config: RewardConfig, folder: Path, processes: Pr
     return [difference]
 
 
-def _calibrated(loaded: Loaded, task: Labels, micro: int, seed: int, processes: Processes) -> float | None:
+def calibrated(loaded: Loaded, task: Labels, micro: int, seed: int, processes: Processes) -> float | None:
     """Fit a temperature on held-out texts and pieces of them, divide the outputs by it, and return it."""
     if not task.calibrate:
         return None
@@ -109,6 +110,9 @@ def _calibrated(loaded: Loaded, task: Labels, micro: int, seed: int, processes: 
     logits_NC = outputs_of(scorer, [text.ids for text in texts], micro, processes)
     temperature = fit_temperature(logits_NC.numpy(), [text.label for text in texts])
     scorer.divide_outputs(temperature)
+    doubt = temperature_doubt(temperature)
+    if doubt and processes.main:
+        say(doubt)
     return temperature
 
 
