@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import expit, logsumexp
+from scipy.special import logsumexp
 
 from hydralign.errors import DataError
 from hydralign.evaluation.statistics import wilson
@@ -107,20 +107,6 @@ def expected_calibration_error(bins: Sequence[Bin]) -> float:
     if not rows:
         raise DataError("no bin has a row: there is no calibration to speak of. Give at least one prediction.")
     return sum(one.count * abs(one.accuracy - one.confidence) for one in bins) / rows
-
-
-def pair_confidence(margins_N: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(confidence_N, correct_N) of score differences chosen − rejected, for `calibration_bins`.
-
-    Which side is the chosen one is what a model has to find out, so its answer is the side with the higher score: its
-    confidence is sigmoid(|margin|), from 0.5 to 1, and it is correct where the margin is positive (a tie is half).
-    Raises DataError for NaN.
-    """
-    margins_N = np.asarray(margins_N, dtype=np.float64)
-    bad = np.flatnonzero(np.isnan(margins_N))
-    if len(bad):
-        raise DataError(f"margin of row {bad[0]} is NaN ({len(bad)} such in all): no side won. Find where it arose.")
-    return expit(np.abs(margins_N)), np.heaviside(margins_N, 0.5)
 
 
 def _check_logits(logits_NC: NDArray[np.float64], labels_N: NDArray[Any]) -> None:
