@@ -73,6 +73,18 @@ def test_load_recipe_resolves_what_depends_on_another_section(path: Path) -> Non
     assert (lora.optimizer.learning_rate, full.optimizer.learning_rate) == (3e-5, 3e-6)
 
 
+def test_home_of_the_output_is_written_out_wherever_it_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home-of-all")
+    recipe = load_recipe(path, ["--output=~/runs", "--sft={}", "--ppo.rewards.0.path='{output}/reward/model'"])
+    assert recipe.output == "/home-of-all/runs"
+    assert recipe.ppo is not None
+    assert recipe.ppo.model is not None
+    assert isinstance(recipe.ppo.model.form, LoraForm)
+    assert recipe.ppo.model.form.adapter == "/home-of-all/runs/sft/model"
+    assert isinstance(recipe.ppo.rewards[0], ClassifierReward)
+    assert recipe.ppo.rewards[0].path == "/home-of-all/runs/reward/model"
+
+
 def test_dump_recipe_loads_again_to_an_equal_recipe(path: Path, tmp_path: Path) -> None:
     recipe = load_recipe(path, ["--ppo.optimizer.learning_rate", "null", "--output", "'5: no'", "--seed", "7"])
     written = tmp_path / "written.yaml"

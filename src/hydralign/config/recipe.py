@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os.path import expanduser
 from typing import Any, TypeVar
 
 from pydantic import Field, model_validator
@@ -88,7 +89,8 @@ class Recipe(Config):
 
     def resolved(self) -> Recipe:
         """The same recipe with every setting that depends on another section written out."""
-        recipe = type(self).model_validate(_filled(self.model_dump(), self.output))
+        output = expanduser(self.output)
+        recipe = type(self).model_validate(_filled({**self.model_dump(), "output": output}, output))
         after_sft = recipe._after_sft()
         return recipe.model_copy(
             update={
