@@ -204,6 +204,27 @@ def test_run_with_poison_only_at_its_end_is_finished(
     run(config, student(tokenizer), tmp_path)
 
 
+def test_poisoned_held_out_loss_is_an_event_and_training_goes_on(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(batch={"rows": 4, "micro_rows": 4}, packing=False, evaluation={"every": 1})
+    calls, sound = iter(range(9)), sft.held_out_losses
+
+    def losses(*given: Any) -> Any:
+        if next(calls) == 1:
+            raise NonFiniteError("held-out loss", "The held-out loss is NaN.")
+        return sound(*given)
+
+    monkeypatch.setattr(sft, "held_out_losses", losses)
+    run(config, student(tokenizer), tmp_path)
+    rows = metrics(tmp_path)
+    assert [row["step"] for row in rows if "eval/loss" in row] == [0, 2]
+    assert [(row["step"], row["event"], row["where"]) for row in rows if "event" in row] == [
+        (1, "non_finite", "evaluation/held-out loss")
+    ]
+    assert (tmp_path / "checkpoints" / "step-4").is_dir()
+
+
 PLAIN = """
 import sys, torch
 from transformers import AutoModelForCausalLM, AutoTokenizer

@@ -96,7 +96,7 @@ def learn(
                 poison = error
             # 4. Measure and save when due, and stop if something asks for it.
             if config.evaluation.every and step % config.evaluation.every == 0 and step < lesson.steps:
-                records.tracker.log(step - 1, lesson.measure())
+                _measure(lesson, records, step)
             stopping = processes.any(interrupted.is_set())
             ruined = bad >= too_bad
             every = config.saving.checkpoint_every
@@ -145,6 +145,16 @@ def accumulate(
         )
     sums = processes.sum(torch.stack([totals[name].to(processes.device) for name in totals]))
     return {name: total / count for name, total in zip(totals, sums.tolist(), strict=True)}
+
+
+def _measure(lesson: Lesson[Any], records: Records, step: int) -> None:
+    """Log the held-out metrics after `step` steps; poison there is an event, and training goes on."""
+    try:
+        metrics = lesson.measure()
+    except NonFiniteError as error:
+        records.tracker.event(step - 1, "non_finite", {"where": f"evaluation/{error.where}", "message": str(error)})
+    else:
+        records.tracker.log(step - 1, metrics)
 
 
 def _short_of_memory(records: Records, step: int, rows: int) -> None:
