@@ -18,7 +18,7 @@ import torch
 from hydralign.config.model import LoraForm
 from hydralign.config.sft import SFTConfig
 from hydralign.data.packing import TokenSequence
-from hydralign.errors import ModelError, NonFiniteError
+from hydralign.errors import MemoryLimitError, ModelError, NonFiniteError
 from hydralign.loops import sft
 from hydralign.loops.section import Records, Silent
 from hydralign.loops.sft import SFTParts, held_out_losses, language_loss, require_apart, token_losses, train
@@ -223,6 +223,22 @@ def test_poisoned_held_out_loss_is_an_event_and_training_goes_on(
         (1, "non_finite", "evaluation/held-out loss")
     ]
     assert (tmp_path / "checkpoints" / "step-4").is_dir()
+
+
+def test_optimizer_that_memory_does_not_hold_is_named(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.")
+
+    learner = student(tokenizer)
+    size = sum(p.numel() * 4 for p in learner.trained().values())
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(MemoryLimitError, match=rf"optimizer's step: .* {2 * size / 2**20:,.1f} MB.*LoRA.*sgd"):
+        run(settings(), learner, tmp_path)
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(settings(), learner, tmp_path)
 
 
 PLAIN = """
