@@ -12,10 +12,12 @@ import pytest
 import torch
 
 from hydralign.config import Recipe
+from hydralign.config.model import LoraForm
 from hydralign.config.reward import Labels
 from hydralign.errors import ModelError
 from hydralign.loops.reward import Labelled, Pair, outputs_of
 from hydralign.loops.reward_run import Loaded, calibrated, load_parts
+from hydralign.models.student import load_student
 from hydralign.processes import ALONE
 from hydralign.rewards import encode
 from hydralign.testing import tiny_model, tiny_tokenizer
@@ -107,3 +109,17 @@ def test_temperature_at_the_end_of_its_search_is_told(
     said = capsys.readouterr().err
     assert told in said
     assert ("that is tried" in said) is bool(told)
+
+
+def test_tokens_are_counted_for_an_adapter_without_a_tokenizer_as_for_its_base(tmp_path: Path, tokenizer: Any) -> None:
+    tiny_model(tokenizer).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    load_student(str(tmp_path / "model"), form=LoraForm(rank=2)).export(tmp_path / "adapter")
+    for file in (tmp_path / "adapter").glob("token*"):
+        file.unlink()
+    source: dict[str, Any] = {"source": str(tmp_path / "rows.jsonl"), "filter": {"max_tokens": 20}}
+    source["held_out"] = {"by": "last_percent", "percent": 50}
+    section = {"task": {"type": "labels"}, "data": source, "model": {"path": str(tmp_path / "adapter")}}
+    parts = loaded(tmp_path, LABELLED, tokenizer, **section)
+    kept = sum(len(tokenizer(row["text"]).input_ids) <= 20 for row in LABELLED)
+    assert 2 < len(parts.train) + len(parts.held_out) == kept < 12

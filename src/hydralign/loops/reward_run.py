@@ -34,8 +34,8 @@ from hydralign.loops.reward import (
 )
 from hydralign.loops.section import RESULT, kept_numbers, opened, write_json
 from hydralign.models import train_tokenizer
-from hydralign.models.loading import load_tokenizer
 from hydralign.models.making import make_classifier
+from hydralign.models.whole import load_tokenizer
 from hydralign.processes import Processes
 from hydralign.progress import say
 from hydralign.rewards.classifier import encode_text

@@ -74,19 +74,6 @@ def load_model(path: str, *, pad_token: str | None = None, device: str | torch.d
     return prepare_model(model, tokenizer).to(device), tokenizer
 
 
-def load_tokenizer(path: str) -> Any:
-    """The tokenizer of a model's or an adapter's folder or hub id, as it was saved. Raises ModelError."""
-    where = check_folder(path)
-    try:
-        return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        taken_for = "" if Path(where).exists() else " (no such folder here, so it was taken for a hub id)"
-        raise ModelError(
-            f"The tokenizer of {path!r} could not be loaded{taken_for}: {str(error).splitlines()[0]} Without it no "
-            "tokens can be counted. Name a model with its tokenizer, saved by transformers."
-        ) from error
-
-
 def prepare_tokenizer(tokenizer: Any, *, pad_token: str | None, path: str) -> None:
     """Set the pad token in place if one is named; check that pad and end-of-sequence exist."""
     if pad_token is not None:

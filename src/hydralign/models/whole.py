@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
+from transformers import AutoTokenizer
 
 from hydralign.errors import ModelError
 from hydralign.models.loading import check_folder, load_model, looks_local
@@ -23,6 +24,25 @@ def load_whole(path: str, *, pad_token: str | None = None, device: str | torch.d
         return load_model(path, pad_token=pad_token, device=device)
     model, tokenizer = load_model(base_of(adapter, path), pad_token=pad_token, device=device)
     return merged(model, adapter, path), tokenizer
+
+
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer of a model's folder or hub id as it was saved; an adapter without one has its base's.
+
+    Raises ModelError.
+    """
+    where = check_folder(path)
+    adapter = adapter_of(where)
+    if adapter is not None and not (Path(where) / "tokenizer_config.json").exists():
+        where = base_of(adapter, path)
+    try:
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        taken_for = "" if Path(where).exists() else " (no such folder here, so it was taken for a hub id)"
+        raise ModelError(
+            f"The tokenizer of {path!r} could not be loaded{taken_for}: {str(error).splitlines()[0]} Without it no "
+            "tokens can be counted. Name a model with its tokenizer, saved by transformers."
+        ) from error
 
 
 def adapter_of(folder: str) -> Any:
