@@ -14,7 +14,7 @@ import yaml
 
 from hydralign.cli import main
 from hydralign.config import load_recipe
-from hydralign.loops.runs import conflicts, run_section
+from hydralign.loops.runs import claim_folder, conflicts, run_section
 from hydralign.testing import tiny_model
 
 WORDS = ["this", "that", "thing", "other", "small", "plain", "words", "text"]
@@ -157,6 +157,42 @@ def test_sections_and_data_may_be_added_to_a_recipe_whose_first_sections_are_don
     assert conflicts(alone, load_recipe(path, ["--seed", "5"]), output) == ["seed: 0 ≠ 5"]
     assert main(["sft", str(path), "--sft.epochs", "2"]) == 2
     assert "holds the results of another recipe" in capfd.readouterr().err
+
+
+def test_section_that_was_dropped_and_comes_back_changed_is_noticed(
+    tmp_path: Path, tokenizer: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    path = write_recipe(tmp_path, tokenizer)
+    none = {"reward": None, "ppo": None, "compare": None}
+    run_section(load_recipe(path).model_copy(update=none), "sft")
+    claim_folder(tmp_path / "out", load_recipe(path).model_copy(update=none | {"sft": None}))
+    assert main(["sft", str(path)]) == 0
+    claim_folder(tmp_path / "out", load_recipe(path).model_copy(update=none | {"sft": None}))
+    capfd.readouterr()
+    assert main(["sft", str(path), "--sft.epochs", "2"]) == 2
+    assert "sft.epochs: 4.0 ≠ 2.0" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("share", "judges", "told"),
+    [
+        ({"name": "good", "of": "judge/lenght"}, True, "Did you mean 'judge/length'?"),
+        ({"name": "good", "of": "reward/length"}, True, "'reward/length', which is no metric here"),
+        ({"name": "kl"}, True, "a second metric or fact called 'kl'"),
+        ({"name": "judge/length"}, True, "a second metric or fact called 'judge/length'"),
+        ({"name": "good", "of": "reward/length"}, False, "Known here: finished, kl, score, tokens."),
+    ],
+)
+def test_wrong_share_is_told_before_anything_is_answered(
+    share: dict[str, Any], judges: bool, told: str, tmp_path: Path, tokenizer: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    sides = {side: str(tmp_path / "model") for side in ("before", "after")}
+    length = [{"type": "function", "function": f"{tmp_path / 'rule.py'}:length"}]
+    compare = {**sides, "score": length, "judges": length if judges else [], "shares": [share]}
+    path = write_recipe(tmp_path, tokenizer, sft=None, reward=None, ppo=None, compare=compare)
+    assert main(["compare", str(path)]) == 2
+    assert told in capfd.readouterr().err
+    assert not (tmp_path / "out" / "compare").exists()
 
 
 def test_list_items_need_names_of_their_own(tmp_path: Path, tokenizer: Any, capfd: pytest.CaptureFixture[str]) -> None:

@@ -73,6 +73,18 @@ def test_load_recipe_resolves_what_depends_on_another_section(path: Path) -> Non
     assert (lora.optimizer.learning_rate, full.optimizer.learning_rate) == (3e-5, 3e-6)
 
 
+def test_home_of_the_output_is_written_out_wherever_it_is_named(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home-of-all")
+    recipe = load_recipe(path, ["--output=~/runs", "--sft={}", "--ppo.rewards.0.path='{output}/reward/model'"])
+    assert recipe.output == "/home-of-all/runs"
+    assert recipe.ppo is not None
+    assert recipe.ppo.model is not None
+    assert isinstance(recipe.ppo.model.form, LoraForm)
+    assert recipe.ppo.model.form.adapter == "/home-of-all/runs/sft/model"
+    assert isinstance(recipe.ppo.rewards[0], ClassifierReward)
+    assert recipe.ppo.rewards[0].path == "/home-of-all/runs/reward/model"
+
+
 def test_dump_recipe_loads_again_to_an_equal_recipe(path: Path, tmp_path: Path) -> None:
     recipe = load_recipe(path, ["--ppo.optimizer.learning_rate", "null", "--output", "'5: no'", "--seed", "7"])
     written = tmp_path / "written.yaml"
@@ -85,6 +97,43 @@ def test_dump_config_is_read_again_as_the_same_group(path: Path) -> None:
     ppo = load_recipe(path).ppo
     assert ppo is not None
     assert read_config(PPOConfig, yaml.safe_load(dump_config(ppo))) == ppo
+
+
+NEW_LORA = "{new: {layers: 2}, form: {type: lora}}"
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ([f"--model={NEW_LORA}"], "model has a LoRA form on a new model"),
+        ([f"--model={NEW_LORA}", "--sft={}", "--ppo=null"], "model has a LoRA form on a new model"),
+        ([f"--ppo.model={NEW_LORA}"], "ppo.model has a LoRA form"),
+        ([f"--sft={{model: {NEW_LORA}}}"], "sft.model has a LoRA form"),
+        ([f"--sft=[{{name: a}}, {{name: b, model: {NEW_LORA}}}]"], "sft.1.model has a LoRA form"),
+    ],
+)
+def test_adapters_of_a_policy_need_a_base_that_can_be_named(path: Path, overrides: list[str], said: str) -> None:
+    told = message(path, *overrides)
+    assert told.startswith(said)
+    assert told.endswith("Use form: {type: full}, or a model that lies in a folder.")
+
+
+def test_adapters_of_a_reward_model_are_merged_and_need_no_base(path: Path) -> None:
+    recipe = load_recipe(path, [f"--model={NEW_LORA}", "--ppo=null", "--reward={}"])
+    assert isinstance(recipe.model.form, LoraForm)
+    after_sft = load_recipe(path, [f"--model={NEW_LORA}", "--sft={model: {path: tiny}}"])
+    assert after_sft.ppo is not None
+    assert after_sft.ppo.model is not None
+    assert after_sft.ppo.model.path == "runs/x/sft/model"
+
+
+def test_comparison_with_the_start_of_ppo_needs_one_that_lies_somewhere(path: Path) -> None:
+    told = message(path, "--model={new: {}}", "--compare={}")
+    assert told.startswith("compare.before is not set, and ppo starts from a new model")
+    for way_out in (["--compare.before=tiny"], ["--sft={}"], ["--ppo.model={path: tiny}"]):
+        recipe = load_recipe(path, ["--model={new: {}}", "--compare={}", *way_out])
+        assert recipe.compare is not None
+        assert recipe.compare.before in ("tiny", "runs/x/sft/model")
 
 
 def test_overrides_replace_values_at_any_depth_and_the_last_one_wins(path: Path) -> None:

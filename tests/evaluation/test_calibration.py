@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.special import expit
 
 from hydralign.errors import DataError
 from hydralign.evaluation.calibration import (
     calibration_bins,
     expected_calibration_error,
     fit_temperature,
-    pair_confidence,
 )
 from hydralign.evaluation.statistics import wilson
 
@@ -111,19 +111,12 @@ def test_calibration_error_of_nothing_is_refused() -> None:
         expected_calibration_error([])
 
 
-def test_pair_confidence_is_that_of_the_side_which_scored_higher() -> None:
-    confidence_N, correct_N = pair_confidence([math.log(3), -math.log(3), 0.0, 800.0])
-    assert confidence_N.tolist() == pytest.approx([0.75, 0.75, 0.5, 1.0])
-    assert correct_N.tolist() == [1.0, 0.0, 0.5, 1.0]
-    with pytest.raises(DataError, match=r"margin of row 1 is NaN \(1 such"):
-        pair_confidence([1.0, float("nan")])
-
-
 def test_temperature_of_comparisons_calibrates_their_confidence() -> None:
     """Margins of ±4 with 3 in 4 right: after division by T the confidence is 3/4, and the error 0."""
     margins_N = np.array([4.0, 4.0, 4.0, -4.0])
-    before = expected_calibration_error(calibration_bins(*pair_confidence(margins_N)))
+    right_N = (margins_N > 0).astype(float)
+    before = expected_calibration_error(calibration_bins(expit(np.abs(margins_N)), right_N))
     temperature = fit_temperature(np.stack([margins_N, np.zeros(4)], axis=1), np.zeros(4, dtype=int))
-    after = expected_calibration_error(calibration_bins(*pair_confidence(margins_N / temperature)))
+    after = expected_calibration_error(calibration_bins(expit(np.abs(margins_N / temperature)), right_N))
     assert before == pytest.approx(1 / (1 + math.exp(-4)) - 0.75)
     assert after == pytest.approx(0, abs=1e-6)

@@ -61,6 +61,18 @@ def test_share_of_an_unknown_metric_is_refused() -> None:
         compare_answers(answers(0), answers(1), shares=[Share("high", "scores", 0.0)])
 
 
+@pytest.mark.parametrize("name", ["score", "judge/other", "kl", "tokens", "finished", "distinct-2", "high"])
+def test_share_under_a_name_that_is_taken_is_refused(name: str) -> None:
+    shares = [Share("high", "score", 37.0), Share(name, "score", 0.0)]
+    with pytest.raises(ConfigError, match=f"a second metric or fact called {name!r}: .* another name"):
+        compare_answers(answers(0), answers(1), shares=shares)
+
+
+def test_share_may_be_taken_of_another_one() -> None:
+    shares = [Share("high", "score", 37.0), Share("any", "high", 0.0)]
+    assert [d.metric for d in compare_answers(answers(0), answers(1), shares=shares).metrics[-2:]] == ["high", "any"]
+
+
 def test_distinct_2_is_compared_over_equal_token_counts() -> None:
     comparison = compare_answers(answers(0, texts=True), answers(2, texts=True))
     assert [fact.metric for fact in comparison.facts] == ["kl", "tokens", "finished", "distinct-2"]

@@ -171,6 +171,19 @@ def test_run_that_is_ruined_saves_the_last_good_weights(tmp_path: Path, tokenize
     assert checkpoints(tmp_path / "checkpoints")[-1].name == "step-5"
 
 
+def test_run_that_was_ruined_at_its_end_is_not_taken_for_a_finished_one(tmp_path: Path, tokenizer: Any) -> None:
+    with pytest.raises(NonFiniteError, match="3 iterations in a row"):
+        train(CONFIG, parts(tmp_path, tokenizer, reward=poisoned_at(3, 4, 5)), seed=5)
+    assert checkpoints(tmp_path / "checkpoints")[-1].name == "step-6"
+    with pytest.raises(NonFiniteError, match="ended with 3 poisoned iterations in a row"):
+        train(CONFIG, parts(tmp_path, tokenizer), seed=5)
+
+
+def test_run_with_poison_only_at_its_end_is_finished(tmp_path: Path, tokenizer: Any) -> None:
+    train(CONFIG, parts(tmp_path, tokenizer, reward=poisoned_at(5)), seed=5)
+    assert train(CONFIG, parts(tmp_path, tokenizer), seed=5).bad_steps == 1
+
+
 def test_poisoned_reference_is_named(tmp_path: Path, tokenizer: Any) -> None:
     run = parts(tmp_path, tokenizer)
     with torch.no_grad():

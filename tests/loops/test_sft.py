@@ -18,7 +18,8 @@ import torch
 from hydralign.config.model import LoraForm
 from hydralign.config.sft import SFTConfig
 from hydralign.data.packing import TokenSequence
-from hydralign.errors import ModelError, NonFiniteError
+from hydralign.errors import MemoryLimitError, ModelError, NonFiniteError
+from hydralign.loops import sft
 from hydralign.loops.section import Records, Silent
 from hydralign.loops.sft import SFTParts, held_out_losses, language_loss, require_apart, token_losses, train
 from hydralign.models import make_model
@@ -185,6 +186,59 @@ def test_poisoned_loss_is_an_event_and_no_step(tokenizer: Any, tmp_path: Path) -
         run(short, student(tokenizer), tmp_path)
     for name, parameter in learner.trained().items():
         torch.testing.assert_close(parameter, start[name], equal_nan=True, atol=0, rtol=0)
+
+
+def test_run_with_poison_only_at_its_end_is_finished(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, calls = settings(batch={"rows": 4, "micro_rows": 4}, packing=False, epochs=3), iter(range(9))
+    sound = sft.language_loss
+
+    def loss(learner: Student, rows: Any, count: float) -> Any:
+        value, stats = sound(learner, rows, count)
+        return (value * math.nan if next(calls) == 2 else value), stats
+
+    monkeypatch.setattr(sft, "language_loss", loss)
+    run(config, student(tokenizer), tmp_path)
+    assert [row.get("event") for row in metrics(tmp_path)] == [None, None, "non_finite"]
+    run(config, student(tokenizer), tmp_path)
+
+
+def test_poisoned_held_out_loss_is_an_event_and_training_goes_on(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = settings(batch={"rows": 4, "micro_rows": 4}, packing=False, evaluation={"every": 1})
+    calls, sound = iter(range(9)), sft.held_out_losses
+
+    def losses(*given: Any) -> Any:
+        if next(calls) == 1:
+            raise NonFiniteError("held-out loss", "The held-out loss is NaN.")
+        return sound(*given)
+
+    monkeypatch.setattr(sft, "held_out_losses", losses)
+    run(config, student(tokenizer), tmp_path)
+    rows = metrics(tmp_path)
+    assert [row["step"] for row in rows if "eval/loss" in row] == [0, 2]
+    assert [(row["step"], row["event"], row["where"]) for row in rows if "event" in row] == [
+        (1, "non_finite", "evaluation/held-out loss")
+    ]
+    assert (tmp_path / "checkpoints" / "step-4").is_dir()
+
+
+def test_optimizer_that_memory_does_not_hold_is_named(
+    tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def step(*_: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.50 GiB.")
+
+    learner = student(tokenizer)
+    size = sum(p.numel() * 4 for p in learner.trained().values())
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    with pytest.raises(MemoryLimitError, match=rf"optimizer's step: .* {2 * size / 2**20:,.1f} MB.*LoRA.*sgd"):
+        run(settings(), learner, tmp_path)
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda _: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        run(settings(), learner, tmp_path)
 
 
 PLAIN = """

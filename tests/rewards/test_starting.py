@@ -16,9 +16,11 @@ from transformers.utils import logging
 
 from hydralign.config.model import LoraForm
 from hydralign.errors import ModelError
-from hydralign.models import make_policy
+from hydralign.models import make_policy, whole
 from hydralign.models.loading import load_model
 from hydralign.models.making import make_classifier
+from hydralign.models.whole import load_whole
+from hydralign.rewards import starting
 from hydralign.rewards.scorers import load_scorer, make_scorer
 from hydralign.testing import tiny_model, tiny_tokenizer
 
@@ -209,10 +211,27 @@ def test_adapter_whose_base_is_elsewhere_is_refused(tokenizer: Any, save: Callab
     adapter_on(save(tiny_model(tokenizer)), tmp_path / "adapter")
     file = tmp_path / "adapter" / "adapter_config.json"
     config = json.loads(file.read_text())
-    for base in ("some/model", None):
+    for base in ("/gone/model", "a/deeper/model", None):
         file.write_text(json.dumps(config | {"base_model_name_or_path": base}))
         with pytest.raises(ModelError, match=f"names {base!r} as its base model, which is no folder"):
             load_scorer(str(tmp_path / "adapter"), labels=("score",))
+
+
+@pytest.mark.parametrize("base", ["some/model", "gpt2"])
+def test_adapter_whose_base_is_on_the_hub_is_merged_into_it(
+    base: str, tokenizer: Any, save: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = save(tiny_model(tokenizer))
+    adapter_on(folder, tmp_path / "adapter")
+    want = load_scorer(str(tmp_path / "adapter"), labels=("score",)).outputs(ROWS)
+    want_weight = load_whole(str(tmp_path / "adapter"))[0].transformer.h[0].attn.c_attn.weight
+    file = tmp_path / "adapter" / "adapter_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": base}))
+    load_start = starting._load
+    monkeypatch.setattr(starting, "_load", lambda name, *a: load_start({base: folder}[name], *a))
+    monkeypatch.setattr(whole, "load_model", lambda name, **a: load_model({base: folder}[name], **a))
+    assert torch.equal(load_scorer(str(tmp_path / "adapter"), labels=("score",)).outputs(ROWS), want)
+    assert torch.equal(load_whole(str(tmp_path / "adapter"))[0].transformer.h[0].attn.c_attn.weight, want_weight)
 
 
 def test_adapter_of_another_model_or_kind_is_refused(tokenizer: Any, save: Callable[..., str], tmp_path: Path) -> None:

@@ -73,6 +73,11 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True, width=120)
 
 
+def load_config(kind: type[C], path: str | Path) -> C:
+    """The group of settings that `dump_config` wrote into a file. Raises ConfigError."""
+    return read_config(kind, _read_file(Path(path)))
+
+
 def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
     """Pairs (dotted key, value) of `--section.key value` and `--section.key=value`, in the order given.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os.path import expanduser
 from typing import Any, TypeVar
 
 from pydantic import Field, model_validator
@@ -56,9 +57,40 @@ class Recipe(Config):
                 )
         return self
 
+    @model_validator(mode="after")
+    def _adapters_have_a_base(self) -> Recipe:
+        items = self.sft if isinstance(self.sft, tuple) else (self.sft,)
+        starts = {
+            f"sft.{place}.model" if isinstance(self.sft, tuple) else "sft.model": item.model
+            for place, item in enumerate(items)
+            if item
+        }
+        if self.ppo and (self.ppo.model or not starts):
+            starts["ppo.model"] = self.ppo.model
+        for name, start in starts.items():
+            model = start or self.model
+            if model.new and isinstance(model.form, LoraForm):
+                raise ValueError(
+                    f"{name if start else 'model'} has a LoRA form on a new model: adapters are saved without their "
+                    "base, and these random weights lie nowhere to be loaded from. Use form: {type: full}, or a "
+                    "model that lies in a folder."
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _comparison_has_a_start(self) -> Recipe:
+        if self.compare and not self.compare.before and self.ppo and (self.ppo.model or self._after_sft()).new:
+            raise ValueError(
+                "compare.before is not set, and ppo starts from a new model, whose random weights lie nowhere: there "
+                "is nothing to compare with. Set compare.before, or leave compare out: ppo tells its own before and "
+                "after."
+            )
+        return self
+
     def resolved(self) -> Recipe:
         """The same recipe with every setting that depends on another section written out."""
-        recipe = type(self).model_validate(_filled(self.model_dump(), self.output))
+        output = expanduser(self.output)
+        recipe = type(self).model_validate(_filled({**self.model_dump(), "output": output}, output))
         after_sft = recipe._after_sft()
         return recipe.model_copy(
             update={
@@ -78,7 +110,7 @@ class Recipe(Config):
         made = "/".join(
             [self.output, "sft", *([last.name] if isinstance(self.sft, tuple) and last.name else []), "model"]
         )
-        if isinstance(start.form, LoraForm) and start.path is not None:
+        if isinstance(start.form, LoraForm):
             return start.model_copy(update={"form": start.form.model_copy(update={"adapter": made})})
         return start.model_copy(update={"path": made, "new": None})
 

@@ -24,9 +24,13 @@ class DataReport:
         """Rows on either side of the split."""
         return self.train + self.held_out
 
-    def describe(self) -> str:
-        """One plain line on what is used, and one on what was left out and why, if anything was."""
-        used = f"{self.source}: {self.rows_read:,} rows read, {self.train:,} to train on, {self.held_out:,} held out."
+    def describe(self, *, purpose: str | None = None) -> str:
+        """One plain line on what is used, and one on what was left out and why, if anything was.
+
+        `purpose` says what all rows are there for, where it is not training.
+        """
+        sides = f"{self.train:,} to train on, {self.held_out:,} held out"
+        used = f"{self.source}: {self.rows_read:,} rows read, {f'{self.kept:,} {purpose}' if purpose else sides}."
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
         return f"{used}\nLeft out: {reasons}." if reasons else used
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import minimize_scalar
-from scipy.special import expit, logsumexp
+from scipy.special import logsumexp
 
 from hydralign.errors import DataError
 from hydralign.evaluation.statistics import wilson
@@ -60,6 +60,22 @@ def fit_temperature(logits_NC: ArrayLike, labels_N: ArrayLike) -> float:
     return math.exp(min((*bounds, float(found.x)), key=loss))
 
 
+def temperature_doubt(temperature: float) -> str | None:
+    """A sentence on a temperature that lies at an end of `fit_temperature`'s search, so that it means nothing exact."""
+    if math.isclose(temperature, LOWEST_TEMPERATURE):
+        return (
+            f"The temperature is {LOWEST_TEMPERATURE:g}, the lowest that is tried: every held-out text is told right "
+            "with room to spare, so probabilities are near 0 and 1 and their size means little. Hold out more texts, "
+            "or harder ones."
+        )
+    if math.isclose(temperature, HIGHEST_TEMPERATURE):
+        return (
+            f"The temperature is {HIGHEST_TEMPERATURE:g}, the highest that is tried: on held-out texts the outputs "
+            "know next to nothing, so probabilities are near those of chance. Check the labels, or train longer."
+        )
+    return None
+
+
 def calibration_bins(probabilities_N: ArrayLike, correct_N: ArrayLike, bins: int = 10) -> list[Bin]:
     """The non-empty ones of `bins` bins of equal width over [0, 1], lowest first; 1 itself is in the last.
 
@@ -91,20 +107,6 @@ def expected_calibration_error(bins: Sequence[Bin]) -> float:
     if not rows:
         raise DataError("no bin has a row: there is no calibration to speak of. Give at least one prediction.")
     return sum(one.count * abs(one.accuracy - one.confidence) for one in bins) / rows
-
-
-def pair_confidence(margins_N: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """(confidence_N, correct_N) of score differences chosen − rejected, for `calibration_bins`.
-
-    Which side is the chosen one is what a model has to find out, so its answer is the side with the higher score: its
-    confidence is sigmoid(|margin|), from 0.5 to 1, and it is correct where the margin is positive (a tie is half).
-    Raises DataError for NaN.
-    """
-    margins_N = np.asarray(margins_N, dtype=np.float64)
-    bad = np.flatnonzero(np.isnan(margins_N))
-    if len(bad):
-        raise DataError(f"margin of row {bad[0]} is NaN ({len(bad)} such in all): no side won. Find where it arose.")
-    return expit(np.abs(margins_N)), np.heaviside(margins_N, 0.5)
 
 
 def _check_logits(logits_NC: NDArray[np.float64], labels_N: NDArray[Any]) -> None:

@@ -7,7 +7,7 @@ change or do not, and whether that is good depends on what is wanted.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,9 @@ from hydralign.evaluation.text_metrics import distinct_2_blocks, paired_distinct
 
 FACTS = ("kl", "tokens", "finished")
 """Numbers per answer of which more is neither better nor worse."""
+
+VARIETY = "distinct-2"
+"""A fact of many answers together."""
 
 
 @dataclass(frozen=True)
@@ -44,16 +47,11 @@ def compare_answers(
 ) -> Comparison:
     """Paired differences of every metric and fact, prompt by prompt; distinct-2 by blocks of neighbouring prompts.
 
-    Prompts that a metric did not apply to, before or after, are left out of its n. Raises ConfigError for a share of
-    a metric that is not there.
+    Prompts that a metric did not apply to, before or after, are left out of its n. Raises as `check_shares` does.
     """
+    check_shares(shares, before.metrics)
     pairs = {name: _paired(before.metrics[name], after.metrics[name]) for name in before.metrics}
     for share in shares:
-        if share.of not in pairs:
-            raise ConfigError(
-                f"compare.shares: {share.name!r} is a share of {share.of!r}, which is no metric here: there is nothing "
-                f"to count. {did_you_mean(share.of, pairs)}"
-            )
         pairs[share.name] = tuple([float(x > share.above) for x in side] for side in pairs[share.of])
     told = {name: sides for name, sides in pairs.items() if len(sides[0]) >= 2}
     differences = {name: compare_paired(name, *sides, confidence=confidence) for name, sides in told.items()}
@@ -64,8 +62,25 @@ def compare_answers(
         return Comparison(metrics, tuple(facts))
     blocks = distinct_2_blocks(old, new)
     if blocks[0]:
-        facts.append(compare_paired("distinct-2", *blocks, confidence=confidence))
+        facts.append(compare_paired(VARIETY, *blocks, confidence=confidence))
     return Comparison(metrics, tuple(facts), paired_distinct_2(old, new))
+
+
+def check_shares(shares: Sequence[Share], metrics: Iterable[str]) -> None:
+    """Raise ConfigError for a share of a metric that is not there, or under a name that is taken, by a fact too."""
+    known = dict.fromkeys(metrics)
+    for share in shares:
+        if share.of not in known:
+            raise ConfigError(
+                f"compare.shares: {share.name!r} is a share of {share.of!r}, which is no metric here: there is nothing "
+                f"to count. {did_you_mean(share.of, known)}"
+            )
+        if share.name in (*known, *FACTS, VARIETY):
+            raise ConfigError(
+                f"compare.shares: there would be a second metric or fact called {share.name!r}: only one of them could "
+                "be told. Give the share another name."
+            )
+        known[share.name] = None
 
 
 def _paired(before: Sequence[float], after: Sequence[float]) -> tuple[list[float], ...]:
@@ -87,9 +102,9 @@ def as_record(comparison: Comparison) -> dict[str, Any]:
         for d in comparison.metrics
     }
     facts: dict[str, Any] = {d.metric: {**_numbers(d), "sentence": fact_sentence(d)} for d in comparison.facts}
-    if comparison.variety and "distinct-2" in facts:
+    if comparison.variety and VARIETY in facts:
         whole = dict(zip(("before", "after"), comparison.variety, strict=True))
-        facts["distinct-2"]["all_answers"] = whole | {"ratio": whole["after"] / whole["before"]}
+        facts[VARIETY]["all_answers"] = whole | {"ratio": whole["after"] / whole["before"]}
     return {"metrics": metrics, "facts": facts}
 
 

@@ -18,7 +18,7 @@ from hydralign.config.compare import CompareConfig
 from hydralign.config.ppo import SamplingConfig
 from hydralign.data import load_prompts
 from hydralign.errors import ConfigError, DataError
-from hydralign.evaluation.comparison import Comparison, Share, as_record, compare_answers
+from hydralign.evaluation.comparison import FACTS, Comparison, Share, as_record, check_shares, compare_answers
 from hydralign.evaluation.held_out import Answers, answer_held_out
 from hydralign.evaluation.report import AnswerPair, Report, write_report
 from hydralign.evaluation.statistics import Difference
@@ -73,7 +73,7 @@ def run_compare(recipe: Recipe, config: CompareConfig, folder: Path, processes: 
 
     before = kept_answers(folder / "before.json", partial(answers, loaded.before, "before"), processes)
     after = kept_answers(folder / "after.json", partial(answers, loaded.after, "after"), processes)
-    shares = [Share(**share.model_dump()) for share in config.shares]
+    shares = _shares(config)
     comparison = compare_answers(before, after, shares=shares, confidence=config.confidence)
     if processes.main:
         record = as_record(comparison) | {"about": _about(recipe, config, loaded), "notes": list(config.notes)}
@@ -104,6 +104,8 @@ def load_parts(recipe: Recipe, config: CompareConfig, processes: Processes) -> L
         replace(judge, name=f"judge/{judge.name}", weight=0.0)
         for judge in (build_terms(config.judges, processes.device) if config.judges else ())
     )
+    rewards = [f"reward/{term.name}" for term in terms] if len(terms) > 1 else []
+    check_shares(_shares(config), ["score", *rewards, *(judge.name for judge in judges), *FACTS])
     names = {f"reward/{judge.name}": judge.name for judge in judges}
     if len(terms) == 1 and judges:
         names[f"reward/{terms[0].name}"] = ""  # a single reward is the score
@@ -118,6 +120,10 @@ def load_parts(recipe: Recipe, config: CompareConfig, processes: Processes) -> L
     for reader in (before, after):
         check_context(reader, prompts, plan)
     return Loaded(before, after, prompts, (*terms, *judges), names, plan)
+
+
+def _shares(config: CompareConfig) -> list[Share]:
+    return [Share(**share.model_dump()) for share in config.shares]
 
 
 def required_settings(ppo: PPOConfig | None, config: CompareConfig) -> tuple[str, str, SamplingConfig, Sequence[Any]]:

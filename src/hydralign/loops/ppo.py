@@ -107,7 +107,7 @@ def train(config: PPOConfig, parts: PPOParts, *, seed: int = 0) -> PPOState:
                 parts.on_step(state.step, policy)
             # 5. Save, and stop if something asks for it.
             stopping = processes.any(interrupted.is_set())
-            ruined = state.bad_steps >= min(config.stop_after_bad_steps, config.steps)
+            ruined = _is_ruined(config, state)
             _save(config, parts, state, optimizer, last=stopping or ruined)
             if ruined:
                 raise _diagnosis(parts, state, poison) from poison
@@ -230,13 +230,22 @@ def _peak(config: PPOConfig) -> float:
 
 
 def _resumed(config: PPOConfig, parts: PPOParts, optimizer: torch.optim.Optimizer) -> PPOState:
-    """The state of the newest checkpoint, put back into policy, optimizer and metrics file; or a fresh one."""
+    """The state of the newest checkpoint, put back into policy, optimizer and metrics file; or a fresh one.
+
+    Raises NonFiniteError when the run ended poisoned: it has no iterations left, and would pass for finished.
+    """
     saved = checkpoints(parts.folder / "checkpoints")
     if not saved:
         if parts.record:
             parts.record.cut_back(0)
         return PPOState(kl_coefficient=config.kl.coefficient)
     state, metrics_position, differences = load_checkpoint(saved[-1], parts.policy.trained(), optimizer)
+    if _is_ruined(config, state) and state.step >= config.steps:
+        raise NonFiniteError(
+            "checkpoint",
+            f"The run in {parts.folder} ended with {state.bad_steps} poisoned iterations in a row, so it has not "
+            "learned. Lower the learning rate or use precision fp32, delete that folder, and run again.",
+        )
     if parts.record:
         parts.record.cut_back(metrics_position)
     if parts.processes.main:
@@ -263,6 +272,11 @@ def _poisoned(parts: PPOParts, state: PPOState, error: NonFiniteError) -> PPOSta
     if parts.processes.main:
         say(f"Iteration {state.step} skipped ({bad_steps} in a row): {error}")
     return replace(state, step=state.step + 1, bad_steps=bad_steps)
+
+
+def _is_ruined(config: PPOConfig, state: PPOState) -> bool:
+    """Whether too many iterations in a row were poisoned."""
+    return state.bad_steps >= min(config.stop_after_bad_steps, config.steps)
 
 
 def _diagnosis(parts: PPOParts, state: PPOState, error: NonFiniteError | None) -> NonFiniteError:

@@ -7,8 +7,6 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from transformers import AutoTokenizer
-
 from hydralign.config import Recipe
 from hydralign.config.data import NoSplit, SourceConfig
 from hydralign.config.model import ModelConfig
@@ -19,6 +17,7 @@ from hydralign.evaluation.calibration import (
     calibration_bins,
     expected_calibration_error,
     fit_temperature,
+    temperature_doubt,
 )
 from hydralign.evaluation.statistics import Difference, compare_paired, wilson
 from hydralign.loops.reward import (
@@ -36,10 +35,11 @@ from hydralign.loops.reward import (
 from hydralign.loops.section import RESULT, kept_numbers, opened, write_json
 from hydralign.models import train_tokenizer
 from hydralign.models.making import make_classifier
+from hydralign.models.whole import load_tokenizer
 from hydralign.processes import Processes
 from hydralign.progress import say
 from hydralign.rewards.classifier import encode_text
-from hydralign.rewards.learned import encode
+from hydralign.rewards.learned import chat_end, encode
 from hydralign.rewards.scorers import Scorer, load_scorer, make_scorer
 from hydralign.types import LabelledText, Preference
 
@@ -81,7 +81,7 @@ def run_reward(recipe: Recipe, config: RewardConfig, folder: Path, processes: Pr
             train_on_pairs(config, parts, seed=recipe.seed)
         else:
             train_on_labels(config, parts, crops=task.crops, seed=recipe.seed)
-        temperature = _calibrated(loaded, task, micro, recipe.seed, processes) if isinstance(task, Labels) else None
+        temperature = calibrated(loaded, task, micro, recipe.seed, processes) if isinstance(task, Labels) else None
         after = judged()
         test: Judged | None = judge(scorer, loaded.test, micro, processes) if loaded.test else None
     difference = compare_paired("held-out accuracy", before, after.right_N.tolist())
@@ -99,7 +99,7 @@ def run_reward(recipe: Recipe, config: RewardConfig, folder: Path, processes: Pr
     return [difference]
 
 
-def _calibrated(loaded: Loaded, task: Labels, micro: int, seed: int, processes: Processes) -> float | None:
+def calibrated(loaded: Loaded, task: Labels, micro: int, seed: int, processes: Processes) -> float | None:
     """Fit a temperature on held-out texts and pieces of them, divide the outputs by it, and return it."""
     if not task.calibrate:
         return None
@@ -110,6 +110,9 @@ def _calibrated(loaded: Loaded, task: Labels, micro: int, seed: int, processes: 
     logits_NC = outputs_of(scorer, [text.ids for text in texts], micro, processes)
     temperature = fit_temperature(logits_NC.numpy(), [text.label for text in texts])
     scorer.divide_outputs(temperature)
+    doubt = temperature_doubt(temperature)
+    if doubt and processes.main:
+        say(doubt)
     return temperature
 
 
@@ -168,12 +171,11 @@ def _load_pairs(
     data = data or load_comparisons(source, scorer.tokenizer)
     train, cut = _pairs(data.train, scorer)
     held_out, cut_apart = _pairs(data.held_out[: config.evaluation.rows], scorer)
-    test, cut_test = _pairs(
-        load_comparisons(_whole(config.test), scorer.tokenizer).train if config.test else (), scorer
-    )
+    judged = load_comparisons(_whole(config.test), scorer.tokenizer) if config.test else None
+    test, cut_test = _pairs(judged.train if judged else (), scorer)
     _require_rows(train, held_out)
     counts = {"train": cut, "held out": cut_apart, "test": cut_test}
-    return Loaded(scorer, data.report.describe(), train, held_out, test, counts)
+    return Loaded(scorer, _account(data, judged), train, held_out, test, counts)
 
 
 def _whole(source: SourceConfig) -> SourceConfig:
@@ -181,17 +183,22 @@ def _whole(source: SourceConfig) -> SourceConfig:
     return source.model_copy(update={"held_out": NoSplit(by="none")})
 
 
+def _account(data: DataSet[Any], judged: DataSet[Any] | None) -> str:
+    """What became of every row that was read."""
+    return "\n".join([data.report.describe(), *([judged.report.describe(purpose="to test on")] if judged else [])])
+
+
 def _pairs(records: Sequence[Preference], scorer: Scorer) -> tuple[list[Pair], int]:
     """The comparisons as token ids, and how many were too long. Columns chosen_finished and rejected_finished say
     whether an answer ended by itself (EOS follows); without them, both did.
     """
-    pairs, cut = [], 0
+    pairs, cut, end = [], 0, chat_end(scorer.tokenizer)
     for record in records:
         sides = [
             encode(
                 scorer.tokenizer,
                 record.prompt,
-                answer,
+                end.sub("", answer),
                 _finished(record.columns.get(f"{side}_finished", True), side),
                 scorer.max_tokens,
             )
@@ -217,21 +224,18 @@ def _load_labels(
     recipe: Recipe, config: RewardConfig, source: SourceConfig, model: ModelConfig, processes: Processes
 ) -> Loaded:
     assert isinstance(config.task, Labels)
-    data: DataSet[LabelledText] | None = load_labelled(source) if model.new else None
-    if data is None and (source.filter.min_tokens is not None or source.filter.max_tokens is not None):
-        tokenizer = AutoTokenizer.from_pretrained(model.path)
-        data = load_labelled(source, tokenizer)
-    data = data or load_labelled(source)
+    data = load_labelled(source, load_tokenizer(model.path) if model.path else None)
     columns = label_columns(config.task, [row.label for row in data.train])
     names = tuple(dict.fromkeys(columns.values()))
     scorer = _scorer(config, model, names, [row.text for row in data.train], recipe.seed, processes)
     column_of = {label: names.index(name) for label, name in columns.items()}
     train, cut = _labelled(data.train, column_of, scorer)
     held_out, cut_apart = _labelled(data.held_out[: config.evaluation.rows], column_of, scorer)
-    test, cut_test = _labelled(load_labelled(_whole(config.test)).train if config.test else (), column_of, scorer)
+    judged = load_labelled(_whole(config.test), scorer.tokenizer) if config.test else None
+    test, cut_test = _labelled(judged.train if judged else (), column_of, scorer)
     _require_rows(train, held_out)
     counts = {"train": cut, "held out": cut_apart, "test": cut_test}
-    return Loaded(scorer, data.report.describe(), train, held_out, test, counts)
+    return Loaded(scorer, _account(data, judged), train, held_out, test, counts)
 
 
 def label_columns(task: Labels, found: Sequence[str]) -> dict[str, str]:

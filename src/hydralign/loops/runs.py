@@ -14,7 +14,7 @@ from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from hydralign.config import Recipe, describe, diff, dump_recipe, load_recipe
+from hydralign.config import Recipe, describe, diff, dump_recipe, load_config, load_recipe
 from hydralign.errors import ConfigError, RunFolderError, did_you_mean
 from hydralign.evaluation.statistics import Difference
 from hydralign.loops.compare_run import run_compare
@@ -179,18 +179,25 @@ def conflicts(stored: Recipe, recipe: Recipe, output: Path) -> list[str]:
 
     Sections that have no folder yet, and kinds of data that the stored recipe did not name, may be added or changed.
     """
-    made = [item for name in SECTIONS for item in items_of(stored, name) if (output / item.title).exists()]
-    if not made:
+    made, wanted = (_made_items(one, output) for one in (stored, recipe))
+    if not made and not wanted:
         return []
     no_sections: dict[str, Any] = dict.fromkeys(SECTIONS)
     old, new = (one.model_copy(update=no_sections) for one in (stored, recipe))
     added = {kind: getattr(new.data, kind) for kind in type(old.data).model_fields if getattr(old.data, kind) is None}
     differences = diff(old.model_copy(update={"data": old.data.model_copy(update=added)}), new)
-    wanted = {item.title: item.config for name in SECTIONS for item in items_of(recipe, name)}
-    for item in made:
-        if item.title in wanted:
-            differences += [f"{item.title}.{line}" for line in diff(item.config, wanted[item.title])]
+    for title, config in wanted.items():
+        # The stored recipe may have been without the section for a while; its own folder tells what made it.
+        own = output / title / "config.yaml"
+        before = load_config(type(config), own) if own.exists() else made.get(title, config)
+        differences += [f"{title}.{line}" for line in diff(before, config)]
     return differences
+
+
+def _made_items(recipe: Recipe, output: Path) -> dict[str, Any]:
+    """The settings, by title, of those sections and items that have a folder."""
+    items = [item for name in SECTIONS for item in items_of(recipe, name)]
+    return {item.title: item.config for item in items if (output / item.title).exists()}
 
 
 def plan(recipe: Recipe, section: str | None = None) -> str:

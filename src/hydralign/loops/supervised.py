@@ -18,13 +18,13 @@ import torch
 from torch import Tensor
 
 from hydralign.config.training import SupervisedConfig
-from hydralign.errors import ConfigError, NonFiniteError
+from hydralign.errors import ConfigError, MemoryLimitError, NonFiniteError
 from hydralign.loops.interruption import interruptible
 from hydralign.loops.schedule import learning_rate_at, set_learning_rate
 from hydralign.loops.section import Records
 from hydralign.loops.state import checkpoints, read_checkpoint, write_checkpoint
 from hydralign.loops.update import apply_gradients, make_optimizer
-from hydralign.memory import MicroRows
+from hydralign.memory import MicroRows, is_out_of_memory
 from hydralign.processes import ALONE, Processes
 from hydralign.progress import progress, say
 
@@ -67,7 +67,8 @@ def learn(
     processes.require_shares(config.batch.rows, "batch.rows")
     optimizer = make_optimizer(lesson.trained, learning_rate=_peak(config), **_adam(config))
     step, bad = _resumed(lesson, folder, records, optimizer, processes)
-    if bad and step >= lesson.steps:
+    too_bad = min(config.stop_after_bad_steps, lesson.steps)
+    if bad >= too_bad and step >= lesson.steps:
         raise NonFiniteError(
             "checkpoint",
             f"The run in {folder} ended with {bad} poisoned steps in a row, so it has not learned. Lower the "
@@ -84,7 +85,7 @@ def learn(
             try:
                 # 1. Gradients of the step's loss. 2. A clipped step on them.
                 stats = accumulate(lesson, lesson.batch(step), optimizer, fits, processes)
-                norm = apply_gradients(optimizer, lesson.trained, config.optimizer.max_grad_norm, processes)
+                norm = _stepped(lesson, config, optimizer, processes)
                 # 3. Report.
                 records.tracker.log(step, {**stats, "grad_norm": float(norm), "learning_rate": rate})
                 step, bad = step + 1, 0
@@ -95,9 +96,9 @@ def learn(
                 poison = error
             # 4. Measure and save when due, and stop if something asks for it.
             if config.evaluation.every and step % config.evaluation.every == 0 and step < lesson.steps:
-                records.tracker.log(step - 1, lesson.measure())
+                _measure(lesson, records, step)
             stopping = processes.any(interrupted.is_set())
-            ruined = bad >= min(config.stop_after_bad_steps, lesson.steps)
+            ruined = bad >= too_bad
             every = config.saving.checkpoint_every
             if stopping or ruined or step == lesson.steps or (every and step % every == 0):
                 _save(lesson, config, folder, records, optimizer, step, bad, processes)
@@ -144,6 +145,33 @@ def accumulate(
         )
     sums = processes.sum(torch.stack([totals[name].to(processes.device) for name in totals]))
     return {name: total / count for name, total in zip(totals, sums.tolist(), strict=True)}
+
+
+def _stepped(
+    lesson: Lesson[Any], config: SupervisedConfig, optimizer: torch.optim.Optimizer, processes: Processes
+) -> Tensor:
+    """`apply_gradients`, which smaller micro-batches could not help: MemoryLimitError when memory runs out there."""
+    try:
+        return apply_gradients(optimizer, lesson.trained, config.optimizer.max_grad_norm, processes)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        size = sum(p.numel() * p.element_size() for p in lesson.trained.values()) / 2**20
+        raise MemoryLimitError(
+            f"Out of memory in the optimizer's step: {size:,.1f} MB of weights are trained, their gradients take as "
+            f"much, and AdamW's moments {2 * size:,.1f} MB, whatever the micro-batch. Train with LoRA (model.form: "
+            "{type: lora}), take a smaller model, or use optimizer.type sgd, which has no moments."
+        ) from error
+
+
+def _measure(lesson: Lesson[Any], records: Records, step: int) -> None:
+    """Log the held-out metrics after `step` steps; poison there is an event, and training goes on."""
+    try:
+        metrics = lesson.measure()
+    except NonFiniteError as error:
+        records.tracker.event(step - 1, "non_finite", {"where": f"evaluation/{error.where}", "message": str(error)})
+    else:
+        records.tracker.log(step - 1, metrics)
 
 
 def _short_of_memory(records: Records, step: int, rows: int) -> None:

@@ -8,21 +8,41 @@ from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
+from transformers import AutoTokenizer
 
 from hydralign.errors import ModelError
-from hydralign.models.loading import check_folder, load_model
+from hydralign.models.loading import check_folder, load_model, looks_local
 
 
 def load_whole(path: str, *, pad_token: str | None = None, device: str | torch.device = "cpu") -> tuple[Any, Any]:
-    """(model, tokenizer) of a causal model's folder, a hub id, or a PEFT adapter folder whose base is at hand.
+    """(model, tokenizer) of a causal model's folder, a hub id, or a PEFT adapter's folder.
 
     Raises as `load_model` does, and ModelError for an adapter that cannot be merged.
     """
     adapter = adapter_of(path)
     if adapter is None:
         return load_model(path, pad_token=pad_token, device=device)
-    model, tokenizer = load_model(base_folder(adapter, path), pad_token=pad_token, device=device)
+    model, tokenizer = load_model(base_of(adapter, path), pad_token=pad_token, device=device)
     return merged(model, adapter, path), tokenizer
+
+
+def load_tokenizer(path: str) -> Any:
+    """The tokenizer of a model's folder or hub id as it was saved; an adapter without one has its base's.
+
+    Raises ModelError.
+    """
+    where = check_folder(path)
+    adapter = adapter_of(where)
+    if adapter is not None and not (Path(where) / "tokenizer_config.json").exists():
+        where = base_of(adapter, path)
+    try:
+        return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        taken_for = "" if Path(where).exists() else " (no such folder here, so it was taken for a hub id)"
+        raise ModelError(
+            f"The tokenizer of {path!r} could not be loaded{taken_for}: {str(error).splitlines()[0]} Without it no "
+            "tokens can be counted. Name a model with its tokenizer, saved by transformers."
+        ) from error
 
 
 def adapter_of(folder: str) -> Any:
@@ -41,10 +61,10 @@ def adapter_of(folder: str) -> Any:
     return config
 
 
-def base_folder(adapter: Any, path: str) -> str:
-    """The local folder that an adapter names as its base."""
+def base_of(adapter: Any, path: str) -> str:
+    """The local folder or hub id that an adapter names as its base; a name without a slash is either."""
     base = adapter.base_model_name_or_path
-    if not base or not Path(base).expanduser().is_dir():
+    if not base or ("/" in base and looks_local(base) and not Path(base).expanduser().is_dir()):
         raise ModelError(
             f"Adapter {path!r} names {base!r} as its base model, which is no folder here: without it there is no "
             "trunk. Correct base_model_name_or_path in its adapter_config.json, or name a whole model."

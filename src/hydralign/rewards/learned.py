@@ -8,6 +8,7 @@ which is the last real token as long as the pad token is no token of the text. H
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,6 +49,15 @@ def encode(tokenizer: Any, prompt: str, completion: str, finished: bool, max_tok
         )
     cut = 0 if max_tokens is None else max(0, len(ids) - max_tokens)
     return Encoded(tuple(ids[cut:]), cut)
+
+
+def chat_end(tokenizer: Any) -> re.Pattern[str]:
+    """Finds the special tokens, and the white space behind each, that a chat template ends an answer with.
+
+    Sampled answers reach `encode` as text without special tokens; whether they ended is told apart, by `finished`.
+    """
+    special = [re.escape(token.content) for token in tokenizer.added_tokens_decoder.values() if token.special]
+    return re.compile(rf"(?:(?:{'|'.join(special)})\s*)+\Z" if special else r"(?!)")
 
 
 def outputs(model: nn.Module, rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:

@@ -26,7 +26,7 @@ from transformers.utils import logging
 from hydralign.errors import ModelError
 from hydralign.models.loading import check_folder
 from hydralign.models.making import name_outputs
-from hydralign.models.whole import adapter_of, base_folder, merged
+from hydralign.models.whole import adapter_of, base_of, merged
 
 
 def load_start(path: str, labels: Sequence[str], *, seed: int = 0) -> tuple[Any, Any]:
@@ -38,7 +38,7 @@ def load_start(path: str, labels: Sequence[str], *, seed: int = 0) -> tuple[Any,
     """
     where = check_folder(path)
     adapter = adapter_of(where)
-    model, tokenizer = _load(where if adapter is None else base_folder(adapter, path), labels, seed)
+    model, tokenizer = _load(where if adapter is None else base_of(adapter, path), labels, seed)
     if adapter is None:
         return model, tokenizer
     if (Path(where) / "tokenizer_config.json").exists():
