@@ -72,11 +72,13 @@ class OutputHead:
     def _product(self, hidden_ND: Tensor) -> Tensor:
         """The linear layer's own product. For a few fp32 states on a CPU it is read from memory faster row by row."""
         linear: Any = self.linear
-        plain = type(linear) is nn.Linear and linear.bias is None and linear.weight.dtype == torch.float32
-        few = hidden_ND.dim() == 2 and len(hidden_ND) <= FEW_STATES and hidden_ND.device.type == "cpu"
-        if not (plain and few) or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu"):
-            return linear(hidden_ND)
-        return (linear.weight @ hidden_ND.t()).t().contiguous()
+        plain = (
+            isinstance(linear, nn.Linear) and getattr(linear, "bias", None) is None and hidden_ND.device.type == "cpu"
+        )
+        alone = not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
+        if plain and alone and hidden_ND.dim() == 2 and len(hidden_ND) <= FEW_STATES:
+            return (linear.weight @ hidden_ND.t()).t().contiguous()
+        return linear(hidden_ND)
 
     def slope(self, logits: Tensor) -> Tensor | float:
         """Derivative of scaling and soft cap, at the logits that they gave."""
