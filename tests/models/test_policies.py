@@ -198,7 +198,7 @@ def test_chunks_of_the_head_change_neither_logprobs_nor_gradients(
     shake(policy)
     whole = gradients(policy, rows, [0, 1, 2, 3], 4)
     defaults = logprobs.token_logprobs.__kwdefaults__ or {}
-    monkeypatch.setitem(defaults, "chunk_elements", 3 * len(tokenizer))
+    monkeypatch.setitem(defaults, "chunk_rows", 3)
     chunked = gradients(policy, rows, [0, 1, 2, 3], 4)
     for name, gradient in whole.items():
         torch.testing.assert_close(chunked[name], gradient, atol=1e-3, rtol=1e-4)
@@ -206,10 +206,13 @@ def test_chunks_of_the_head_change_neither_logprobs_nor_gradients(
 
 def test_logits_of_prompt_positions_never_exist(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    product = OutputHead._product
-    monkeypatch.setattr(
-        OutputHead, "_product", lambda head, states: [seen.append(len(states)), product(head, states)][1]
-    )
+    whole = OutputHead.block
+
+    def counted(head: OutputHead, states: torch.Tensor, tokens: range) -> torch.Tensor:
+        seen.append(len(states))
+        return whole(head, states, tokens)
+
+    monkeypatch.setattr(OutputHead, "block", counted)
     rows = make_rows([list(range(5, 45)), [5, 6]], [[7, 8], [9]])
     with torch.no_grad():
         policy.evaluate(rows)

@@ -23,6 +23,10 @@ COMPACT_SHARE = 1 / 8
 """Rows leave the cache when at least this share of the batch has finished: each time copies what is left of it."""
 
 
+DRAWN_ELEMENTS = 1 << 18
+"""Probabilities that are summed at once on a CPU: few enough to stay in a cache."""
+
+
 class Sampler(Protocol):
     """Anything that answers prompts: the in-process sampler, a fake, later an engine elsewhere."""
 
@@ -193,6 +197,17 @@ def draw(
     Log-probabilities are of the whole distribution, before top-k and top-p cut it; NaN where the logits of a row hold
     NaN or infinity.
     """
+    rows = len(logits_BV) if logits_BV.is_cuda else max(1, DRAWN_ELEMENTS // logits_BV.shape[1])
+    few = zip(logits_BV.split(rows), uniforms_B.split(rows), strict=True)
+    tokens, logprobs = zip(
+        *(_draw(logits, uniforms, plan, stop_ids, position) for logits, uniforms in few), strict=True
+    )
+    return torch.cat(tokens), torch.cat(logprobs)
+
+
+def _draw(
+    logits_BV: Tensor, uniforms_B: Tensor, plan: SamplingPlan, stop_ids: Sequence[int], position: int
+) -> tuple[Tensor, Tensor]:
     blocked_B = torch.full((len(logits_BV),), position < plan.min_new_tokens, device=logits_BV.device)
     blocking = stop_ids if position < plan.min_new_tokens else ()
     logits_BV = shape_logits(logits_BV, temperature=plan.temperature, stop_ids=blocking, blocked_N=blocked_B)

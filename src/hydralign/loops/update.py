@@ -6,6 +6,7 @@ same loss and gradient, whatever their number. So a step that runs out of memory
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -246,7 +247,8 @@ def apply_gradients(
     parameters = list(trained.values())
     processes.sum_gradients(parameters)
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if not bool(torch.isfinite(norm)):
+    size = float(norm)
+    if not math.isfinite(size):
         named = ((n, p.grad) for n, p in trained.items() if p.grad is not None)
         first = next((name for name, grad in named if not bool(torch.isfinite(grad).all())), "the norm itself")
         optimizer.zero_grad(set_to_none=True)
@@ -255,7 +257,8 @@ def apply_gradients(
             f"The gradient of {first} is NaN or infinite: a step on it would destroy every weight, so none was "
             "taken. Lower the learning rate, or use precision fp32.",
         )
-    torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
+    if size > max_grad_norm:
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_grad_norm, norm)
     optimizer.step()
     return norm.detach()
 

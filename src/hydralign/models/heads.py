@@ -62,23 +62,25 @@ class OutputHead:
 
     def __call__(self, hidden_ND: Tensor) -> Tensor:
         """logits_NV, fp32 whatever the precision of the product."""
-        logits_NV = self._product(hidden_ND).float()
-        if self.scale != 1.0:
-            logits_NV = logits_NV * self.scale
-        if self.softcap:
-            logits_NV = torch.tanh(logits_NV / self.softcap) * self.softcap
-        return logits_NV
-
-    def _product(self, hidden_ND: Tensor) -> Tensor:
-        """The linear layer's own product. For a few fp32 states on a CPU it is read from memory faster row by row."""
-        linear: Any = self.linear
-        plain = (
-            isinstance(linear, nn.Linear) and getattr(linear, "bias", None) is None and hidden_ND.device.type == "cpu"
-        )
+        linear = self.linear
+        few = len(hidden_ND) <= FEW_STATES and hidden_ND.dim() == 2 and hidden_ND.device.type == "cpu"
         alone = not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
-        if plain and alone and hidden_ND.dim() == 2 and len(hidden_ND) <= FEW_STATES:
-            return (linear.weight @ hidden_ND.t()).t().contiguous()
-        return linear(hidden_ND)
+        if few and alone and self._plain and linear.bias is None:
+            return self._shaped((linear.weight @ hidden_ND.t()).t().contiguous())
+        return self._shaped(linear(hidden_ND))
+
+    def blocks(self, width: int) -> list[range]:
+        """The vocabulary in pieces of `width` tokens for `block`; in one piece when the layer is no plain matrix."""
+        size = self.vocabulary if not self._plain else width
+        return [range(start, min(start + size, self.vocabulary)) for start in range(0, self.vocabulary, size)]
+
+    def block(self, hidden_ND: Tensor, tokens: range) -> Tensor:
+        """The logits of these tokens only, of shape [N, tokens]."""
+        if len(tokens) == self.vocabulary:
+            return self(hidden_ND)
+        linear, rows = self.linear, slice(tokens.start, tokens.stop)
+        bias = None if linear.bias is None else linear.bias[rows]
+        return self._shaped(nn.functional.linear(hidden_ND, linear.weight[rows], bias))
 
     def slope(self, logits: Tensor) -> Tensor | float:
         """Derivative of scaling and soft cap, at the logits that they gave."""
@@ -86,11 +88,18 @@ class OutputHead:
             return (1 - (logits / self.softcap).square()) * self.scale
         return self.scale
 
-    def pull(self, gradient_NV: Tensor, slope_NV: Tensor | float) -> Tensor:
-        """A gradient of the logits brought back to the states, gradient_ND fp32; for a frozen head."""
-        weighed_NV = gradient_NV if isinstance(slope_NV, float) and slope_NV == 1.0 else gradient_NV * slope_NV
-        return (weighed_NV.to(self.linear.weight.dtype) @ self.linear.weight).float()
+    def weights(self, tokens: range | Tensor) -> Tensor:
+        """The weights that make the logits of these tokens, [tokens, D]."""
+        return self.linear.weight[slice(tokens.start, tokens.stop) if isinstance(tokens, range) else tokens]
 
-    def pull_chosen(self, targets_N: Tensor, slope_N1: Tensor | float) -> Tensor:
-        """`pull` of a gradient that is 1 at one logit per row and 0 elsewhere."""
-        return self.linear.weight[targets_N].float() * slope_N1
+    @property
+    def _plain(self) -> bool:
+        return type(self.linear) is nn.Linear
+
+    def _shaped(self, product_NV: Tensor) -> Tensor:
+        logits_NV = product_NV.float()
+        if self.scale != 1.0:
+            logits_NV = logits_NV * self.scale
+        if self.softcap:
+            logits_NV = torch.tanh(logits_NV / self.softcap) * self.softcap
+        return logits_NV

@@ -19,10 +19,10 @@ from hydralign.models.heads import OutputHead
 
 STORED_ELEMENTS = 1 << 24
 """Logits of a trained head that are kept for the backward pass, at most: 64 MiB in fp32."""
-CHUNK_ELEMENTS = 1 << 23
-"""Logits of a frozen head at once: 32 MiB in fp32, above which a C library takes fresh pages for every tensor."""
-BLOCK_ELEMENTS = 1 << 20
-"""Logits whose softmax is taken at once: 4 MiB, so that the steps of it find them in a cache."""
+PASSING_ROWS = 512
+"""States that go through a frozen head at once."""
+BLOCK_ELEMENTS = {"cpu": 1 << 19, "other": 1 << 24}
+"""Logits of a frozen head that live at once: on a CPU so few that the steps of a softmax find them in a cache."""
 
 
 def shape_logits(logits_NV: Tensor, *, temperature: float, stop_ids: Sequence[int], blocked_N: Tensor) -> Tensor:
@@ -49,27 +49,28 @@ def token_logprobs(
     stop_ids: Sequence[int],
     entropy: bool = True,
     entropy_gradient: bool = False,
-    chunk_elements: int | None = None,
+    chunk_rows: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """(logprobs_N, entropy_N) in nats, fp32, for states that predict `targets_N`.
 
-    With a frozen head nothing of a chunk is kept but its gradient, a vector per token. With a trained one the logits
+    Nothing of a frozen head's logits is kept but their gradient, a vector per token. With a trained head the logits
     of a single chunk are kept for the backward pass; those of several are computed again there. Entropies are zero
     unless asked for, and carry no gradient unless `entropy_gradient`.
     """
     if not len(targets_N):
         empty = hidden_ND.new_zeros(0, dtype=torch.float32)
         return empty, empty
-    most = max(1, (chunk_elements or (CHUNK_ELEMENTS if head.frozen else STORED_ELEMENTS)) // head.vocabulary)
+    passing = head.frozen or not torch.is_grad_enabled()
+    most = chunk_rows or (PASSING_ROWS if passing else max(1, STORED_ELEMENTS // head.vocabulary))
     chunks = -(-len(targets_N) // most)
-    rows = -(-len(targets_N) // chunks)
     settings: dict[str, Any] = {"head": head, "temperature": temperature, "stop_ids": stop_ids, "entropy": entropy}
-    read: Callable[..., tuple[Tensor, Tensor]] = partial(_stored, **settings, entropy_gradient=entropy_gradient)
-    if head.frozen:
-        read = partial(_formed, **settings, entropy_gradient=entropy_gradient)
-    elif chunks > 1 and torch.is_grad_enabled():
+    read: Callable[..., tuple[Tensor, Tensor]] = partial(
+        _passed if passing else _stored, **settings, entropy_gradient=entropy_gradient
+    )
+    if chunks > 1 and not passing:
         read = partial(checkpoint, read, use_reentrant=False)
-    parts = [read(*chunk) for chunk in zip(*(x.split(rows) for x in (hidden_ND, targets_N, blocked_N)), strict=True)]
+    pieces = (x.split(-(-len(targets_N) // chunks)) for x in (hidden_ND, targets_N, blocked_N))
+    parts = [read(*piece) for piece in zip(*pieces, strict=True)]
     return torch.cat([p[0] for p in parts]), torch.cat([p[1] for p in parts])
 
 
@@ -94,7 +95,7 @@ def _stored(
     return chosen_N, -torch.linalg.vecdot(kept_NV.exp(), kept_NV)
 
 
-def _formed(
+def _passed(
     hidden_ND: Tensor,
     targets_N: Tensor,
     blocked_N: Tensor,
@@ -105,37 +106,95 @@ def _formed(
     entropy: bool,
     entropy_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """One chunk through a frozen head, with its gradients formed on the spot.
+    """One chunk through a head that only passes gradients on, with these formed on the spot.
 
-    Each result of a token depends on its own state alone, so its gradient is one vector of width D: for the
-    log-probability (W_y - pᵀW)/τ, for the entropy -(p·(log p + H))ᵀW/τ. Logits are overwritten by probabilities.
+    Each result of a token depends on its own state alone, so its gradient is one vector of width D: with e the
+    exponentials and s their sum, (W_y - eᵀW/s)/τ for the log-probability, (log p + H averaged likewise) for the
+    entropy. The vocabulary is read in blocks, each block's weights once for both products, under a running maximum
+    as in flash attention (Dao et al. 2022): no row of logits is ever whole.
     """
     learns = torch.is_grad_enabled() and hidden_ND.requires_grad
     with torch.no_grad():
-        logits_NV = head(hidden_ND)
-        slope_NV, slope_N1 = head.slope(logits_NV), head.slope(logits_NV.gather(1, targets_N[:, None]))
-        spread_NV = torch.empty_like(logits_NV) if learns and entropy_gradient else None
-        chosen_N, entropy_N = logits_NV.new_empty(len(targets_N)), logits_NV.new_zeros(len(targets_N))
-        block = max(1, BLOCK_ELEMENTS // head.vocabulary)
-        for few in (slice(start, start + block) for start in range(0, len(targets_N), block)):
-            shaped_NV = shape_logits(
-                logits_NV[few], temperature=temperature, stop_ids=stop_ids, blocked_N=blocked_N[few]
-            )
-            logprobs_NV = torch.log_softmax(shaped_NV, dim=-1)
-            chosen_N[few] = logprobs_NV.gather(-1, targets_N[few, None]).squeeze(-1)
-            if learns or entropy:
-                p_NV = torch.exp(logprobs_NV, out=logits_NV[few])
-            if entropy:
-                entropy_N[few] = -torch.linalg.vecdot(p_NV, logprobs_NV)
-            if spread_NV is not None:
-                spread_NV[few] = -p_NV * (logprobs_NV + entropy_N[few, None])
+        sums = _Softmax(hidden_ND, states=learns, spread=learns and entropy_gradient)
+        target_N, slope_N = hidden_ND.new_zeros(len(targets_N), dtype=torch.float32), torch.ones(())
+        elements = BLOCK_ELEMENTS["cpu" if hidden_ND.device.type == "cpu" else "other"]
+        for tokens in head.blocks(max(1024, elements // len(targets_N))):
+            raw_NB = head.block(hidden_ND, tokens)
+            stops = [stop - tokens.start for stop in stop_ids if stop in tokens]
+            logits_NB = shape_logits(raw_NB, temperature=temperature, stop_ids=stops, blocked_N=blocked_N)
+            inside_N = (targets_N >= tokens.start) & (targets_N < tokens.stop)
+            at_N1 = (targets_N - tokens.start).clamp(0, len(tokens) - 1)[:, None]
+            target_N = torch.where(inside_N, logits_NB.gather(1, at_N1).squeeze(1), target_N)
+            slope = head.slope(raw_NB) if learns else 1.0
+            if isinstance(slope, Tensor):
+                slope_N = torch.where(inside_N, slope.gather(1, at_N1).squeeze(1), slope_N)
+            sums.add(logits_NB, head.weights(tokens) if learns else None, slope)
+        chosen_N, entropy_N = target_N - sums.log_mass_N, sums.entropy_N if entropy else torch.zeros_like(target_N)
         if not learns:
             return chosen_N, entropy_N
-        with torch.autocast(hidden_ND.device.type, enabled=False):
-            pulled_ND = head.pull_chosen(targets_N, slope_N1) - head.pull(logits_NV, slope_NV)
-            entropy_ND = None if spread_NV is None else head.pull(spread_NV, slope_NV) / temperature
-    chosen_N = _Formed.apply(hidden_ND, chosen_N, pulled_ND / temperature)
+        scale = slope_N[:, None] if slope_N.dim() else head.slope(target_N)
+        chosen_ND = (head.weights(targets_N).float() * scale - sums.mean_ND) / temperature
+        entropy_ND = sums.entropy_ND / temperature if entropy_gradient else None
+    chosen_N = _Formed.apply(hidden_ND, chosen_N, chosen_ND)
     return chosen_N, entropy_N if entropy_ND is None else _Formed.apply(hidden_ND, entropy_N, entropy_ND)
+
+
+class _Softmax:
+    """Sums over the tokens seen so far, relative to the largest logit so far: Σe, Σe·z, and of weights Σe·W, Σe·z·W."""
+
+    def __init__(self, hidden_ND: Tensor, *, states: bool, spread: bool) -> None:
+        zero_N1 = hidden_ND.new_zeros(len(hidden_ND), 1, dtype=torch.float32)
+        self.top_N1 = torch.full_like(zero_N1, torch.finfo(torch.float32).min)
+        self.mass_N1, self.height_N1 = zero_N1, zero_N1
+        self.states_ND = torch.zeros_like(hidden_ND, dtype=torch.float32) if states else None
+        self.spread_ND = torch.zeros_like(hidden_ND, dtype=torch.float32) if spread else None
+
+    def add(self, logits_NB: Tensor, weights_BD: Tensor | None, slope: Tensor | float) -> None:
+        """Add a block of tokens with the rows of the head's matrix that made their logits, which are overwritten."""
+        top_N1 = torch.maximum(self.top_N1, logits_NB.amax(-1, keepdim=True))
+        fall_N1 = self.top_N1 - top_N1
+        shrink_N1 = fall_N1.exp()
+        z_NB = logits_NB.sub_(top_N1)
+        e_NB = z_NB.exp()
+        height_N1 = torch.linalg.vecdot(e_NB, z_NB)[:, None]
+        self.height_N1 = shrink_N1 * (self.height_N1 + fall_N1 * self.mass_N1) + height_N1
+        self.mass_N1 = shrink_N1 * self.mass_N1 + e_NB.sum(-1, keepdim=True)
+        self.top_N1 = top_N1
+        if self.states_ND is None or weights_BD is None:
+            return
+        if self.spread_ND is not None:
+            self.spread_ND = shrink_N1 * (self.spread_ND + fall_N1 * self.states_ND)
+            self.spread_ND += _product(z_NB.mul_(e_NB), slope, weights_BD)
+        self.states_ND = shrink_N1 * self.states_ND + _product(e_NB, slope, weights_BD)
+
+    @property
+    def log_mass_N(self) -> Tensor:
+        """The logarithm of Σ exp(logit)."""
+        return (self.top_N1 + self.mass_N1.log()).squeeze(1)
+
+    @property
+    def entropy_N(self) -> Tensor:
+        """-Σ p log p, in nats."""
+        return (self.mass_N1.log() - self.height_N1 / self.mass_N1).squeeze(1)
+
+    @property
+    def mean_ND(self) -> Tensor:
+        """Σ p·W."""
+        assert self.states_ND is not None
+        return self.states_ND / self.mass_N1
+
+    @property
+    def entropy_ND(self) -> Tensor:
+        """Gradient of the entropy with respect to the states: -Σ p·(log p + H)·W."""
+        assert self.spread_ND is not None
+        return (self.height_N1 / self.mass_N1) * self.mean_ND - self.spread_ND / self.mass_N1
+
+
+def _product(e_NB: Tensor, slope: Tensor | float, weights_BD: Tensor) -> Tensor:
+    """Σ e·slope·W in fp32, multiplied in the precision of the weights."""
+    weighed_NB = e_NB if isinstance(slope, float) and slope == 1.0 else e_NB * slope
+    with torch.autocast(e_NB.device.type, enabled=False):
+        return (weighed_NB.to(weights_BD.dtype) @ weights_BD).float()
 
 
 class _Formed(torch.autograd.Function):
