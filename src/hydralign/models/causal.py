@@ -30,7 +30,7 @@ class CausalModel:
         self.model = model
         self.body = model.base_model if body is None else body
         self.entry = entry
-        self.last_mlp = narrow.last_mlp(self.body)
+        self.last_parts = narrow.last_parts(self.body)
         self.head = OutputHead(model)
         self.precision = precision
         self.takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
@@ -66,7 +66,7 @@ class CausalModel:
     def final_states(self, rows: Rows) -> Tensor:
         """hidden_ND after the final norm, at the position before each real response token, row by row."""
         row_N, _, column_N = rows.places
-        with self.autocast(), narrow.only_at(self.last_mlp, row_N, column_N - 1):
+        with self.autocast(), narrow.only_at(self.last_parts, row_N, column_N - 1):
             states_BTD = self.states(rows)
         return states_BTD[row_N, column_N - 1]
 

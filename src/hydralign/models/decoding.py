@@ -15,6 +15,7 @@ from torch import Tensor
 from hydralign.models.cache import RoomyCache
 from hydralign.models.causal import CausalModel
 from hydralign.models.heads import ValueHead
+from hydralign.models.narrow import only_at
 from hydralign.models.split import leaving
 from hydralign.models.trunk import Trunk
 
@@ -51,7 +52,8 @@ class CachedDecoding:
         self.cache = RoomyCache(causal.model.config.get_text_config().num_hidden_layers, columns + new_tokens)
         self.harvest_BTD: Tensor | None = None
         positions_BQ = mask_BQ.cumsum(1) - 1
-        self.hidden_BD, trunk_BQD = self._forward(tokens_BQ.to(device), positions_BQ.clamp(min=0).to(device))
+        with only_at(causal.last_parts, self.place_B, torch.full_like(self.place_B, columns - 1)):
+            self.hidden_BD, trunk_BQD = self._forward(tokens_BQ.to(device), positions_BQ.clamp(min=0).to(device))
         if trunk is not None and trunk_BQD is not None:
             real = int(lengths_B.sum())
             trunk.count(real, mask_BQ.numel() - real)

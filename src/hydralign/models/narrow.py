@@ -1,12 +1,13 @@
-"""The last layer's feed-forward block at those positions only that somebody reads.
+"""The last layer's position-wise parts at those positions only that somebody reads.
 
-It works on each position by itself, and nothing above it mixes positions, so what it would give elsewhere is never
-seen: a prompt of 256 tokens with an answer of 48 spares it five sixths of its work, and its backward pass as much.
+Its feed-forward block and the output projection of its attention work on each position by itself, and nothing above
+them mixes positions, so what they would give elsewhere is never seen: a prompt of 256 tokens with an answer of 48
+spares them five sixths of their work, and the backward pass as much.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,22 +17,29 @@ from transformers.pytorch_utils import Conv1D
 
 from hydralign.models.split import layers_of
 
+OUTPUT_PROJECTIONS = ("c_proj", "o_proj", "out_proj", "dense")
+"""What architectures call the matrix behind their attention."""
 
-def last_mlp(body: Any) -> nn.Module | None:
-    """The feed-forward block of the last layer, where it bears the usual name and is made of matrices; else None."""
-    block: nn.Module | None = getattr(layers_of(body)[-1], "mlp", None)
+
+def last_parts(body: Any) -> list[nn.Module]:
+    """The position-wise parts of the last layer, where they bear the usual names and are made of matrices."""
+    layer = layers_of(body)[-1]
+    block: nn.Module | None = getattr(layer, "mlp", None)
     if block is None:
-        return None
-    holders = (module for module in block.modules() if any(True for _ in module.parameters(recurse=False)))
-    return block if all(isinstance(module, (nn.Linear, Conv1D)) for module in holders) else None
+        return []
+    inside = {id(module) for module in block.modules()}
+    outputs = [m for n, m in layer.named_modules() if n.split(".")[-1] in OUTPUT_PROJECTIONS and id(m) not in inside]
+    return [module for module in (block, *outputs) if _of_matrices(module)]
+
+
+def _of_matrices(module: nn.Module) -> bool:
+    holders = (inner for inner in module.modules() if any(True for _ in inner.parameters(recurse=False)))
+    return all(isinstance(inner, (nn.Linear, Conv1D)) for inner in holders)
 
 
 @contextmanager
-def only_at(block: nn.Module | None, row_N: Tensor, column_N: Tensor) -> Iterator[None]:
-    """Within the block the module reads these positions only, and hands on zeros elsewhere."""
-    if block is None:
-        yield
-        return
+def only_at(parts: Sequence[nn.Module], row_N: Tensor, column_N: Tensor) -> Iterator[None]:
+    """Within the block these modules read these positions only, and hand on zeros elsewhere."""
     shape: list[torch.Size] = []
 
     def gather(_: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -42,7 +50,8 @@ def only_at(block: nn.Module | None, row_N: Tensor, column_N: Tensor) -> Iterato
         wide_BTD = out_1ND.new_zeros(*shape[0][:2], out_1ND.shape[2])
         return wide_BTD.index_put((row_N, column_N), out_1ND[0])
 
-    handles = [block.register_forward_pre_hook(gather), block.register_forward_hook(scatter)]
+    handles = [part.register_forward_pre_hook(gather) for part in parts]
+    handles += [part.register_forward_hook(scatter) for part in parts]
     try:
         yield
     finally:
