@@ -6,7 +6,8 @@
 Answers never end early, rewards are random numbers, the first iteration is not counted. `seconds` is the median of
 whole iterations, `share` what each phase takes of it. `floor_gflop` is the arithmetic of a hydra iteration of this
 shape (benchmarks/geometry.py), `times_floor` the seconds over the time which that takes at `gflops`, the rate of a
-2048³ fp32 product in this run. `peak_mb` is the peak resident size, `import_mb` what was resident after imports.
+2048³ fp32 product, measured before and after the iterations. `peak_mb` is the peak resident size, `import_mb` what was
+resident after imports.
 """
 
 from __future__ import annotations
@@ -80,6 +81,7 @@ class Clock:
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     """Median seconds of an iteration, the share of each phase, optimizer steps and use of the trunk."""
     a = arguments
+    rate = matrix_rate()
     policy, reward = build(arguments)
     optimizer = make_optimizer(policy.trained(), learning_rate=LEARNING_RATE)
     clock, stats = Clock(), dict[str, float]()
@@ -117,13 +119,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                     micro_rows=a.mini,
                     iteration=iteration,
                 )
-    return _told(policy, clock.medians(), stats, arguments)
+    return _told(policy, clock.medians(), stats, arguments, rate=(rate + matrix_rate()) / 2)
 
 
 def _told(
-    policy: Policy, seconds: dict[str, float], stats: dict[str, float], arguments: argparse.Namespace
+    policy: Policy, seconds: dict[str, float], stats: dict[str, float], arguments: argparse.Namespace, *, rate: float
 ) -> dict[str, Any]:
-    total, rate = seconds["total"], matrix_rate()
+    total = seconds["total"]
     model = policy.causal.model  # type: ignore[attr-defined]
     head = model.get_output_embeddings().weight.numel()
     floor = floor_gflop(matrices(layers_of(model.base_model)[0]), head, arguments)
