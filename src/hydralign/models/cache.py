@@ -42,6 +42,8 @@ class _RoomyLayer(DynamicLayer):
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Keep these rows only. They move up within the same memory, so they must be in rising order."""
+        if not self._room:
+            return
         for room in self._room:
             room[: len(indices), :, : self._filled] = room[indices, :, : self._filled]
         self._room = tuple(room[: len(indices)] for room in self._room)

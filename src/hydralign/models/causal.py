@@ -121,7 +121,15 @@ class CausalModel:
         ids_BT = torch.arange(2 * 5, device=self.device).view(2, 5) % self.vocabulary
         with torch.no_grad():
             whole = self.model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT)).logits.float()
-            ours = self.head(self.body(inputs_embeds=self.embed(ids_BT), use_cache=False).last_hidden_state)
+            states_BTD = self.body(inputs_embeds=self.embed(ids_BT), use_cache=False).last_hidden_state
+        width = self.model.config.get_text_config().hidden_size
+        if states_BTD.shape[-1] != width:
+            raise ModelError(
+                f"{type(self.model).__name__}: its final states are {states_BTD.shape[-1]} wide, its layers {width}: "
+                "a value head of one width cannot read both. Use a model whose embeddings are as wide as its layers."
+            )
+        with torch.no_grad():
+            ours = self.head(states_BTD)
         gap = (whole - ours).abs().max().item()
         if not gap <= 1e-3 * max(1.0, whole.abs().max().item()):
             raise ModelError(

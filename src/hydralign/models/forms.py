@@ -16,7 +16,7 @@ from hydralign.models.hydra import HydraPolicy
 from hydralign.models.loading import load_model, prepare_model
 from hydralign.models.lora import LoraPolicy
 from hydralign.models.policy import Policy
-from hydralign.models.saving import load_value_branch, load_value_head
+from hydralign.models.saving import load_value_branch, load_value_head, require_no_value_branch
 
 
 def load_policy(
@@ -46,6 +46,8 @@ def load_policy(
     policy = make_policy(model, tokenizer, value_head=head, form=form, precision=precision, seed=seed)
     if isinstance(policy, HydraPolicy) and policy.values is not None:
         load_value_branch(head_folder, policy.values.body)
+    else:
+        require_no_value_branch(head_folder)
     return policy
 
 

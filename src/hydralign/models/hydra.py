@@ -153,7 +153,7 @@ def _train_top(model: Any, first: int, adapters: LoraForm | None, seed: int) -> 
     outside = [name for name, p in peft.named_parameters() if p.requires_grad and id(p) not in inside]
     if outside:
         raise ModelError(
-            f"model.form: the adapter changes {outside[0]}, which lies below the top {len(top)} layers: the states of "
-            "a trunk that is trained cannot be kept. Leave unfrozen_layers out, or name an adapter of these layers."
+            f"model.form: the adapter changes {outside[0]}, which is not in the top {len(top)} layers: trunk and "
+            "output head must stay as they are to be shared. Leave unfrozen_layers out, or name another adapter."
         )
     return peft

@@ -48,6 +48,10 @@ def save_model(model: Any, folder: Path) -> None:
             # Tied weights stay one tensor, so that they are saved once.
             state[name] = wide.setdefault(tensor.data_ptr(), tensor.float())
     model.save_pretrained(folder, state_dict=state)
+    if wide:
+        # transformers takes the dtype that it writes down from the model in memory, and would load bf16 again.
+        model.config.dtype = torch.float32
+        model.config.save_pretrained(folder)
 
 
 def save_policy_folder(folder: Path, model: Any, tokenizer: Any, value_head: ValueHead) -> None:
@@ -72,12 +76,7 @@ def load_value_head(path: str, width: int) -> ValueHead:
     file = Path(path) / VALUE_HEAD_FILE
     if not file.exists():
         return head
-    try:
-        state = load_file(file)
-    except SafetensorError as error:
-        raise ModelError(
-            f"{file} cannot be read ({error}): the value head is lost. Delete it to start at 0."
-        ) from error
+    state = _read_safetensors(file, "delete it to start at 0")
     if state.keys() != {"weight", "bias"} or state["weight"].shape != torch.Size([width]):
         shapes = {name: tuple(t.shape) for name, t in state.items()}
         raise ModelError(
@@ -94,6 +93,25 @@ def save_value_branch(folder: Path, branch: torch.nn.Module) -> None:
     save_file(own, folder / VALUE_BRANCH_FILE)
 
 
+def _read_safetensors(file: Path, otherwise: str) -> dict[str, torch.Tensor]:
+    try:
+        return load_file(file)
+    except SafetensorError as error:
+        raise ModelError(
+            f"{file} cannot be read ({error}): what it held is lost. Save it again, or {otherwise}."
+        ) from error
+
+
+def require_no_value_branch(folder: str) -> None:
+    """Raise ModelError when the value head of a folder reads a branch, which the form in hand does not have."""
+    if (Path(folder) / VALUE_BRANCH_FILE).exists():
+        raise ModelError(
+            f"The value head of {folder!r} reads the branch in {VALUE_BRANCH_FILE}, and this form has none: its values "
+            "would mean nothing. Use the hydra form with value: branch, or delete value_branch.safetensors and "
+            "value_head.safetensors to start values at 0."
+        )
+
+
 def load_value_branch(folder: str, branch: torch.nn.Module) -> None:
     """Put the value branch of a model folder in place; without one, the branch stays as it is.
 
@@ -102,7 +120,7 @@ def load_value_branch(folder: str, branch: torch.nn.Module) -> None:
     file = Path(folder) / VALUE_BRANCH_FILE
     if not file.exists():
         return
-    saved = load_file(file)
+    saved = _read_safetensors(file, "delete it to start the branch from the policy's layers")
     own = {name: p for name, p in branch.named_parameters() if p.requires_grad}
     if saved.keys() != own.keys() or any(saved[name].shape != p.shape for name, p in own.items()):
         raise ModelError(

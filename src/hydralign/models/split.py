@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hydralign.errors import ModelError
+from hydralign.models.loading import context_of
 
 
 def layer_path(body: nn.Module) -> str:
@@ -148,11 +149,19 @@ def check_split(model: Any, top: int) -> int:
     """
     body, layers = model.base_model, top_layers(model, top)
     embeddings = model.get_input_embeddings()
-    ids_BT = torch.arange(2 * 12, device=embeddings.weight.device).view(2, 12) % embeddings.weight.shape[0]
+    columns = min(12, context_of(body))
+    ids_BT = torch.arange(2 * columns, device=embeddings.weight.device).view(2, columns) % embeddings.weight.shape[0]
     states_BTD = embeddings(ids_BT).float()
     narrow = {"sliding_window": 4} if getattr(body.config, "sliding_window", None) else {}
     for settings in [{}, narrow] if narrow else [{}]:
-        gap, scale = _gap(body, layers.start, layers.stop, states_BTD, settings)
+        try:
+            gap, scale = _gap(body, layers.start, layers.stop, states_BTD, settings)
+        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise ModelError(
+                f"{type(model).__name__} cannot be run in two parts ({type(error).__name__}: "
+                f"{str(error).splitlines()[0] if str(error) else 'no message'}): what stands between its layers is "
+                "not known here. Use model.form: {type: full} or {type: lora} without unfrozen_layers."
+            ) from error
         if not gap <= 1e-5 * max(1.0, scale):
             raise ModelError(
                 f"{type(model).__name__} cut below its top {top} layers differs from the whole by {gap:.2g}: its "
@@ -164,14 +173,11 @@ def check_split(model: Any, top: int) -> int:
 
 def _gap(body: Any, cut: int, end: int, states_BTD: Tensor, settings: dict[str, Any]) -> tuple[float, float]:
     """Largest difference between the whole and its two parts, and the largest final state."""
-    try:
-        whole = part(body, 0, end, **settings) if settings else body
-        whole_BTD = whole(inputs_embeds=states_BTD, use_cache=False).last_hidden_state
-        trunk, branch = part(body, 0, cut, **settings), part(body, cut, end, **settings)
-        with leaving(layers_of(trunk)[-1]) as seen:
-            trunk(inputs_embeds=states_BTD, use_cache=False)
-        with entering(layers_of(branch)[0], seen[0]):
-            parts_BTD = branch(inputs_embeds=seen[0], use_cache=False).last_hidden_state
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError):
-        return float("inf"), 0.0
+    whole = part(body, 0, end, **settings) if settings else body
+    whole_BTD = whole(inputs_embeds=states_BTD, use_cache=False).last_hidden_state
+    trunk, branch = part(body, 0, cut, **settings), part(body, cut, end, **settings)
+    with leaving(layers_of(trunk)[-1]) as seen:
+        trunk(inputs_embeds=states_BTD, use_cache=False)
+    with entering(layers_of(branch)[0], seen[0]):
+        parts_BTD = branch(inputs_embeds=seen[0], use_cache=False).last_hidden_state
     return float((whole_BTD - parts_BTD).abs().max()), float(whole_BTD.abs().max())
