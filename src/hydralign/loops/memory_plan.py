@@ -25,8 +25,6 @@ FP32, BF16 = 4, 2
 
 RUNTIME = 40 * MB
 """On a CPU: libraries that load after imports, and a tokenizer. Measured: 34 to 50 MB."""
-HEAP = 1.25
-"""On a CPU: memory that a C library holds for short-lived tensors of many sizes ÷ the tensors. Measured with glibc."""
 
 Separate = Literal["separate"]
 SEPARATE: Separate = "separate"
@@ -106,11 +104,10 @@ class MemoryPlan:
         On a CPU tensors freed in one phase leave holes that those of the other, of other sizes, do not fill: what both
         use for a short time adds up.
         """
-        heap, runtime = (HEAP, RUNTIME) if self.cpu else (1.0, 0)
-        sampling = heap * (self.kv_cache + self.reading + self.sampling_logits)
-        left = sampling if self.cpu else 0.0
+        sampling = self.kv_cache + self.reading + self.sampling_logits
+        left, runtime = (sampling, RUNTIME) if self.cpu else (0, 0)
         lasting = self.weights + self.optimizer + self.trunk_states
-        forward = heap * (self.activations + max(self.update_logits, self.backward))
+        forward = self.activations + max(self.update_logits, self.backward)
         forward += self.gradients if self.accumulates else 0.0
         return {
             "loading": runtime + self.loading,
