@@ -15,22 +15,23 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from geometry import GEOMETRIES
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
 from hydralign.config import FullForm, HydraForm, LoraForm
 from hydralign.config.model import Form
-from hydralign.loops.memory_plan import MB, MemoryPlan, Work, plan_memory
+from hydralign.loops.memory_plan import MB, SEPARATE, MemoryPlan, Separate, Work, plan_memory
 from hydralign.models import make_model
 from hydralign.models.causal import CausalModel
 from hydralign.models.sizes import ModelSizes, sizes_of
 
-VOCABULARY = 50257
-GEOMETRIES = {
-    "S": {"layers": 12, "dim": 768, "heads": 12, "q": 8, "r": 16, "batch": 16, "mini": 4},
-    "L": {"layers": 8, "dim": 512, "heads": 8, "q": 256, "r": 48, "batch": 8, "mini": 4},
+FORMS: dict[str, Form | Separate] = {
+    "full": FullForm(),
+    "lora": LoraForm(),
+    "hydra": HydraForm(unfrozen_layers=2),
+    "separate": SEPARATE,
 }
-FORMS: dict[str, Form] = {"full": FullForm(), "lora": LoraForm(), "hydra": HydraForm(unfrozen_layers=2)}
 
 
 def main() -> None:
@@ -70,12 +71,12 @@ def pair(geometry: str, form: str, precision: str, sizes: ModelSizes, arguments:
 def sizes_in(geometry: str, precision: str) -> ModelSizes:
     """The sizes of the model that `ppo_iteration.py` makes."""
     shape = GEOMETRIES[geometry]
-    words = Tokenizer(models.WordLevel({str(i): i for i in range(VOCABULARY)}, unk_token="0"))
+    words = Tokenizer(models.WordLevel({str(i): i for i in range(shape["vocab"])}, unk_token="0"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0", eos_token="0")
     model = make_model(
         tokenizer, family="gpt2", layers=shape["layers"], width=shape["dim"], heads=shape["heads"], context=1024
     )
-    return sizes_of(CausalModel(model, precision=precision), columns=shape["q"] + shape["r"])
+    return sizes_of(CausalModel(model, precision=precision), columns=shape["q"] + shape["r"], answer=shape["r"])
 
 
 def plan_of(sizes: ModelSizes, geometry: str, form: str, precision: str) -> MemoryPlan:
@@ -94,11 +95,11 @@ def plan_of(sizes: ModelSizes, geometry: str, form: str, precision: str) -> Memo
 
 def measured_mb(geometry: str, form: str, precision: str, *, epochs: int, iters: int) -> float:
     """Peak resident size above the imports, of a fresh process."""
-    settings = {**GEOMETRIES[geometry], "vocab": VOCABULARY, "epochs": epochs, "iters": iters, "k": 2}
+    settings = {"form": form, "dtype": precision, "geometry": geometry, "epochs": epochs, "iters": iters, "k": 2}
     options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
     script = Path(__file__).with_name("ppo_iteration.py")
     done = subprocess.run(
-        [sys.executable, str(script), "--form", form, "--precision", precision, *options],
+        [sys.executable, str(script), *options],
         check=True,
         capture_output=True,
         text=True,

@@ -17,7 +17,8 @@ from typing import Literal
 from torch import Tensor
 
 from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
-from hydralign.models.logprobs import BLOCK_ELEMENTS, CHUNK_ELEMENTS, STORED_ELEMENTS
+from hydralign.generation.sampler import DRAWN_ELEMENTS
+from hydralign.models.logprobs import BLOCK_ELEMENTS, PASSING_ROWS, STORED_ELEMENTS
 from hydralign.models.sizes import ModelSizes
 
 MB = 2**20
@@ -160,9 +161,9 @@ def plan_memory(
         trunk_states=rollout,
         kv_cache=work.decode_rows * work.columns * sizes.cached * len(sizes.layers),
         reading=work.decode_rows * work.prompt * (sizes.frozen.per_token + 2 * FP32 * sizes.width) + harvest,
-        sampling_logits=work.decode_rows * sizes.vocabulary * (4 * FP32 + 2 * 8),
+        sampling_logits=_sampling_logits(sizes, work, precision, cpu),
         activations=_activations(sizes, form, work, top),
-        update_logits=_update_logits(sizes, work, precision, learns_head),
+        update_logits=_update_logits(sizes, work, precision, cpu, learns_head),
         backward=work.micro_rows * work.columns * sizes.trained.per_token / 2,
         meeting=2 * table if learns_head and sizes.tied else 0.0,
         loading=max(model, FP32 * whole + table) if fresh else model,
@@ -214,19 +215,31 @@ def _activations(sizes: ModelSizes, form: Form | Separate, work: Work, top: int)
         extra = FP32 * sum(layer.inputs + form.rank * bool(layer.inputs) for layer in upper)
     passes = 2 if form == SEPARATE or (isinstance(form, HydraForm) and form.value == "branch") else 1
     # Two states besides the layers': the last layer's and the final norm's. One more: what the first layer reads.
-    through = tokens * (saved.per_token * top + extra + 2 * state) + saved.per_layer * top
+    through = tokens * (saved.per_token * (top - 1) + saved.last + extra + 2 * state) + saved.per_layer * top
     return passes * through + tokens * state
 
 
-def _update_logits(sizes: ModelSizes, work: Work, precision: str, learns_head: bool) -> float:
+def _sampling_logits(sizes: ModelSizes, work: Work, precision: str, cpu: bool) -> float:
+    """Bytes of the next tokens' logits, and of their probabilities as far as they are drawn from at once."""
+    product = BF16 if precision == "bf16" else 0
+    drawn = min(work.decode_rows, max(1, DRAWN_ELEMENTS // sizes.vocabulary)) if cpu else work.decode_rows
+    # Log-probabilities, probabilities, shaped logits; probabilities and their sums in fp64.
+    return float(sizes.vocabulary * (work.decode_rows * (FP32 + product) + drawn * (3 * FP32 + 2 * 8)))
+
+
+def _update_logits(sizes: ModelSizes, work: Work, precision: str, cpu: bool, learns_head: bool) -> float:
     """Bytes at the output head in an update."""
     tokens, product = work.micro_rows * work.answer, BF16 if precision == "bf16" else 0
-    most = max(1, (STORED_ELEMENTS if learns_head else CHUNK_ELEMENTS) // sizes.vocabulary)
-    chunk = -(-tokens // -(-tokens // most)) * sizes.vocabulary
+    most = max(1, STORED_ELEMENTS // sizes.vocabulary) if learns_head else PASSING_ROWS
+    chunk = -(-tokens // -(-tokens // most))
     if not learns_head:
-        return chunk * (FP32 + product) + 3 * FP32 * min(chunk, BLOCK_ELEMENTS) + 2 * FP32 * tokens * sizes.width
-    table = sizes.vocabulary * sizes.width
-    return table * product + max(chunk * (4 * FP32 + product), chunk * (2 * FP32 + product) + table * FP32)
+        elements = BLOCK_ELEMENTS["cpu" if cpu else "other"]
+        block = chunk * min(sizes.vocabulary, max(1024, elements // chunk))
+        # Logits, exponentials, a product of both; per token the sums over blocks, and the gradient that is kept.
+        return float(block * (3 * FP32 + product) + FP32 * sizes.width * (3 * chunk + tokens))
+    logits, table = chunk * sizes.vocabulary, sizes.vocabulary * sizes.width
+    # Forward: logits, shaped, log-probabilities, probabilities. Backward: two of them, and the gradient of the head.
+    return float(table * product + max(logits * (4 * FP32 + product), logits * (2 * FP32 + product) + table * FP32))
 
 
 def memory_lines(own: MemoryPlan, form: Form, others: Mapping[str, MemoryPlan], work: Work) -> list[str]:

@@ -91,7 +91,7 @@ def _memory_of_ppo(recipe: Recipe, config: PPOConfig, loaded: ppo_run.Loaded, pr
         minibatch_rows=share[1],
     )
     targets = model.form.targets if isinstance(model.form, LoraForm) else None
-    sizes = sizes_of(whole_model(policy), columns=work.columns, targets=targets)
+    sizes = sizes_of(whole_model(policy), columns=work.columns, answer=work.answer, targets=targets)
     plan = partial(
         plan_memory,
         sizes,

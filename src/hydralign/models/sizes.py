@@ -18,6 +18,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hydralign.models.cache import RoomyCache
 from hydralign.models.causal import CausalModel
+from hydralign.models.narrow import last_parts, only_at
 from hydralign.models.precision import store_matrices_in_bf16
 from hydralign.models.split import after_layers, layers_of, part
 
@@ -40,6 +41,8 @@ class Saved:
     """Bytes that autograd keeps of one layer for the backward pass, parameters not counted."""
 
     per_token: float
+    last: float
+    """Per token, where some parts of the last layer read the positions of the answer only."""
     per_layer: float = 0.0
     """Independent of tokens, such as bf16 copies of trained weights."""
 
@@ -76,8 +79,9 @@ class ModelSizes:
         return self.head == 0
 
 
-def sizes_of(causal: CausalModel, *, columns: int, targets: Collection[str] | None = None) -> ModelSizes:
-    """The sizes of a model, its adapters (if it has some) left out; work is measured on rows of `columns` tokens.
+def sizes_of(causal: CausalModel, *, columns: int, answer: int, targets: Collection[str] | None = None) -> ModelSizes:
+    """The sizes of a model, its adapters (if it has some) left out; work is measured on rows of `columns` tokens, the
+    last `answer` of which are an answer.
 
     `targets` are the names of the linear layers that LoRA would adapt; None takes PEFT's choice, nothing where it has
     none for this architecture.
@@ -98,8 +102,8 @@ def sizes_of(causal: CausalModel, *, columns: int, targets: Collection[str] | No
         head=own_head,
         width=model.config.hidden_size,
         vocabulary=causal.vocabulary,
-        trained=_saved(causal, columns, trained=True),
-        frozen=_saved(causal, columns, trained=False),
+        trained=_saved(causal, columns, answer, trained=True),
+        frozen=_saved(causal, columns, answer, trained=False),
         cached=_cached(causal, columns),
     )
 
@@ -149,14 +153,27 @@ def _without_adapters(module: nn.Module) -> nn.Module:
     return module
 
 
-def _saved(causal: CausalModel, columns: int, *, trained: bool) -> Saved:
+def _saved(causal: CausalModel, columns: int, answer: int, *, trained: bool) -> Saved:
     body, layer = _top_layer_alone(causal, trained=trained)
-    one, two = (_bytes_saved(causal, body, layer, _states(causal, rows, columns)) for rows in (1, 2))
-    return Saved((two - one) / columns, max(0.0, 2.0 * one - two))
+    parts = last_parts(body)
+    per_token: list[float] = []
+    for first in (0, columns - answer):
+        read = [_bytes_saved(causal, body, layer, parts if first else [], rows, columns, first) for rows in (1, 2)]
+        per_token.append((read[1] - read[0]) / columns)
+        if not first:
+            constant = max(0.0, 2.0 * read[0] - read[1])
+    return Saved(per_token[0], per_token[1], constant)
 
 
-def _bytes_saved(causal: CausalModel, body: Any, layer: nn.Module, states_BTD: Tensor) -> int:
-    """Bytes of all storages that one forward pass of the layer leaves to autograd, its parameters' left out."""
+def _bytes_saved(
+    causal: CausalModel, body: Any, layer: nn.Module, parts: Sequence[nn.Module], rows: int, columns: int, first: int
+) -> int:
+    """Bytes of all storages that one forward pass of the layer leaves to autograd, its parameters' left out.
+
+    Of its `parts` at the positions from `first` on only.
+    """
+    states_BTD = _states(causal, rows, columns)
+    row_N, column_N = torch.ones(rows, columns - first, device=causal.device).nonzero(as_tuple=True)
     calls: list[tuple[Any, Any]] = []
     handle = layer.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
     kept: list[Tensor] = []
@@ -172,7 +189,8 @@ def _bytes_saved(causal: CausalModel, body: Any, layer: nn.Module, states_BTD: T
         handle.remove()
     ((args, kwargs),) = calls
     # The first pass has ended its autocast, and with it the bf16 copies of weights: this one makes its own.
-    with torch.enable_grad(), causal.autocast(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+    with torch.enable_grad(), causal.autocast(), only_at(parts, row_N, column_N + first), saving:
         layer(*args, **kwargs)
     own = {p.untyped_storage().data_ptr() for p in layer.parameters()}
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
