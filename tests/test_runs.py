@@ -275,13 +275,45 @@ def test_dry_run_prints_the_plan_and_writes_nothing(recipe: Recipe, capsys: pyte
         "4 answers = 4 prompts × 1",
         "learning_rate* 3e-06 (none)",
         "(33 of them in the value head)",
+        "memory     in MB, per process above the imports; form full",
+        "weights",
+        "gradients",
         "optimizer",
+        "KV cache",
+        "activations",
+        "logits",
+        "peak",
+        "hydra: k = 1 layers trained, value head",
+        "separate: four whole models",
         "26 rows read",
         "held-out prompts, answered before and after",
         "context 64",
     ):
         assert words in plan, plan
     assert not Path(recipe["output"]).exists()
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"type": "lora", "rank": 4},
+        {"type": "lora", "rank": 4, "unfrozen_layers": 1},
+        {"type": "hydra", "unfrozen_layers": 1},
+        {"type": "hydra", "unfrozen_layers": 1, "value": "branch"},
+    ],
+    ids=lambda form: "-".join(str(value) for value in form.values()),
+)
+def test_dry_run_plans_the_memory_of_every_form(
+    form: dict[str, Any], precision: str, recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe["model"] |= {"form": form, "precision": precision}
+    assert run(recipe, "--dry-run") == 0
+    plan = capsys.readouterr().out
+    memory = plan[plan.index("memory     in MB") : plan.index("answers    up to")]
+    assert "full: every layer trained" in memory
+    assert ("trunk cache" in memory) == ("unfrozen_layers" in form)
+    assert max(map(len, memory.splitlines())) <= 120
 
 
 def test_evaluations_between_before_and_after_are_logged(recipe: Recipe) -> None:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
 
 from hydralign.config import PPOConfig, Recipe
 from hydralign.config.compare import CompareConfig
+from hydralign.config.model import LoraForm
 from hydralign.config.reward import Labels, RewardConfig
 from hydralign.config.sft import SFTConfig
 from hydralign.data.packing import TokenSequence, packed
 from hydralign.loops import compare_run, ppo_run, reward_run, sft_run
+from hydralign.loops.memory_plan import Stored, Work, memory_lines, other_forms, plan_memory
 from hydralign.loops.ppo import sampling_plan
 from hydralign.loops.reward import Pair
 from hydralign.loops.sft import max_tokens_of
 from hydralign.loops.supervised import steps_of
+from hydralign.models.forms import whole_model
+from hydralign.models.sizes import sizes_of
 from hydralign.processes import Processes
 
 
@@ -64,10 +69,41 @@ def plan_ppo(recipe: Recipe, config: PPOConfig, processes: Processes) -> list[st
     return [
         loaded.prompts.report.describe(),
         f"proof      {len(loaded.held_out)} held-out prompts, answered before and after",
-        *size_lines(policy.trained(), policy.fixed()),
+        parameter_line(policy.trained(), policy.fixed()),
+        *_memory_of_ppo(recipe, config, loaded, processes),
         f"answers    up to {sampling_plan(config.sampling, recipe.seed).longest} tokens; context {policy.context}",
         f"prompt     {ppo_run.prompt_preview(loaded.prompts.train[0], source)}",
     ]
+
+
+def _memory_of_ppo(recipe: Recipe, config: PPOConfig, loaded: ppo_run.Loaded, processes: Processes) -> list[str]:
+    """What one process needs, by part, and what it would in every other form."""
+    model = config.model or recipe.model
+    policy, on_cpu = loaded.policy, processes.device.type == "cpu"
+    share = [-(-rows // processes.count) for rows in (config.batch.rows, config.batch.minibatch_rows)]
+    held_out = min(config.sampling.decode_rows, -(-len(loaded.held_out) // processes.count))
+    work = Work(
+        prompt=max(len(prompt.token_ids) for prompt in [*loaded.prompts.train, *loaded.held_out]),
+        answer=sampling_plan(config.sampling, recipe.seed).longest,
+        rows=max(share[0], held_out),
+        decode_rows=max(min(config.sampling.decode_rows, share[0]), held_out),
+        micro_rows=min(config.batch.micro_rows, share[1]),
+        minibatch_rows=share[1],
+    )
+    targets = model.form.targets if isinstance(model.form, LoraForm) else None
+    sizes = sizes_of(whole_model(policy), columns=work.columns, answer=work.answer, targets=targets)
+    plan = partial(
+        plan_memory,
+        sizes,
+        work=work,
+        precision=model.precision,
+        moments=2 if config.optimizer.type == "adamw" else 0,
+        fresh=model.new is not None,
+        cpu=on_cpu,
+    )
+    own = plan(model.form, stored=Stored.of(policy.trained().values(), policy.fixed()))
+    others = {name: plan(form) for name, form in other_forms(model.form, len(sizes.layers)).items()}
+    return memory_lines(own, model.form, others, work)
 
 
 def plan_compare(recipe: Recipe, config: CompareConfig, processes: Processes) -> list[str]:
@@ -83,17 +119,22 @@ def plan_compare(recipe: Recipe, config: CompareConfig, processes: Processes) ->
 
 def size_lines(trained: Mapping[str, torch.nn.Parameter], fixed: Sequence[torch.Tensor]) -> list[str]:
     """Parameter counts, and the memory in MB that lasts throughout a run: weights, gradients, AdamW's two moments."""
-    head = sum(p.numel() for name, p in trained.items() if name.startswith("value_head."))
-    counts = [sum(p.numel() for p in parameters) for parameters in (trained.values(), fixed)]
     gradients = sum(p.numel() * p.element_size() for p in trained.values())
     weights = gradients + sum(p.numel() * p.element_size() for p in fixed)
     parts = {"weights": weights, "gradients": gradients, "optimizer": 2 * gradients}
     told = ", ".join(f"{name} {size / 2**20:,.1f} MB" for name, size in parts.items())
-    of_head = f" ({head:,} of them in the value head)" if head else ""
     return [
-        f"parameters {counts[0]:,} trained{of_head}, {counts[1]:,} frozen",
+        parameter_line(trained, fixed),
         f"memory     {told}: {sum(parts.values()) / 2**20:,.1f} MB in all; activations and caches come on top",
     ]
+
+
+def parameter_line(trained: Mapping[str, torch.nn.Parameter], fixed: Sequence[torch.Tensor]) -> str:
+    """How many parameters are trained, those of a value head apart, and how many are frozen."""
+    head = sum(p.numel() for name, p in trained.items() if name.startswith("value_head."))
+    counts = [sum(p.numel() for p in parameters) for parameters in (trained.values(), fixed)]
+    of_head = f" ({head:,} of them in the value head)" if head else ""
+    return f"parameters {counts[0]:,} trained{of_head}, {counts[1]:,} frozen"
 
 
 def _shown(tokenizer: Any, sequence: TokenSequence, start: int, end: int) -> str:

@@ -91,3 +91,11 @@ def make_policy(
             seed=seed,
         )
     return FullPolicy(model, tokenizer, head, precision=precision)
+
+
+def whole_model(policy: Policy) -> CausalModel:
+    """The causal model that a policy samples from, trunk and branch in one; of its adapters, those that it has."""
+    if isinstance(policy, HydraPolicy):
+        return policy.whole
+    assert isinstance(policy, FullPolicy | LoraPolicy), "one of the forms that are made here"
+    return policy.causal

@@ -1,0 +1,112 @@
+"""Compare the memory plan of `--dry-run` with what PPO iterations take, and print one JSON line.
+
+    python benchmarks/memory_plan.py --geometries S L --forms full lora hydra --precisions fp32 bf16
+
+Each pair is measured by `ppo_iteration.py` in a process of its own: `measured_mb` is its peak resident size less what
+was resident after imports. `error` is plan ÷ measured − 1.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from geometry import GEOMETRIES
+from tokenizers import Tokenizer, models
+from transformers import PreTrainedTokenizerFast
+
+from hydralign.config import FullForm, HydraForm, LoraForm
+from hydralign.config.model import Form
+from hydralign.loops.memory_plan import MB, SEPARATE, MemoryPlan, Separate, Work, plan_memory
+from hydralign.models import make_model
+from hydralign.models.causal import CausalModel
+from hydralign.models.sizes import ModelSizes, sizes_of
+
+FORMS: dict[str, Form | Separate] = {
+    "full": FullForm(),
+    "lora": LoraForm(),
+    "hydra": HydraForm(unfrozen_layers=2),
+    "separate": SEPARATE,
+}
+
+
+def main() -> None:
+    """Parse, plan, measure, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--geometries", nargs="+", choices=GEOMETRIES, default=list(GEOMETRIES))
+    parser.add_argument("--forms", nargs="+", choices=FORMS, default=list(FORMS))
+    parser.add_argument("--precisions", nargs="+", choices=["fp32", "bf16"], default=["fp32", "bf16"])
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--iters", type=int, default=2)
+    arguments = parser.parse_args()
+    pairs = [
+        pair(geometry, form, precision, sizes, arguments)
+        for geometry in arguments.geometries
+        for precision in arguments.precisions
+        for sizes in [sizes_in(geometry, precision)]
+        for form in arguments.forms
+    ]
+    print(json.dumps({"worst": max(abs(each["error"]) for each in pairs), "pairs": pairs}))
+
+
+def pair(geometry: str, form: str, precision: str, sizes: ModelSizes, arguments: argparse.Namespace) -> dict[str, Any]:
+    """One form on one geometry: planned and measured peak in MB."""
+    planned = plan_of(sizes, geometry, form, precision)
+    measured = measured_mb(geometry, form, precision, epochs=arguments.epochs, iters=arguments.iters)
+    return {
+        "geometry": geometry,
+        "form": form,
+        "precision": precision,
+        "plan_mb": round(planned.peak / MB, 1),
+        "measured_mb": round(measured, 1),
+        "error": round(planned.peak / MB / measured - 1, 4),
+        "phase": planned.peak_phase,
+    }
+
+
+def sizes_in(geometry: str, precision: str) -> ModelSizes:
+    """The sizes of the model that `ppo_iteration.py` makes."""
+    shape = GEOMETRIES[geometry]
+    words = Tokenizer(models.WordLevel({str(i): i for i in range(shape["vocab"])}, unk_token="0"))
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0", eos_token="0")
+    model = make_model(
+        tokenizer, family="gpt2", layers=shape["layers"], width=shape["dim"], heads=shape["heads"], context=1024
+    )
+    return sizes_of(CausalModel(model, precision=precision), columns=shape["q"] + shape["r"], answer=shape["r"])
+
+
+def plan_of(sizes: ModelSizes, geometry: str, form: str, precision: str) -> MemoryPlan:
+    """The plan of the iterations that `ppo_iteration.py` runs."""
+    shape = GEOMETRIES[geometry]
+    work = Work(
+        prompt=shape["q"],
+        answer=shape["r"],
+        rows=shape["batch"],
+        decode_rows=shape["batch"],
+        micro_rows=shape["mini"],
+        minibatch_rows=shape["mini"],
+    )
+    return plan_memory(sizes, FORMS[form], work, precision=precision, fresh=True)
+
+
+def measured_mb(geometry: str, form: str, precision: str, *, epochs: int, iters: int) -> float:
+    """Peak resident size above the imports, of a fresh process."""
+    settings = {"form": form, "dtype": precision, "geometry": geometry, "epochs": epochs, "iters": iters, "k": 2}
+    options = [word for name, value in settings.items() for word in (f"--{name}", str(value))]
+    script = Path(__file__).with_name("ppo_iteration.py")
+    done = subprocess.run(
+        [sys.executable, str(script), *options],
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    told = json.loads(done.stdout.splitlines()[-1])
+    return float(told["peak_mb"] - told["import_mb"])
+
+
+if __name__ == "__main__":
+    main()
