@@ -257,6 +257,7 @@ def memory_lines(own: MemoryPlan, form: Form, others: Mapping[str, MemoryPlan], 
         "backward": (own.backward, f"update: one layer of {work.micro_rows} rows, after the logits"),
         "head": (own.update_logits, f"update: logits of {work.micro_rows} rows × {work.answer} tokens, in chunks"),
         "tied head": (own.meeting, "update: gradients of embeddings and head meet"),
+        "runtime": (RUNTIME if own.cpu else 0, "libraries that load later, the tokenizer"),
     }
     lines = [f"memory     in MB, per process above the imports; form {form_name(form)}"]
     for name, (size, note) in rows.items():
