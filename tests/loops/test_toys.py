@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from hydralign.config.model import Form, FullForm, LoraForm
+from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.evaluation.comparison import compare_answers
 from hydralign.models import make_policy
 from hydralign.types import Prompt
@@ -21,8 +21,10 @@ EIGHT_TOKENS = {"min_new_tokens": 8, "max_new_tokens": 8}
 FORMS: list[tuple[str, Form, float, int]] = [
     ("gpt2", FullForm(), 3e-3, 40),
     ("llama", FullForm(), 3e-3, 40),
-    ("gpt2", LoraForm(rank=8, targets=GPT2_LINEAR), 1e-2, 110),
+    ("gpt2", LoraForm(rank=8, targets=GPT2_LINEAR), 5e-3, 110),
     ("llama", LoraForm(rank=8), 2e-2, 50),
+    ("gpt2", HydraForm(unfrozen_layers=1), 3e-3, 40),
+    ("llama", HydraForm(unfrozen_layers=1, value="branch"), 3e-3, 40),
 ]
 
 
@@ -44,7 +46,8 @@ def test_favourite_token_is_learnt_to_95_percent_of_the_optimum(
     family: str, form: Form, rate: float, steps: int, tmp_path: Path
 ) -> None:
     tokenizer = word_tokenizer(WORDS)
-    policy = make_policy(small_model(tokenizer, family=family), tokenizer, form=form)
+    layers = 2 if isinstance(form, HydraForm) else 1
+    policy = make_policy(small_model(tokenizer, family=family, layers=layers), tokenizer, form=form)
     settings = {
         "steps": steps,
         "sampling": EIGHT_TOKENS,

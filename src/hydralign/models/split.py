@@ -135,7 +135,8 @@ def top_layers(model: Any, top: int) -> range:
         raise ModelError(
             f"model.form.unfrozen_layers={top}, but {type(model).__name__} has {count} layers: "
             f"{'no trunk would be left to share' if top >= count else 'nothing would be trained'}. "
-            f"Use 1 to {count - 1}, or train all layers: model.form {{type: full}}, or lora without unfrozen_layers."
+            f"{f'Use 1 to {count - 1}, or train' if count > 1 else 'Train'} all layers: model.form {{type: full}}, or "
+            "lora without unfrozen_layers."
         )
     return range(count - top, count)
 
