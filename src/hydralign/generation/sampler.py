@@ -167,6 +167,11 @@ def _decode(
         live, (left, bad) = left, torch.stack([(~done_B).sum(), (~torch.isfinite(logprobs_B)).sum()]).tolist()
         if bad:
             check_logits(logits_BV, position, plan.first_row + index_B[place_B.cpu()])
+            raise NonFiniteError(
+                f"sampler/logprobs/position {position}",
+                f"Log-probabilities of new token {position} hold NaN or infinity though its logits do not: dividing by "
+                f"temperature {plan.temperature:g} overflows. Raise sampling.temperature.",
+            )
         if left == 0:
             decoding.finish(tokens_B, live)
             break

@@ -1,4 +1,4 @@
-"""Language models as policies: loading and making, heads, forms (full, LoRA), log-probabilities, saving."""
+"""Language models as policies: loading and making, heads, forms (full, LoRA, hydra), log-probabilities, saving."""
 
 from hydralign.models.forms import load_policy, make_policy
 from hydralign.models.loading import load_model

@@ -119,7 +119,7 @@ class CausalModel:
     def check_readout(self) -> None:
         """Raise ModelError unless body + head reproduce the model's own logits on a short input."""
         ids_BT = torch.arange(2 * 5, device=self.device).view(2, 5) % self.vocabulary
-        with torch.no_grad():
+        with torch.no_grad(), self.autocast():
             whole = self.model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT)).logits.float()
             states_BTD = self.body(inputs_embeds=self.embed(ids_BT), use_cache=False).last_hidden_state
         width = self.model.config.get_text_config().hidden_size
@@ -128,10 +128,11 @@ class CausalModel:
                 f"{type(self.model).__name__}: its final states are {states_BTD.shape[-1]} wide, its layers {width}: "
                 "a value head of one width cannot read both. Use a model whose embeddings are as wide as its layers."
             )
-        with torch.no_grad():
+        with torch.no_grad(), self.autocast():
             ours = self.head(states_BTD)
         gap = (whole - ours).abs().max().item()
-        if not gap <= 1e-3 * max(1.0, whole.abs().max().item()):
+        allowed = 1e-3 if self.precision == "fp32" else 3e-2
+        if not gap <= allowed * max(1.0, whole.abs().max().item()):
             raise ModelError(
                 f"{type(self.model).__name__}: logits from its body and its head differ from its own by {gap:.2g}: "
                 "this architecture changes them in a way that is not known here, and every log-probability would be "

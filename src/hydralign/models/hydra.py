@@ -54,7 +54,11 @@ class HydraPolicy:
         """
         self.tokenizer, self.precision, self.value_head = tokenizer, precision, value_head
         self.stop_ids, self.context = stop_ids_of(model, tokenizer), context_of(model)
-        self.unfrozen_layers = unfrozen_layers
+        if states == "bf16" and precision == "fp32":
+            raise ModelError(
+                "states=bf16 with precision=fp32: sampling would read exact states and training rounded ones, so "
+                "answers would be off-policy. Use precision bf16, or states fp32."
+            )
         first = check_split(model, unfrozen_layers)
         self.peft: Any = _train_top(model, first, adapters, seed)
         if adapters is not None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
 from hydralign.models.heads import OutputHead
@@ -92,7 +93,7 @@ def _stored(
     if not entropy:
         return chosen_N, torch.zeros_like(chosen_N)
     kept_NV = logprobs_NV if entropy_gradient else logprobs_NV.detach()
-    return chosen_N, -torch.linalg.vecdot(kept_NV.exp(), kept_NV)
+    return chosen_N, -_dot(kept_NV.exp(), kept_NV)
 
 
 def _passed(
@@ -156,7 +157,7 @@ class _Softmax:
         shrink_N1 = fall_N1.exp()
         z_NB = logits_NB.sub_(top_N1)
         e_NB = z_NB.exp()
-        height_N1 = torch.linalg.vecdot(e_NB, z_NB)[:, None]
+        height_N1 = _dot(e_NB, z_NB)[:, None]
         self.height_N1 = shrink_N1 * (self.height_N1 + fall_N1 * self.mass_N1) + height_N1
         self.mass_N1 = shrink_N1 * self.mass_N1 + e_NB.sum(-1, keepdim=True)
         self.top_N1 = top_N1
@@ -190,6 +191,12 @@ class _Softmax:
         return (self.height_N1 / self.mass_N1) * self.mean_ND - self.spread_ND / self.mass_N1
 
 
+def _dot(a_NV: Tensor, b_NV: Tensor) -> Tensor:
+    """Row by row, in fp32 also under autocast, which would round to bf16 here."""
+    with torch.autocast(a_NV.device.type, enabled=False):
+        return torch.linalg.vecdot(a_NV, b_NV)
+
+
 def _product(e_NB: Tensor, slope: Tensor | float, weights_BD: Tensor) -> Tensor:
     """Σ e·slope·W in fp32, multiplied in the precision of the weights."""
     weighed_NB = e_NB if isinstance(slope, float) and slope == 1.0 else e_NB * slope
@@ -206,6 +213,7 @@ class _Formed(torch.autograd.Function):
         return result_N.clone()
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[Tensor, None, None]:
         (gradient_ND,) = ctx.saved_tensors
         return upstream[0][:, None].to(gradient_ND.dtype) * gradient_ND, None, None

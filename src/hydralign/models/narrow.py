@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
+from hydralign.errors import ModelError
 from hydralign.models.split import layers_of
 
 OUTPUT_PROJECTIONS = ("c_proj", "o_proj", "out_proj", "dense")
@@ -23,7 +24,10 @@ OUTPUT_PROJECTIONS = ("c_proj", "o_proj", "out_proj", "dense")
 
 def last_parts(body: Any) -> list[nn.Module]:
     """The position-wise parts of the last layer, where they bear the usual names and are made of matrices."""
-    layer = layers_of(body)[-1]
+    try:
+        layer = layers_of(body)[-1]
+    except ModelError:
+        return []
     block: nn.Module | None = getattr(layer, "mlp", None)
     if block is None:
         return []
