@@ -24,6 +24,7 @@ from hydralign.models import load_policy, logprobs, make_policy
 from hydralign.models.cache import RoomyCache
 from hydralign.models.heads import OutputHead
 from hydralign.models.loading import prepare_model
+from hydralign.models.split import layers_of
 from hydralign.rollout import collect
 from hydralign.testing import LengthReward, tiny_tokenizer
 from hydralign.types import Experience, Prompt, Rows, SamplingPlan
@@ -121,7 +122,7 @@ def test_states_harvested_while_sampling_are_those_of_the_whole_model(family: st
     rows = experience.rollout.rows
     assert rows.trunk_BTD is not None
     for row, length in enumerate(rows.lengths_B.tolist()):
-        by_hand_TD = trunk_by_hand(policy, rows, row, policy.unfrozen_layers)
+        by_hand_TD = trunk_by_hand(policy, rows, row, len(layers_of(policy.causal.body)))
         torch.testing.assert_close(rows.trunk_BTD[row, :length], by_hand_TD, atol=1e-5, rtol=0)
 
 
