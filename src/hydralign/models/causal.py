@@ -16,6 +16,7 @@ from hydralign.errors import ModelError
 from hydralign.models import narrow
 from hydralign.models.heads import OutputHead, ValueHead
 from hydralign.models.logprobs import token_logprobs
+from hydralign.models.lookup import looked_up
 from hydralign.models.split import entering
 from hydralign.types import Evaluation, Rows
 
@@ -51,7 +52,7 @@ class CausalModel:
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
         """Input states_BTD, fp32. Passing states instead of ids also spares transformers' own search for pad ids."""
-        return self.model.get_input_embeddings()(tokens_BT).float()
+        return looked_up(self.model.get_input_embeddings(), tokens_BT)
 
     def states(self, rows: Rows) -> Tensor:
         """states_BTD after the final norm, at every position of the rows."""

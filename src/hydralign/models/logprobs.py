@@ -2,7 +2,8 @@
 
 Only states that predict a response token enter, so logits of prompt positions never exist; of the rest, no more
 than a chunk of logits lives at once. A frozen head passes gradients on that are formed with each chunk, so that
-nothing is stored or computed again; a trained one recomputes its chunks in the backward pass.
+nothing is stored or computed again. Of a trained one the probabilities are kept, or computed again chunk by chunk
+in the backward pass where there are too many.
 """
 
 from __future__ import annotations
@@ -19,11 +20,11 @@ from torch.utils.checkpoint import checkpoint
 from hydralign.models.heads import OutputHead
 
 STORED_ELEMENTS = 1 << 24
-"""Logits of a trained head that are kept for the backward pass, at most: 64 MiB in fp32."""
+"""Probabilities of a trained head that are kept for the backward pass, at most: 64 MiB in fp32."""
 PASSING_ROWS = 512
 """States that go through a frozen head at once."""
 BLOCK_ELEMENTS = {"cpu": 1 << 19, "other": 1 << 24}
-"""Logits of a frozen head that live at once: on a CPU so few that the steps of a softmax find them in a cache."""
+"""Logits that a softmax reads at once: on a CPU so few that its steps find them in a cache."""
 
 
 def shape_logits(logits_NV: Tensor, *, temperature: float, stop_ids: Sequence[int], blocked_N: Tensor) -> Tensor:
@@ -54,9 +55,9 @@ def token_logprobs(
 ) -> tuple[Tensor, Tensor]:
     """(logprobs_N, entropy_N) in nats, fp32, for states that predict `targets_N`.
 
-    Nothing of a frozen head's logits is kept but their gradient, a vector per token. With a trained head the logits
-    of a single chunk are kept for the backward pass; those of several are computed again there. Entropies are zero
-    unless asked for, and carry no gradient unless `entropy_gradient`.
+    Nothing of a frozen head's logits is kept but their gradient, a vector per token. With a trained head the
+    probabilities of a single chunk are kept for the backward pass; those of several are computed again there.
+    Entropies are zero unless asked for, and carry no gradient unless `entropy_gradient`.
     """
     if not len(targets_N):
         empty = hidden_ND.new_zeros(0, dtype=torch.float32)
@@ -86,14 +87,67 @@ def _stored(
     entropy: bool,
     entropy_gradient: bool,
 ) -> tuple[Tensor, Tensor]:
-    """One chunk, with the graph that autograd makes of it."""
-    logits_NV = shape_logits(head(hidden_ND), temperature=temperature, stop_ids=stop_ids, blocked_N=blocked_N)
-    logprobs_NV = torch.log_softmax(logits_NV, dim=-1)
-    chosen_N = logprobs_NV.gather(-1, targets_N[:, None]).squeeze(-1)
+    """One chunk through a head that autograd differentiates."""
+    chosen_N, entropy_N = _Read.apply(head(hidden_ND), targets_N, blocked_N, temperature, stop_ids)
     if not entropy:
         return chosen_N, torch.zeros_like(chosen_N)
-    kept_NV = logprobs_NV if entropy_gradient else logprobs_NV.detach()
-    return chosen_N, -_dot(kept_NV.exp(), kept_NV)
+    return chosen_N, entropy_N if entropy_gradient else entropy_N.detach()
+
+
+class _Read(torch.autograd.Function):
+    """Log-probability of a target and entropy, for each row of a head's logits. These turn into probabilities in place,
+    and in the backward pass into their own gradient, so a second one through the same graph is an error.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        logits_NV: Tensor,
+        targets_N: Tensor,
+        blocked_N: Tensor,
+        temperature: float,
+        stop_ids: Sequence[int],
+    ) -> tuple[Tensor, Tensor]:
+        chosen_N, entropy_N = (logits_NV.new_empty(len(targets_N)) for _ in range(2))
+        for row_n in _few_rows(logits_NV):
+            z_nV = shape_logits(
+                logits_NV[row_n], temperature=temperature, stop_ids=stop_ids, blocked_N=blocked_N[row_n]
+            )
+            z_nV = z_nV - z_nV.amax(-1, keepdim=True)
+            e_nV = z_nV.exp()
+            mass_n1 = e_nV.sum(-1, keepdim=True)
+            log_mass_n = mass_n1.log().squeeze(1)
+            chosen_N[row_n] = z_nV.gather(1, targets_N[row_n, None]).squeeze(1) - log_mass_n
+            entropy_N[row_n] = log_mass_n - _dot(e_nV, z_nV) / mass_n1.squeeze(1)
+            logits_NV[row_n] = e_nV / mass_n1
+        ctx.save_for_backward(logits_NV, targets_N, blocked_N, entropy_N)
+        ctx.temperature, ctx.stop_ids = temperature, stop_ids
+        ctx.set_materialize_grads(False)
+        return chosen_N, entropy_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor | None) -> tuple[Tensor | None, ...]:
+        """∂ log p(y) = 1[y] - p, and ∂H = -p·(log p + H), each times what comes from above, over the temperature."""
+        p_NV, targets_N, blocked_N, entropy_N = ctx.saved_tensors
+        chosen_N, spread_N = (torch.zeros_like(entropy_N) if up is None else up / ctx.temperature for up in upstream)
+        for row_n in _few_rows(p_NV):
+            p_nV = p_NV[row_n]
+            bent_nV = None if upstream[1] is None else torch.xlogy(p_nV, p_nV) * spread_N[row_n, None]
+            p_nV.mul_(-(chosen_N + spread_N * entropy_N)[row_n, None])
+            if bent_nV is not None:
+                p_nV.sub_(bent_nV)
+            p_nV.scatter_add_(1, targets_N[row_n, None], chosen_N[row_n, None])
+        for stop in ctx.stop_ids:
+            p_NV[:, stop].masked_fill_(blocked_N, 0.0)
+        return p_NV, None, None, None, None
+
+
+def _few_rows(matrix_NV: Tensor) -> list[slice]:
+    """The rows of a matrix in pieces of few elements."""
+    elements = BLOCK_ELEMENTS["cpu" if matrix_NV.device.type == "cpu" else "other"]
+    count = max(1, elements // matrix_NV.shape[1])
+    return [slice(start, start + count) for start in range(0, len(matrix_NV), count)]
 
 
 def _passed(

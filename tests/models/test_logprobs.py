@@ -1,0 +1,119 @@
+"""The trained head and the token embeddings: gradients that are formed here are those of plain autograd."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from hydralign.models import logprobs
+from hydralign.models.causal import CausalModel
+from hydralign.models.heads import OutputHead
+from hydralign.models.lookup import looked_up
+from hydralign.types import Rows
+from tests.models.test_hydra import by_autograd
+from tests.models.test_split import new_model
+
+STOPS = [2, 7, 2499]
+
+
+def drawn() -> tuple[Tensor, Tensor, Tensor]:
+    """hidden_ND, targets_N (never a stop), blocked_N."""
+    draw = torch.Generator().manual_seed(5)
+    hidden_ND = torch.randn(10, 32, generator=draw) * 2
+    return hidden_ND, torch.randint(9, 2400, (10,), generator=draw), torch.arange(10) % 3 == 0
+
+
+@pytest.mark.parametrize("elements", [1, 7000, 1 << 19])  # one, two and all rows at once
+@pytest.mark.parametrize("chunk", [None, 4])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "gemma2", "granite"])
+def test_a_trained_head_gets_the_gradients_of_autograd(
+    family: str, temperature: float, chunk: int | None, elements: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logprobs, "BLOCK_ELEMENTS", {"cpu": elements})
+    head = OutputHead(new_model(family, vocab_size=2500))
+    head.softcap = head.softcap and 3.0  # small enough to bend these logits
+    hidden_ND, targets_N, blocked_N = drawn()
+    weights_N = torch.randn(2, 10, generator=torch.Generator().manual_seed(6))
+    for kinds in ((1.0, 0.0), (0.0, 1.0), (1.0, 0.5)):
+        found, wide = hidden_ND.clone().requires_grad_(), hidden_ND.double().requires_grad_()
+        settings: dict[str, Any] = {"temperature": temperature, "stop_ids": STOPS, "chunk_rows": chunk}
+        ours = logprobs.token_logprobs(
+            found, targets_N, blocked_N, head=head, entropy_gradient=kinds[1] > 0, **settings
+        )
+        theirs = by_autograd(head, wide, targets_N, blocked_N, temperature, STOPS)
+        gradients = []
+        for (chosen_N, entropy_N), states_ND in ((ours, found), (theirs, wide)):
+            loss = kinds[0] * (chosen_N @ weights_N[0].to(chosen_N)) + kinds[1] * (
+                entropy_N @ weights_N[1].to(chosen_N)
+            )
+            gradients.append(torch.autograd.grad(loss, [states_ND, head.linear.weight]))
+        torch.testing.assert_close(torch.stack(ours).double(), torch.stack(theirs), atol=1e-5, rtol=0)
+        for mine, other in zip(*gradients, strict=True):
+            torch.testing.assert_close(mine.double(), other.double(), atol=2e-5, rtol=1e-5)
+            assert other.abs().max() > 1e-3
+
+
+def test_a_target_that_is_a_blocked_stop_moves_its_own_logit_no_more_than_autograd_does() -> None:
+    head = OutputHead(new_model("gptj", vocab_size=2500))
+    hidden_ND, targets_N, blocked_N = drawn()
+    targets_N[0] = 7
+    assert bool(blocked_N[0])
+    (chosen_N, _) = logprobs.token_logprobs(
+        hidden_ND, targets_N, blocked_N, head=head, temperature=1.0, stop_ids=STOPS, entropy=False
+    )
+    chosen_N.sum().backward()
+    logits_NV = head(hidden_ND)
+    shaped_NV = logprobs.shape_logits(logits_NV, temperature=1.0, stop_ids=STOPS, blocked_N=blocked_N)
+    by_hand_N = torch.log_softmax(shaped_NV, -1).gather(1, targets_N[:, None])[:, 0]
+    (expected,) = torch.autograd.grad(by_hand_N.sum(), head.linear.weight)
+    torch.testing.assert_close(head.linear.weight.grad, expected, atol=1e-5, rtol=0)
+
+
+def test_a_second_backward_through_what_was_overwritten_is_an_error() -> None:
+    hidden_ND, targets_N, blocked_N = drawn()
+    head = OutputHead(new_model("gpt2", vocab_size=2500))
+    chosen_N, _ = logprobs.token_logprobs(
+        hidden_ND, targets_N, blocked_N, head=head, temperature=1.0, stop_ids=(), entropy=False
+    )
+    chosen_N.sum().backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        chosen_N.sum().backward()
+
+
+# Token embeddings.
+
+
+@pytest.mark.parametrize("family", ["gpt2", "llama", "gemma3_text"])  # tied; a matrix of its own; tied and scaled
+def test_what_is_looked_up_gets_the_gradient_of_autograd(family: str) -> None:
+    model = new_model(family)
+    plain = copy.deepcopy(model)
+    ids_BT = torch.randint(2, 300, (3, 20), generator=torch.Generator().manual_seed(4))
+    rows = Rows(ids_BT, torch.tensor([5, 12, 8]), torch.tensor([15, 7, 3]))
+    causal = CausalModel(model)
+    for _ in range(2):  # gradients of micro-batches add up
+        hidden_ND = causal.final_states(rows)
+        chosen_N, _ = causal.logprobs(hidden_ND, rows, (), entropy=False)
+        chosen_N.sum().backward()
+        logits_BTV = plain(input_ids=ids_BT).logits
+        row_N, _, column_N = rows.places
+        at_N = torch.log_softmax(logits_BTV, -1)[row_N, column_N - 1].gather(1, ids_BT[row_N, column_N][:, None])
+        at_N.sum().backward()
+    for (name, ours), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
+        assert ours.grad is not None, name
+        torch.testing.assert_close(ours.grad, theirs.grad, atol=1e-4, rtol=1e-4)
+
+
+def test_an_embedding_that_is_alone_or_frozen() -> None:
+    lookup, ids_BT = nn.Embedding(6, 2), torch.tensor([[1, 4, 1]])
+    looked_up(lookup, ids_BT).sum().backward()
+    assert lookup.weight.grad is not None
+    assert lookup.weight.grad.tolist() == [[0, 0], [2, 2], [0, 0], [0, 0], [1, 1], [0, 0]]
+    lookup.requires_grad_(False)
+    assert not looked_up(lookup, ids_BT).requires_grad
+    with torch.no_grad():
+        assert not looked_up(lookup.requires_grad_(True), ids_BT).requires_grad
