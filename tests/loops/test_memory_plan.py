@@ -197,7 +197,6 @@ PARTS: dict[str, Any] = {
     "activations": 30.0,
     "update_logits": 10.0,
     "backward": 5.0,
-    "meeting": 8.0,
     "loading": 90.0,
 }
 
@@ -208,7 +207,7 @@ def test_peak_is_that_of_the_phase_that_needs_most() -> None:
     assert (device.peak, device.peak_phase) == (161, "updating")
     assert replace(device, accumulates=True).peak == 171
     assert replace(device, backward=15.0).peak == 166
-    assert replace(device, meeting=60.0).peak == 191
+    assert replace(device, gradients=60.0).phases["updating"] == 181
     assert replace(device, loading=500.0).peak_phase == "loading"
 
 

@@ -89,8 +89,6 @@ class MemoryPlan:
     """While updating: logits, and the gradient of a trained head where it is larger."""
     backward: float
     """While updating: gradients inside one layer, after the logits are gone."""
-    meeting: float
-    """At the end of an update: gradients of embedding and head on their way to the one tensor that both are."""
     loading: float
     """The whole model in fp32 as it is read or made, before its frozen weights are rounded."""
     accumulates: bool = False
@@ -113,7 +111,7 @@ class MemoryPlan:
         return {
             "loading": runtime + self.loading,
             "sampling": runtime + lasting + self.gradients + sampling,
-            "updating": runtime + lasting + left + max(forward, self.gradients + self.meeting),
+            "updating": runtime + lasting + left + max(forward, self.gradients),
         }
 
     @property
@@ -165,7 +163,6 @@ def plan_memory(
         activations=_activations(sizes, form, work, top),
         update_logits=_update_logits(sizes, work, precision, cpu, learns_head),
         backward=work.micro_rows * work.columns * sizes.trained.per_token / 2,
-        meeting=2 * table if learns_head and sizes.tied else 0.0,
         loading=max(model, FP32 * whole + table) if fresh else model,
         accumulates=work.accumulates,
         cpu=cpu,
@@ -238,8 +235,9 @@ def _update_logits(sizes: ModelSizes, work: Work, precision: str, cpu: bool, lea
         # Logits, exponentials, a product of both; per token the sums over blocks, and the gradient that is kept.
         return float(block * (3 * FP32 + product) + FP32 * sizes.width * (3 * chunk + tokens))
     logits, table = chunk * sizes.vocabulary, sizes.vocabulary * sizes.width
-    # Forward: logits, shaped, log-probabilities, probabilities. Backward: two of them, and the gradient of the head.
-    return float(table * product + max(logits * (4 * FP32 + product), logits * (2 * FP32 + product) + table * FP32))
+    # One tensor of logits, then probabilities, then their gradient; and the head's gradient. In bf16 a copy of each,
+    # and of the weights.
+    return float(logits * (FP32 + product) + table * (FP32 + 2 * product))
 
 
 def memory_lines(own: MemoryPlan, form: Form, others: Mapping[str, MemoryPlan], work: Work) -> list[str]:
@@ -256,7 +254,6 @@ def memory_lines(own: MemoryPlan, form: Form, others: Mapping[str, MemoryPlan], 
         "activations": (own.activations, f"update: micro-batches of {work.micro_rows} rows"),
         "backward": (own.backward, f"update: one layer of {work.micro_rows} rows, after the logits"),
         "head": (own.update_logits, f"update: logits of {work.micro_rows} rows × {work.answer} tokens, in chunks"),
-        "tied head": (own.meeting, "update: gradients of embeddings and head meet"),
         "runtime": (RUNTIME if own.cpu else 0, "libraries that load later, the tokenizer"),
     }
     lines = [f"memory     in MB, per process above the imports; form {form_name(form)}"]
