@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from hydralign.config import PPOConfig, Recipe
+from hydralign.config import Config, PPOConfig, Recipe
 from hydralign.config.compare import CompareConfig
-from hydralign.config.model import LoraForm
+from hydralign.config.model import LoraForm, ModelConfig
 from hydralign.config.reward import Labels, RewardConfig
 from hydralign.config.sft import SFTConfig
 from hydralign.data.packing import TokenSequence, packed
@@ -22,6 +23,7 @@ from hydralign.loops.sft import max_tokens_of
 from hydralign.loops.supervised import steps_of
 from hydralign.models.forms import whole_model
 from hydralign.models.sizes import sizes_of
+from hydralign.models.whole import adapter_of
 from hydralign.processes import Processes
 
 
@@ -69,11 +71,31 @@ def plan_ppo(recipe: Recipe, config: PPOConfig, processes: Processes) -> list[st
     return [
         loaded.prompts.report.describe(),
         f"proof      {len(loaded.held_out)} held-out prompts, answered before and after",
+        *_start_lines(config.model or recipe.model),
         parameter_line(policy.trained(), policy.fixed()),
         *_memory_of_ppo(recipe, config, loaded, processes),
         f"answers    up to {sampling_plan(config.sampling, recipe.seed).longest} tokens; context {policy.context}",
         f"prompt     {ppo_run.prompt_preview(loaded.prompts.train[0], source)}",
     ]
+
+
+def _start_lines(model: ModelConfig) -> list[str]:
+    """Which adapter and base ppo starts from, where it goes on from the two as one model."""
+    adapter = None if model.path is None else adapter_of(model.path)
+    if adapter is None:
+        return []
+    return [f"start      adapter {model.path}, merged into its base {adapter.base_model_name_or_path}"]
+
+
+def later_lines(recipe: Recipe, title: str, config: Config, missing: Sequence[Path]) -> list[str]:
+    """What can be told of a section that starts from what an earlier one has not made yet."""
+    items = recipe.sft if isinstance(recipe.sft, tuple) else (recipe.sft,)
+    taught = items[-1] and items[-1].model
+    start = config.model if isinstance(config, PPOConfig) else None
+    lines = [f"later      {title} waits for {', '.join(map(str, missing))}, which an earlier section makes"]
+    if taught and isinstance(taught.form, LoraForm) and start and start.path and Path(start.path) in missing:
+        lines.append(f"start      the adapter that sft makes, merged into its base {taught.path}")
+    return lines
 
 
 def _memory_of_ppo(recipe: Recipe, config: PPOConfig, loaded: ppo_run.Loaded, processes: Processes) -> list[str]:

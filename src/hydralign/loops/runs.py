@@ -18,7 +18,7 @@ from hydralign.config import Recipe, describe, diff, dump_recipe, load_config, l
 from hydralign.errors import ConfigError, RunFolderError, did_you_mean
 from hydralign.evaluation.statistics import Difference
 from hydralign.loops.compare_run import run_compare
-from hydralign.loops.plans import plan_compare, plan_ppo, plan_reward, plan_sft
+from hydralign.loops.plans import later_lines, plan_compare, plan_ppo, plan_reward, plan_sft
 from hydralign.loops.ppo_run import run_ppo
 from hydralign.loops.reward_run import run_reward
 from hydralign.loops.section import RESULT
@@ -209,8 +209,7 @@ def plan(recipe: Recipe, section: str | None = None) -> str:
     for item in (item for name in names for item in required_items(recipe, name)):
         missing = missing_parts(recipe, item)
         if missing:
-            waits = ", ".join(map(str, missing))
-            told = [f"later      {item.title} waits for {waits}, which an earlier section makes"]
+            told = later_lines(recipe, item.title, item.config, missing)
         else:
             told = SECTIONS[item.section].plan(recipe, item.config, processes)
         parts.append("\n".join([describe_item(recipe, item, processes), "", *told]))
