@@ -253,6 +253,21 @@ def test_lora_sft_goes_on_in_the_hydra_form_from_its_merged_adapter(
     assert (out / "ppo/model/model.safetensors").read_bytes() == weights
 
 
+@pytest.mark.parametrize(("form", "told"), [("hydra", 1), ("full", 0), ("lora", 0)])
+def test_plan_says_that_the_hydra_form_is_for_ppo(
+    form: str, told: int, tmp_path: Path, tokenizer: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = {"path": str(tmp_path / "model"), "form": {"type": form}}
+    path = write_recipe(tmp_path, tokenizer, model=model, reward={"model": model, "freeze_layers": 1}, ppo=None)
+    trained = sum(p.numel() for p in tiny_model(tokenizer).parameters())
+    for section, rest in (("sft", ""), ("reward", " above the 1 of freeze_layers")):
+        assert main([section, str(path), "--dry-run"]) == 0
+        lines = capfd.readouterr().out.splitlines()
+        assert lines.count(f"form       hydra is for ppo: this section trains every layer{rest}") == told
+        if section == "sft":
+            assert (f"parameters {trained:,} trained, 0 frozen" in lines) == (form != "lora")
+
+
 def _steps(out: Path) -> list[dict[str, Any]]:
     """The lines of PPO's metrics."""
     return [json.loads(line) for line in (out / "ppo/metrics.jsonl").read_text().splitlines()]

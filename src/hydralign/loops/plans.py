@@ -11,7 +11,7 @@ import torch
 
 from hydralign.config import Config, PPOConfig, Recipe
 from hydralign.config.compare import CompareConfig
-from hydralign.config.model import LoraForm, ModelConfig
+from hydralign.config.model import HydraForm, LoraForm, ModelConfig
 from hydralign.config.reward import Labels, RewardConfig
 from hydralign.config.sft import SFTConfig
 from hydralign.data.packing import TokenSequence, packed
@@ -36,6 +36,7 @@ def plan_sft(recipe: Recipe, config: SFTConfig, processes: Processes) -> list[st
     return [
         loaded.describe(),
         f"steps      {steps_of(config, rows):,} of {config.batch.rows} rows, out of {rows:,}",
+        *_form_lines(config.model or recipe.model),
         *size_lines(student.trained(), student.fixed()),
         f"sample     read: {_shown(student.tokenizer, sample, 0, sample.learned_from)}",
         f"           learned: {_shown(student.tokenizer, sample, max(1, sample.learned_from), len(sample.ids))}",
@@ -57,6 +58,7 @@ def plan_reward(recipe: Recipe, config: RewardConfig, processes: Processes) -> l
     return [
         loaded.describe(),
         f"steps      {steps_of(config, rows):,} of {config.batch.rows} rows, out of {rows:,}",
+        *_form_lines(config.model or recipe.model, frozen=config.freeze_layers),
         *size_lines(scorer.trained(), scorer.fixed()),
         *(f"{side}: {decode(ids[-60:])!r} (the end; {len(ids)} tokens)" for side, ids in shown.items()),
     ]
@@ -77,6 +79,14 @@ def plan_ppo(recipe: Recipe, config: PPOConfig, processes: Processes) -> list[st
         f"answers    up to {sampling_plan(config.sampling, recipe.seed).longest} tokens; context {policy.context}",
         f"prompt     {ppo_run.prompt_preview(loaded.prompts.train[0], source)}",
     ]
+
+
+def _form_lines(model: ModelConfig, *, frozen: int = 0) -> list[str]:
+    """What a supervised section makes of a hydra form, which asks for less than it trains."""
+    if not isinstance(model.form, HydraForm):
+        return []
+    rest = f" above the {frozen} of freeze_layers" if frozen else ""
+    return [f"form       hydra is for ppo: this section trains every layer{rest}"]
 
 
 def _start_lines(model: ModelConfig) -> list[str]:
