@@ -266,6 +266,7 @@ def test_plan_says_that_the_hydra_form_is_for_ppo(
         assert lines.count(f"form       hydra is for ppo: this section trains every layer{rest}") == told
         if section == "sft":
             assert (f"parameters {trained:,} trained, 0 frozen" in lines) == (form != "lora")
+            assert any("optimizer 0.0 MB: " in line for line in lines)  # sgd keeps nothing
 
 
 def _steps(out: Path) -> list[dict[str, Any]]:

@@ -37,7 +37,7 @@ def plan_sft(recipe: Recipe, config: SFTConfig, processes: Processes) -> list[st
         loaded.describe(),
         f"steps      {steps_of(config, rows):,} of {config.batch.rows} rows, out of {rows:,}",
         *_form_lines(config.model or recipe.model),
-        *size_lines(student.trained(), student.fixed()),
+        *size_lines(student.trained(), student.fixed(), config.optimizer.type),
         f"sample     read: {_shown(student.tokenizer, sample, 0, sample.learned_from)}",
         f"           learned: {_shown(student.tokenizer, sample, max(1, sample.learned_from), len(sample.ids))}",
     ]
@@ -59,7 +59,7 @@ def plan_reward(recipe: Recipe, config: RewardConfig, processes: Processes) -> l
         loaded.describe(),
         f"steps      {steps_of(config, rows):,} of {config.batch.rows} rows, out of {rows:,}",
         *_form_lines(config.model or recipe.model, frozen=config.freeze_layers),
-        *size_lines(scorer.trained(), scorer.fixed()),
+        *size_lines(scorer.trained(), scorer.fixed(), config.optimizer.type),
         *(f"{side}: {decode(ids[-60:])!r} (the end; {len(ids)} tokens)" for side, ids in shown.items()),
     ]
 
@@ -74,7 +74,7 @@ def plan_ppo(recipe: Recipe, config: PPOConfig, processes: Processes) -> list[st
         loaded.prompts.report.describe(),
         f"proof      {len(loaded.held_out)} held-out prompts, answered before and after",
         *_start_lines(config.model or recipe.model),
-        parameter_line(policy.trained(), policy.fixed()),
+        f"{parameter_line(policy.trained(), policy.fixed())}{_copied(config.model or recipe.model)}",
         *_memory_of_ppo(recipe, config, loaded, processes),
         f"answers    up to {sampling_plan(config.sampling, recipe.seed).longest} tokens; context {policy.context}",
         f"prompt     {ppo_run.prompt_preview(loaded.prompts.train[0], source)}",
@@ -149,11 +149,13 @@ def plan_compare(recipe: Recipe, config: CompareConfig, processes: Processes) ->
     ]
 
 
-def size_lines(trained: Mapping[str, torch.nn.Parameter], fixed: Sequence[torch.Tensor]) -> list[str]:
+def size_lines(
+    trained: Mapping[str, torch.nn.Parameter], fixed: Sequence[torch.Tensor], optimizer: str = "adamw"
+) -> list[str]:
     """Parameter counts, and the memory in MB that lasts throughout a run: weights, gradients, AdamW's two moments."""
     gradients = sum(p.numel() * p.element_size() for p in trained.values())
     weights = gradients + sum(p.numel() * p.element_size() for p in fixed)
-    parts = {"weights": weights, "gradients": gradients, "optimizer": 2 * gradients}
+    parts = {"weights": weights, "gradients": gradients, "optimizer": 2 * gradients if optimizer == "adamw" else 0}
     told = ", ".join(f"{name} {size / 2**20:,.1f} MB" for name, size in parts.items())
     return [
         parameter_line(trained, fixed),
@@ -167,6 +169,14 @@ def parameter_line(trained: Mapping[str, torch.nn.Parameter], fixed: Sequence[to
     counts = [sum(p.numel() for p in parameters) for parameters in (trained.values(), fixed)]
     of_head = f" ({head:,} of them in the value head)" if head else ""
     return f"parameters {counts[0]:,} trained{of_head}, {counts[1]:,} frozen"
+
+
+def _copied(model: ModelConfig) -> str:
+    """Why a policy counts more parameters than its model has."""
+    form = model.form
+    if isinstance(form, LoraForm) and form.adapter is None and form.unfrozen_layers is None:
+        return ""
+    return " (with the reference's own copy of what is trained)"
 
 
 def _shown(tokenizer: Any, sequence: TokenSequence, start: int, end: int) -> str:
