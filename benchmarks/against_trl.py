@@ -42,12 +42,12 @@ class Comparison:
 def comparisons() -> list[Comparison]:
     """All, the fast ones first."""
     listed = []
-    for geometry, old, new, floor_memory in (("S", 1.9, 5.0, 0.62), ("L", 4.5, 6.0, 0.5)):
+    for geometry, old, new, memory_bar in (("S", 1.9, 5.0, 0.62), ("L", 4.5, 6.0, 0.5)):
         shape = ("--geometry", geometry)
         frozen = ("--frozen", ABOVE_TOP[geometry])
         ours = ("--form", "hydra", *shape)
         listed += [
-            Comparison(f"{geometry}: top 2 trained, TRL 0.11.4", ours, OLD, (*shape, *frozen), old, floor_memory),
+            Comparison(f"{geometry}: top 2 trained, TRL 0.11.4", ours, OLD, (*shape, *frozen), old, memory_bar),
             Comparison(f"{geometry}: bf16 against our fp32", (*ours, "--dtype", "bf16"), OURS, ours, 1.3),
             Comparison(f"{geometry}: TRL 1.12.0", ours, NEW, shape, new),
         ]

@@ -1,4 +1,4 @@
-"""The shapes that are measured, and the arithmetic that an iteration on them cannot do without."""
+"""The shapes that are measured, and the arithmetic that their iterations are held against."""
 
 from __future__ import annotations
 
@@ -38,7 +38,8 @@ def floor_gflop(layer: int, head: int, arguments: argparse.Namespace) -> float:
 
     `layer` and `head` are the weights of one layer's matrices and of the output head. Sampling reads every token but
     the last once; the reference branch runs once; every epoch costs the branch three times (forward, and two products
-    backward) and the frozen head twice, on response positions.
+    backward) and the frozen head twice, on response positions. A fixed yardstick, no lower bound: layers count whole,
+    though the last one's feed-forward needs response positions only.
     """
     a = arguments
     tokens, answers = a.batch * (a.q + a.r), a.batch * a.r

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -213,6 +214,64 @@ def test_lora_all_the_way_starts_ppo_from_the_sft_adapter(tmp_path: Path, tokeni
     assert (tmp_path / "out/reward/pairs/model/model.safetensors").exists()
     report = json.loads((tmp_path / "out/report.json").read_text())
     assert report["metrics"]["score"]["n"] == 20
+
+
+def test_lora_sft_goes_on_in_the_hydra_form_from_its_merged_adapter(
+    tmp_path: Path, tokenizer: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = str(tmp_path / "model"), tmp_path / "out"
+    path = write_recipe(
+        tmp_path, tokenizer, model={"path": folder, "form": {"type": "hydra", "unfrozen_layers": 1}}, reward=None
+    )
+    values = yaml.safe_load(path.read_text())
+    values["sft"]["model"] = {"path": folder, "form": {"type": "lora", "rank": 4}}
+    values["ppo"] |= {"rewards": [{"type": "function", "function": f"{tmp_path / 'rule.py'}:length"}]}
+    values["ppo"] |= {"steps": 3, "optimizer": {"learning_rate": 1e-3}, "saving": {"checkpoint_every": 1, "keep": 9}}
+    values["compare"] = {"prompts": 20}
+    path.write_text(yaml.safe_dump(values))
+    assert main(["run", str(path), "--dry-run"]) == 0
+    assert f"start      the adapter that sft makes, merged into its base {folder}" in capfd.readouterr().out
+    assert main(["run", str(path)]) == 0
+    assert (out / "sft/model/adapter_config.json").exists()
+    assert (out / "ppo/model/model.safetensors").exists()
+    assert main(["ppo", str(path), "--dry-run"]) == 0
+    assert f"start      adapter {out / 'sft/model'}, merged into its base {folder}" in capfd.readouterr().out
+
+    facts = json.loads((out / "report.json").read_text())["facts"]
+    assert facts["kl"]["before"]["mean"] == pytest.approx(0, abs=1e-6)
+    assert abs(facts["kl"]["after"]["mean"]) > 1e-6
+    kl = [row["objective/kl"] for row in _steps(out)]
+    assert len(kl) == 3
+    assert kl[0] == pytest.approx(0, abs=1e-6)
+    assert abs(kl[2]) > 1e-6
+
+    # A run that stopped after its second iteration goes on to the same end.
+    weights = (out / "ppo/model/model.safetensors").read_bytes()
+    for gone in ("ppo/evaluation.json", "ppo/checkpoints/step-3", "ppo/model", "ppo/after.json"):
+        shutil.rmtree(out / gone) if (out / gone).is_dir() else (out / gone).unlink()
+    assert main(["ppo", str(path)]) == 0
+    assert (out / "ppo/model/model.safetensors").read_bytes() == weights
+
+
+@pytest.mark.parametrize(("form", "told"), [("hydra", 1), ("full", 0), ("lora", 0)])
+def test_plan_says_that_the_hydra_form_is_for_ppo(
+    form: str, told: int, tmp_path: Path, tokenizer: Any, capfd: pytest.CaptureFixture[str]
+) -> None:
+    model = {"path": str(tmp_path / "model"), "form": {"type": form}}
+    path = write_recipe(tmp_path, tokenizer, model=model, reward={"model": model, "freeze_layers": 1}, ppo=None)
+    trained = sum(p.numel() for p in tiny_model(tokenizer).parameters())
+    for section, rest in (("sft", ""), ("reward", " above the 1 of freeze_layers")):
+        assert main([section, str(path), "--dry-run"]) == 0
+        lines = capfd.readouterr().out.splitlines()
+        assert lines.count(f"form       hydra is for ppo: this section trains every layer{rest}") == told
+        if section == "sft":
+            assert (f"parameters {trained:,} trained, 0 frozen" in lines) == (form != "lora")
+            assert any("optimizer 0.0 MB: " in line for line in lines)  # sgd keeps nothing
+
+
+def _steps(out: Path) -> list[dict[str, Any]]:
+    """The lines of PPO's metrics."""
+    return [json.loads(line) for line in (out / "ppo/metrics.jsonl").read_text().splitlines()]
 
 
 def test_two_processes_give_the_losses_and_the_report_of_one(finished: Path) -> None:

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from hydralign.cli import main
+from hydralign.config import HydraForm, load_recipe
 from hydralign.testing import tiny_model, tiny_tokenizer
 
 Recipe = dict[str, Any]
@@ -234,6 +235,22 @@ def test_output_of_another_recipe_is_refused_and_left_as_it_was(
     assert {path: path.read_bytes() for path in Path(recipe["output"]).rglob("*") if path.is_file()} == before
 
 
+def test_run_goes_on_with_its_states_in_another_place(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
+    recipe["model"]["form"] = {"type": "hydra", "unfrozen_layers": 1}
+    assert run(recipe) == 0
+    folder = Path(recipe["output"]) / "ppo"
+    result = (folder / "evaluation.json").read_text()
+    (folder / "evaluation.json").unlink()
+    assert run(recipe, "--model.form.offload", "true") == 0
+    assert (folder / "evaluation.json").read_text() == result
+    assert load_recipe(folder.parent / "recipe.yaml").model.form == HydraForm(unfrozen_layers=1, offload=True)
+    capsys.readouterr()
+    assert run(recipe, "--model.form.value", "branch") == 2
+    told = said(capsys)
+    assert "model.form.value: head ≠ branch" in told
+    assert "offload" not in told
+
+
 def test_recipe_that_stopped_before_training_can_be_mended_in_place(recipe: Recipe) -> None:
     mistyped = {**recipe, "model": {"path": recipe["model"]["path"] + "x"}}
     assert run(mistyped) == 2
@@ -275,14 +292,15 @@ def test_dry_run_prints_the_plan_and_writes_nothing(recipe: Recipe, capsys: pyte
         "4 answers = 4 prompts × 1",
         "learning_rate* 3e-06 (none)",
         "(33 of them in the value head)",
-        "memory     in MB, per process above the imports; form full",
+        "frozen (with the reference's own copy of what is trained)",
+        "memory     in MB, of one process, above what the imports take; form full",
         "weights",
         "gradients",
         "optimizer",
         "KV cache",
         "activations",
-        "logits",
-        "peak",
+        "next tokens",
+        "the most that lives at once: loading",
         "hydra: k = 1 layers trained, value head",
         "separate: four whole models",
         "26 rows read",

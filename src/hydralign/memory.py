@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -32,6 +32,14 @@ ALLOCATOR_TEXTS = (
 )
 """What a RuntimeError says when it means out of memory and torch has no class of its own for it."""
 
+REMEDIES = (
+    "shorter texts or answers",
+    "a smaller model",
+    "LoRA (model.form: {type: lora})",
+    "model.precision: bf16",
+)
+"""What helps in general when one row at a time is too many."""
+
 
 class MicroRows:
     """How many rows go through a model at once: begins at what the recipe says, halved whenever memory runs out."""
@@ -43,10 +51,14 @@ class MicroRows:
         name: str = "micro_rows",
         speaks: bool = True,
         on_change: Callable[[int], None] | None = None,
+        remedies: Sequence[str] = REMEDIES,
     ) -> None:
-        """`name` is the recipe's word for it. A new number is said in a line if `speaks`, and told to `on_change`."""
+        """`name` is the recipe's word for it. A new number is said in a line if `speaks`, and told to `on_change`.
+
+        `remedies` are named when one row at a time is too many.
+        """
         self.rows = rows
-        self.name, self.speaks, self.on_change = name, speaks, on_change
+        self.name, self.speaks, self.on_change, self.remedies = name, speaks, on_change, remedies
 
     @classmethod
     def of(cls, rows: int | MicroRows) -> MicroRows:
@@ -94,7 +106,7 @@ class MicroRows:
                 if not is_out_of_memory(error):
                     raise
                 if at_once == 1:
-                    raise _hopeless(error) from error
+                    raise _hopeless(error, self.remedies) from error
             # Here and not above: as long as the error is being handled, its traceback keeps the attempt's tensors.
             if undo:
                 undo()
@@ -124,10 +136,10 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in ALLOCATOR_TEXTS)
 
 
-def _hopeless(error: Exception) -> MemoryLimitError:
+def _hopeless(error: Exception, remedies: Sequence[str]) -> MemoryLimitError:
     wanted = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
     amount = f" ({wanted[1]} more were wanted)" if wanted else ""
     return MemoryLimitError(
-        f"Out of memory with one row at a time{amount}: there is no smaller micro-batch. Shorten the texts or the "
-        "answers, take a smaller model, train it with LoRA (model.form: {type: lora}), or use precision bf16."
+        f"Out of memory with one row at a time{amount}: there is no smaller micro-batch. "
+        f"What helps: {'; '.join(remedies)}."
     )

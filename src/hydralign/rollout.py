@@ -44,15 +44,26 @@ def collect(
     """
     decoding, reading = decode_rows or MicroRows(plan.decode_rows, name="decode_rows"), MicroRows.of(micro_rows)
     before = policy.trunk and policy.trunk.use
-    rollout = decoding.run(lambda rows: sampler(policy, prompts, replace(plan, decode_rows=rows)), total=len(prompts))
+    rollout = decoding.run(
+        lambda rows: sampler(policy, prompts, replace(plan, decode_rows=rows)),
+        total=len(prompts),
+        undo=count_anew(policy),
+    )
     if policy.trunk is not None and rollout.rows.trunk_BTD is None:
-        trunk_BTD = reading.run(partial(trunk_states, policy.trunk, rollout.rows), total=len(rollout))
+        states = partial(trunk_states, policy.trunk, rollout.rows)
+        trunk_BTD = reading.run(states, total=len(rollout), undo=count_anew(policy))
         rollout = replace(rollout, rows=rollout.rows.with_trunk(trunk_BTD))
     scores = score(rollout, reward, policy.tokenizer)
     old_logprobs_BR, ref_logprobs_BR, values_BR = reading.run(partial(_read, policy, rollout), total=len(rollout))
     require_finite({"old/logprobs": old_logprobs_BR, "reference/logprobs": ref_logprobs_BR, "old/values": values_BR})
     used = policy.trunk.use.since(before) if policy.trunk and before else None
     return Experience(rollout, scores, old_logprobs_BR, ref_logprobs_BR, values_BR, used)
+
+
+def count_anew(policy: Policy) -> Callable[[], None]:
+    """Sets the trunk's count of positions back to what it is now; what a failed attempt read is in no rollout."""
+    trunk = policy.trunk
+    return (lambda: None) if trunk is None else partial(setattr, trunk, "use", trunk.use)
 
 
 def _read(policy: Policy, rollout: Rollout, micro_rows: int) -> tuple[Tensor, Tensor, Tensor]:

@@ -241,10 +241,17 @@ def test_lines_fit_the_width_and_name_every_part(name: str) -> None:
     lines = memory_lines(plan(form), form, others, WORK)
     assert all(len(line) <= 120 for line in lines)
     told = {line.split("  ")[0] for line in (line.strip() for line in lines)}
-    assert told >= {"weights", "gradients", "optimizer", "KV cache", "logits", "activations", "head", "peak"}
+    assert told >= {"weights", "gradients", "optimizer", "KV cache", "next tokens", "activations", "head", "peak"}
     assert ("trunk cache" in told) == (name.startswith("hydra"))
     assert sum(any(label in line for label in others) for line in lines) == len(others) == 5
     assert f"{plan(form).peak / MB:,.1f}" in lines[-len(others) - 2]
+
+
+def test_offload_that_changes_nothing_is_told() -> None:
+    form = HydraForm(unfrozen_layers=1, offload=True)
+    on_cpu, elsewhere = ("\n".join(memory_lines(plan(form, cpu=cpu), form, {}, WORK)) for cpu in (True, False))
+    assert "on a CPU, offload changes nothing" in on_cpu
+    assert "trunk cache" not in elsewhere
 
 
 @pytest.mark.slow

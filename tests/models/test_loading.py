@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from hydralign.config.model import LoraForm
+from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.errors import ModelError, TokenizerError
 from hydralign.models import load_model, load_policy, make_model, make_policy
 from hydralign.models.heads import ValueHead
 from hydralign.models.loading import stop_ids_of
+from hydralign.models.policy import Policy
 from hydralign.models.saving import load_value_head, save_value_head, whole_folder
-from hydralign.testing import tiny_model, tiny_policy, tiny_tokenizer
+from hydralign.testing import tiny_model, tiny_tokenizer
+from hydralign.types import Rows
+from tests.conftest import shake
 
 
 @pytest.fixture
@@ -72,10 +76,57 @@ def test_tokenizer_without_pad_is_refused_until_one_is_named(folder: Path) -> No
         load_model(str(folder), pad_token="[NEW]")
 
 
-def test_adapter_folder_as_model_path_is_refused(tmp_path: Path, tokenizer: Any) -> None:
-    tiny_policy(form=LoraForm(type="lora", rank=2), tokenizer=tokenizer).export(tmp_path / "adapter")
-    with pytest.raises(ModelError, match="is an adapter"):
-        load_policy(str(tmp_path / "adapter"))
+@pytest.fixture
+def adapter(folder: Path) -> tuple[Path, Policy]:
+    """An adapter that changes its base, in a folder, and the policy that wrote it."""
+    policy = load_policy(str(folder), form=LoraForm(rank=2))
+    shake(policy)
+    policy.export(folder.parent / "adapter")
+    return folder.parent / "adapter", policy
+
+
+def test_adapter_folder_as_model_path_of_a_lora_form_is_refused(adapter: tuple[Path, Policy]) -> None:
+    for form in (LoraForm(rank=2), LoraForm(rank=2, unfrozen_layers=1)):
+        with pytest.raises(ModelError, match="is an adapter"):
+            load_policy(str(adapter[0]), form=form)
+
+
+@pytest.mark.parametrize(
+    "form", [None, FullForm(), HydraForm(unfrozen_layers=1), HydraForm(unfrozen_layers=1, value="branch")]
+)
+def test_adapter_folder_is_merged_into_its_base_in_the_other_forms(
+    form: Form | None, adapter: tuple[Path, Policy], folder: Path, rows: Rows
+) -> None:
+    path, adapted = adapter
+    policy = load_policy(str(path), form=form)
+    with torch.no_grad():
+        told, expected = policy.evaluate(rows), adapted.evaluate(rows)
+    torch.testing.assert_close(told.logprobs_BR, expected.logprobs_BR, atol=1e-5, rtol=0)
+    torch.testing.assert_close(told.values_BR, expected.values_BR, atol=1e-5, rtol=0)
+    assert torch.equal(policy.reference(rows), told.logprobs_BR)
+    bare = load_policy(str(folder), form=form)
+    assert (told.logprobs_BR - bare.evaluate(rows).logprobs_BR).abs().max() > 1e-3
+    assert policy.trained().keys() == bare.trained().keys()
+    policy.export(path.parent / "whole")
+    assert not (path.parent / "whole" / "adapter_config.json").exists()
+    with torch.no_grad():
+        again = load_policy(str(path.parent / "whole"), form=form).evaluate(rows)
+    assert torch.equal(again.logprobs_BR, told.logprobs_BR)
+
+
+@pytest.mark.parametrize("target", ["lm_head", "wte"])
+@pytest.mark.filterwarnings("ignore:.*tie_word_embeddings:UserWarning", "ignore:fan_in_fan_out:UserWarning")
+def test_adapter_on_one_side_of_tied_weights_is_not_merged(target: str, folder: Path) -> None:
+    path = folder.parent / "adapter"
+    load_policy(str(folder), form=LoraForm(rank=2, targets=(target,))).export(path)
+    with pytest.raises(ModelError, match=f"adapts .*{target}, whose weight is tied"):
+        load_policy(str(path))
+
+
+def test_adapter_whose_base_is_gone_is_refused(adapter: tuple[Path, Policy], folder: Path) -> None:
+    shutil.rmtree(folder)
+    with pytest.raises(ModelError, match="which is no folder here"):
+        load_policy(str(adapter[0]), form=HydraForm(unfrozen_layers=1))
 
 
 def test_wrong_adapter_targets_list_the_right_ones(tokenizer: Any) -> None:

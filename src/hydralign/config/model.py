@@ -87,7 +87,11 @@ class ModelConfig(Config):
     form: Form = FullForm()
     """What is trained, and what the reference is."""
     precision: Literal["fp32", "bf16"] = "fp32"
-    """bf16: frozen matrices stored in bf16, trained weights in fp32, matrix products in bf16."""
+    """bf16: frozen matrices stored in bf16, trained weights in fp32, matrix products in bf16.
+
+    In the hydra and LoRA forms that includes a head tied to the embeddings: look-ups are rounded, of policy and
+    reference alike.
+    """
     pad_token: str | None = None
     """Padding token for a tokenizer that has none; may be an existing token such as <|endoftext|>."""
 

@@ -208,7 +208,7 @@ class PPOConfig(Config):
     rewards: tuple[RewardTerm, ...]
     """Terms whose weighted sum is the score."""
     model: ModelConfig | None = None
-    """Where it starts; None is the sft section's result, or the recipe's model when there is no such section."""
+    """Where it starts; None is the recipe's model, with the weights that the sft section made when there is one."""
     sampling: SamplingConfig = SamplingConfig()
     """How answers are sampled."""
     batch: BatchConfig = BatchConfig()

@@ -102,17 +102,24 @@ class Recipe(Config):
         )
 
     def _after_sft(self) -> ModelConfig:
-        """The model that reward and ppo start from."""
+        """What reward and ppo start from: what the last sft section made, in the recipe's form and precision.
+
+        An adapter is gone on with where the recipe's form is LoRA too; any other form has it merged into its base.
+        """
         items = self.sft if isinstance(self.sft, tuple) else (self.sft,)
         if (last := items[-1]) is None:
             return self.model
-        start = last.model or self.model
+        taught, form = last.model or self.model, self.model.form
         made = "/".join(
             [self.output, "sft", *([last.name] if isinstance(self.sft, tuple) and last.name else []), "model"]
         )
-        if isinstance(start.form, LoraForm):
-            return start.model_copy(update={"form": start.form.model_copy(update={"adapter": made})})
-        return start.model_copy(update={"path": made, "new": None})
+        start = {"path": made, "new": None, "form": form}
+        if isinstance(form, LoraForm) and isinstance(taught.form, LoraForm):
+            # Rank, scale and targets are the adapter's own; which layers share a trunk is the recipe's to say.
+            going_on = {"adapter": made, "unfrozen_layers": form.unfrozen_layers}
+            start = {"form": taught.form.model_copy(update=going_on)}
+        shared = {"precision": self.model.precision, "pad_token": taught.pad_token or self.model.pad_token}
+        return taught.model_copy(update={**start, **shared})
 
 
 _SFT_RATES = {"new": 1e-3, "full": 2e-5, "hydra": 2e-5, "lora": 2e-4}

@@ -60,7 +60,7 @@ class RewardConfig(SupervisedConfig):
     task: Annotated[Comparisons | Labels, Field(discriminator="type")] = Comparisons()
     """What is learned."""
     model: ModelConfig | None = None
-    """Where it starts; None is the sft section's result, or the recipe's model when there is no such section."""
+    """Where it starts; None is the recipe's model, with the weights that the sft section made when there is one."""
     data: SourceConfig | None = None
     """None is the recipe's data.comparisons or data.labelled."""
     test: SourceConfig | None = None

@@ -243,26 +243,29 @@ def _update_logits(sizes: ModelSizes, work: Work, precision: str, cpu: bool, lea
 def memory_lines(own: MemoryPlan, form: Form, others: Mapping[str, MemoryPlan], work: Work) -> list[str]:
     """The plan to read, in MB: the recipe's own form by part, then what other forms would need on this model."""
     phases = own.phases
+    kept = f"states of {work.rows} rows of up to {work.columns} tokens, for all epochs"
+    if getattr(form, "offload", False):
+        kept += " (on a CPU, offload changes nothing)"
     rows = {
         "weights": (own.weights, "trained and frozen"),
-        "gradients": (own.gradients, "last step's stay while sampling"),
-        "optimizer": (own.optimizer, ""),
-        "trunk cache": (own.trunk_states, f"states of {work.rows} rows of up to {work.columns} tokens"),
+        "gradients": (own.gradients, "one number per trained weight; the last step's stay while sampling"),
+        "optimizer": (own.optimizer, "AdamW's two numbers per trained weight"),
+        "trunk cache": (own.trunk_states, kept),
         "KV cache": (own.kv_cache, f"sampling: {work.decode_rows} rows of up to {work.columns} tokens"),
-        "prompts": (own.reading, f"sampling: {work.decode_rows} prompts of up to {work.prompt} tokens in one layer"),
-        "logits": (own.sampling_logits, f"sampling: {work.decode_rows} rows"),
-        "activations": (own.activations, f"update: micro-batches of {work.micro_rows} rows"),
-        "backward": (own.backward, f"update: one layer of {work.micro_rows} rows, after the logits"),
-        "head": (own.update_logits, f"update: logits of {work.micro_rows} rows × {work.answer} tokens, in chunks"),
+        "prompts": (own.reading, f"sampling: one layer reads {work.decode_rows} prompts of up to {work.prompt} tokens"),
+        "next tokens": (own.sampling_logits, f"sampling: probabilities of the next token of {work.decode_rows} rows"),
+        "activations": (own.activations, f"update: what {work.micro_rows} rows leave for the backward pass"),
+        "backward": (own.backward, f"update: gradients inside one layer, of {work.micro_rows} rows"),
+        "head": (own.update_logits, f"update: logits of {work.micro_rows} rows × {work.answer} tokens, in parts"),
         "runtime": (RUNTIME if own.cpu else 0, "libraries that load later, the tokenizer"),
     }
-    lines = [f"memory     in MB, per process above the imports; form {form_name(form)}"]
+    lines = [f"memory     in MB, of one process, above what the imports take; form {form_name(form)}"]
     for name, (size, note) in rows.items():
         if size:
-            lines.append(f"           {name:<12}{size / MB:>12,.1f}   {note}".rstrip())
+            lines.append(f"           {name:<12}{size / MB:>12,.1f}   {note}")
     told = ", ".join(f"{name} {size / MB:,.0f}" for name, size in phases.items())
-    lines.append(f"           {'peak':<12}{own.peak / MB:>12,.1f}   {told}; rewards that are models come on top")
-    lines.append("           other forms on this model would need")
+    lines.append(f"           {'peak':<12}{own.peak / MB:>12,.1f}   the most that lives at once: {told}")
+    lines.append("           rewards that are models come on top; peaks of other forms on this model:")
     for name, plan in others.items():
         lines.append(f"           {plan.peak / MB:>24,.1f}   {name}")
     return lines

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 
-from hydralign.config import PPOConfig, Recipe
+from hydralign.config import Config, PPOConfig, Recipe
 from hydralign.config.compare import CompareConfig
-from hydralign.config.model import LoraForm
+from hydralign.config.model import HydraForm, LoraForm, ModelConfig
 from hydralign.config.reward import Labels, RewardConfig
 from hydralign.config.sft import SFTConfig
 from hydralign.data.packing import TokenSequence, packed
@@ -22,6 +23,7 @@ from hydralign.loops.sft import max_tokens_of
 from hydralign.loops.supervised import steps_of
 from hydralign.models.forms import whole_model
 from hydralign.models.sizes import sizes_of
+from hydralign.models.whole import adapter_of
 from hydralign.processes import Processes
 
 
@@ -34,7 +36,8 @@ def plan_sft(recipe: Recipe, config: SFTConfig, processes: Processes) -> list[st
     return [
         loaded.describe(),
         f"steps      {steps_of(config, rows):,} of {config.batch.rows} rows, out of {rows:,}",
-        *size_lines(student.trained(), student.fixed()),
+        *_form_lines(config.model or recipe.model),
+        *size_lines(student.trained(), student.fixed(), config.optimizer.type),
         f"sample     read: {_shown(student.tokenizer, sample, 0, sample.learned_from)}",
         f"           learned: {_shown(student.tokenizer, sample, max(1, sample.learned_from), len(sample.ids))}",
     ]
@@ -55,7 +58,8 @@ def plan_reward(recipe: Recipe, config: RewardConfig, processes: Processes) -> l
     return [
         loaded.describe(),
         f"steps      {steps_of(config, rows):,} of {config.batch.rows} rows, out of {rows:,}",
-        *size_lines(scorer.trained(), scorer.fixed()),
+        *_form_lines(config.model or recipe.model, frozen=config.freeze_layers),
+        *size_lines(scorer.trained(), scorer.fixed(), config.optimizer.type),
         *(f"{side}: {decode(ids[-60:])!r} (the end; {len(ids)} tokens)" for side, ids in shown.items()),
     ]
 
@@ -69,11 +73,39 @@ def plan_ppo(recipe: Recipe, config: PPOConfig, processes: Processes) -> list[st
     return [
         loaded.prompts.report.describe(),
         f"proof      {len(loaded.held_out)} held-out prompts, answered before and after",
-        parameter_line(policy.trained(), policy.fixed()),
+        *_start_lines(config.model or recipe.model),
+        f"{parameter_line(policy.trained(), policy.fixed())}{_copied(config.model or recipe.model)}",
         *_memory_of_ppo(recipe, config, loaded, processes),
         f"answers    up to {sampling_plan(config.sampling, recipe.seed).longest} tokens; context {policy.context}",
         f"prompt     {ppo_run.prompt_preview(loaded.prompts.train[0], source)}",
     ]
+
+
+def _form_lines(model: ModelConfig, *, frozen: int = 0) -> list[str]:
+    """What a supervised section makes of a hydra form, which asks for less than it trains."""
+    if not isinstance(model.form, HydraForm):
+        return []
+    rest = f" above the {frozen} of freeze_layers" if frozen else ""
+    return [f"form       hydra is for ppo: this section trains every layer{rest}"]
+
+
+def _start_lines(model: ModelConfig) -> list[str]:
+    """Which adapter and base ppo starts from, where it goes on from the two as one model."""
+    adapter = None if model.path is None else adapter_of(model.path)
+    if adapter is None:
+        return []
+    return [f"start      adapter {model.path}, merged into its base {adapter.base_model_name_or_path}"]
+
+
+def later_lines(recipe: Recipe, title: str, config: Config, missing: Sequence[Path]) -> list[str]:
+    """What can be told of a section that starts from what an earlier one has not made yet."""
+    items = recipe.sft if isinstance(recipe.sft, tuple) else (recipe.sft,)
+    taught = items[-1] and items[-1].model
+    start = config.model if isinstance(config, PPOConfig) else None
+    lines = [f"later      {title} waits for {', '.join(map(str, missing))}, which an earlier section makes"]
+    if taught and isinstance(taught.form, LoraForm) and start and start.path and Path(start.path) in missing:
+        lines.append(f"start      the adapter that sft makes, merged into its base {taught.path}")
+    return lines
 
 
 def _memory_of_ppo(recipe: Recipe, config: PPOConfig, loaded: ppo_run.Loaded, processes: Processes) -> list[str]:
@@ -117,11 +149,13 @@ def plan_compare(recipe: Recipe, config: CompareConfig, processes: Processes) ->
     ]
 
 
-def size_lines(trained: Mapping[str, torch.nn.Parameter], fixed: Sequence[torch.Tensor]) -> list[str]:
+def size_lines(
+    trained: Mapping[str, torch.nn.Parameter], fixed: Sequence[torch.Tensor], optimizer: str = "adamw"
+) -> list[str]:
     """Parameter counts, and the memory in MB that lasts throughout a run: weights, gradients, AdamW's two moments."""
     gradients = sum(p.numel() * p.element_size() for p in trained.values())
     weights = gradients + sum(p.numel() * p.element_size() for p in fixed)
-    parts = {"weights": weights, "gradients": gradients, "optimizer": 2 * gradients}
+    parts = {"weights": weights, "gradients": gradients, "optimizer": 2 * gradients if optimizer == "adamw" else 0}
     told = ", ".join(f"{name} {size / 2**20:,.1f} MB" for name, size in parts.items())
     return [
         parameter_line(trained, fixed),
@@ -135,6 +169,14 @@ def parameter_line(trained: Mapping[str, torch.nn.Parameter], fixed: Sequence[to
     counts = [sum(p.numel() for p in parameters) for parameters in (trained.values(), fixed)]
     of_head = f" ({head:,} of them in the value head)" if head else ""
     return f"parameters {counts[0]:,} trained{of_head}, {counts[1]:,} frozen"
+
+
+def _copied(model: ModelConfig) -> str:
+    """Why a policy counts more parameters than its model has."""
+    form = model.form
+    if isinstance(form, LoraForm) and form.adapter is None and form.unfrozen_layers is None:
+        return ""
+    return " (with the reference's own copy of what is trained)"
 
 
 def _shown(tokenizer: Any, sequence: TokenSequence, start: int, end: int) -> str:

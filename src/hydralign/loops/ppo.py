@@ -25,6 +25,7 @@ from hydralign.generation.sampler import Sampler, sample
 from hydralign.loops.checks import check_start
 from hydralign.loops.estimate import estimate
 from hydralign.loops.interruption import interruptible
+from hydralign.loops.remedies import ppo_remedies
 from hydralign.loops.schedule import learning_rate_at, set_learning_rate
 from hydralign.loops.state import PPOState, checkpoints, load_checkpoint, save_checkpoint
 from hydralign.loops.update import LossWeights, make_optimizer, update
@@ -133,11 +134,13 @@ def sampling_plan(config: SamplingConfig, seed: int) -> SamplingPlan:
 def _rows_at_once(config: PPOConfig, parts: PPOParts, step: Callable[[], int]) -> tuple[MicroRows, MicroRows]:
     """(micro_rows, decode_rows) of the whole run: what once ran out of memory is not tried again. Events name both."""
 
+    remedies = ppo_remedies(config, parts.processes.device.type)
+
     def begin(name: str, rows: int) -> MicroRows:
         def note(fewer: int) -> None:
             parts.tracker.event(step(), "out_of_memory", {name: fewer})
 
-        return MicroRows(rows, name=name, speaks=parts.processes.main, on_change=note)
+        return MicroRows(rows, name=name, speaks=parts.processes.main, on_change=note, remedies=remedies)
 
     return begin("micro_rows", config.batch.micro_rows), begin("decode_rows", config.sampling.decode_rows)
 

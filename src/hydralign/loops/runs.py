@@ -10,21 +10,23 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from transformers.utils.logging import disable_progress_bar
 
-from hydralign.config import Recipe, describe, diff, dump_recipe, load_config, load_recipe
+from hydralign.config import Config, HydraForm, Recipe, describe, diff, dump_recipe, load_config, load_recipe
 from hydralign.errors import ConfigError, RunFolderError, did_you_mean
 from hydralign.evaluation.statistics import Difference
 from hydralign.loops.compare_run import run_compare
-from hydralign.loops.plans import plan_compare, plan_ppo, plan_reward, plan_sft
+from hydralign.loops.plans import later_lines, plan_compare, plan_ppo, plan_reward, plan_sft
 from hydralign.loops.ppo_run import run_ppo
 from hydralign.loops.reward_run import run_reward
 from hydralign.loops.section import RESULT
 from hydralign.loops.sft_run import run_sft
 from hydralign.processes import Processes, launched_processes
 from hydralign.progress import say
+
+C = TypeVar("C", bound=Config)
 
 
 @dataclass(frozen=True)
@@ -177,8 +179,10 @@ def claim_folder(output: Path, recipe: Recipe) -> None:
 def conflicts(stored: Recipe, recipe: Recipe, output: Path) -> list[str]:
     """Settings that results in the folder were made with and that are others now; none without such results.
 
-    Sections that have no folder yet, and kinds of data that the stored recipe did not name, may be added or changed.
+    Sections that have no folder yet, and kinds of data that the stored recipe did not name, may be added or changed;
+    where a rollout's states lie changes no result.
     """
+    stored, recipe = (_states_anywhere(one) for one in (stored, recipe))
     made, wanted = (_made_items(one, output) for one in (stored, recipe))
     if not made and not wanted:
         return []
@@ -190,8 +194,17 @@ def conflicts(stored: Recipe, recipe: Recipe, output: Path) -> list[str]:
         # The stored recipe may have been without the section for a while; its own folder tells what made it.
         own = output / title / "config.yaml"
         before = load_config(type(config), own) if own.exists() else made.get(title, config)
-        differences += [f"{title}.{line}" for line in diff(before, config)]
+        differences += [f"{title}.{line}" for line in diff(_states_anywhere(before), _states_anywhere(config))]
     return differences
+
+
+def _states_anywhere(config: C) -> C:
+    """The config with a hydra form's trunk states in the default place."""
+    model = getattr(config, "model", None)
+    if model is None or not isinstance(model.form, HydraForm):
+        return config
+    form = model.form.model_copy(update={"offload": HydraForm().offload})
+    return config.model_copy(update={"model": model.model_copy(update={"form": form})})
 
 
 def _made_items(recipe: Recipe, output: Path) -> dict[str, Any]:
@@ -209,8 +222,7 @@ def plan(recipe: Recipe, section: str | None = None) -> str:
     for item in (item for name in names for item in required_items(recipe, name)):
         missing = missing_parts(recipe, item)
         if missing:
-            waits = ", ".join(map(str, missing))
-            told = [f"later      {item.title} waits for {waits}, which an earlier section makes"]
+            told = later_lines(recipe, item.title, item.config, missing)
         else:
             told = SECTIONS[item.section].plan(recipe, item.config, processes)
         parts.append("\n".join([describe_item(recipe, item, processes), "", *told]))

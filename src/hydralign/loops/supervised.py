@@ -20,6 +20,7 @@ from torch import Tensor
 from hydralign.config.training import SupervisedConfig
 from hydralign.errors import ConfigError, MemoryLimitError, NonFiniteError
 from hydralign.loops.interruption import interruptible
+from hydralign.loops.remedies import supervised_remedies
 from hydralign.loops.schedule import learning_rate_at, set_learning_rate
 from hydralign.loops.section import Records
 from hydralign.loops.state import checkpoints, read_checkpoint, write_checkpoint
@@ -74,7 +75,11 @@ def learn(
             f"The run in {folder} ended with {bad} poisoned steps in a row, so it has not learned. Lower the "
             "learning rate or use precision fp32, delete that folder, and run again.",
         )
-    fits = MicroRows(config.batch.micro_rows, on_change=lambda rows: _short_of_memory(records, step, rows))
+    fits = MicroRows(
+        config.batch.micro_rows,
+        on_change=lambda rows: _short_of_memory(records, step, rows),
+        remedies=supervised_remedies(config),
+    )
     with (
         interruptible() as interrupted,
         progress(lesson.name, lesson.steps, start=step, stream=_quiet(processes)) as bar,

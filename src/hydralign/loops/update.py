@@ -26,6 +26,7 @@ from hydralign.loops.metrics import Sums
 from hydralign.memory import MicroRows
 from hydralign.models.policy import Policy
 from hydralign.processes import ALONE, Processes
+from hydralign.rollout import count_anew
 from hydralign.types import Estimates, Experience, Rows, TrunkUse
 
 
@@ -159,7 +160,11 @@ def accumulate(
     tokens, answers = processes.sum(local.to(processes.device)).tolist()
     count = tokens if weights.average == "token" else answers
     by_length_B = index_B[rows.lengths_B[index_B].argsort(stable=True)]
-    forget = partial(optimizer.zero_grad, set_to_none=True)
+    forget, recount = partial(optimizer.zero_grad, set_to_none=True), count_anew(policy)
+
+    def undo() -> None:
+        forget()
+        recount()
 
     def gradients(at_once: int) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, str]:
         stats, losses, drift = dict[str, Tensor](), dict[str, Tensor](), torch.zeros(())
@@ -175,7 +180,7 @@ def accumulate(
         return stats, losses, drift, ""
 
     forget()
-    stats, losses, drift, where = MicroRows.of(micro_rows).run(gradients, processes, total=len(index_B), undo=forget)
+    stats, losses, drift, where = MicroRows.of(micro_rows).run(gradients, processes, total=len(index_B), undo=undo)
     if processes.any(bool(where)):
         forget()
         raise NonFiniteError(

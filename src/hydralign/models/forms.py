@@ -13,10 +13,11 @@ from hydralign.models.causal import CausalModel
 from hydralign.models.full import FullPolicy
 from hydralign.models.heads import ValueHead
 from hydralign.models.hydra import HydraPolicy
-from hydralign.models.loading import load_model, prepare_model
+from hydralign.models.loading import prepare_model
 from hydralign.models.lora import LoraPolicy
 from hydralign.models.policy import Policy
 from hydralign.models.saving import load_value_branch, load_value_head, require_no_value_branch
+from hydralign.models.whole import load_whole
 
 
 def load_policy(
@@ -30,14 +31,15 @@ def load_policy(
 ) -> Policy:
     """A policy from a model folder or hub id; its value head is the one saved there, or a new one at zero.
 
-    Raises ModelError or TokenizerError when the folder cannot be trained from.
+    An adapter in `path` is merged into the base that it names, unless the form trains adapters itself. Raises
+    ModelError or TokenizerError when the folder cannot be trained from.
     """
-    if (Path(path) / "adapter_config.json").exists():
+    if isinstance(form, LoraForm) and (Path(path) / "adapter_config.json").exists():
         raise ModelError(
             f"model.path={path!r} is an adapter, not a whole model: what it adapts is unknown here. Name the base "
             "under model.path and the adapter under model.form: {type: lora, adapter: ...}."
         )
-    model, tokenizer = load_model(path, pad_token=pad_token, device=device)
+    model, tokenizer = load_whole(path, pad_token=pad_token, device=device)
     if Path(path).exists():
         # An adapter saved from this model names it; an absolute name is found from any folder.
         model.name_or_path = model.config.name_or_path = str(Path(path).resolve())

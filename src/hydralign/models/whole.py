@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import warnings
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import torch
 from peft import PeftConfig, PeftModel
+from peft.tuners.lora import LoraLayer
 from transformers import AutoTokenizer
 
 from hydralign.errors import ModelError
@@ -73,15 +75,30 @@ def base_of(adapter: Any, path: str) -> str:
 
 
 def merged(model: Any, adapter: Any, folder: str) -> Any:
-    """The model with the adapter added to its weights."""
+    """The model with the adapter added to its weights, all of which learn as those of a loaded model do."""
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+            warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`", category=UserWarning)
             warnings.filterwarnings("error", message="Found missing adapter keys")
             adapted: Any = PeftModel.from_pretrained(model, folder, config=adapter)
-            return adapted.merge_and_unload()
+            _require_untied(model, folder)
+            # PEFT froze the base.
+            return adapted.merge_and_unload().requires_grad_(True)
     except (RuntimeError, ValueError, UserWarning) as error:
         raise ModelError(
             f"Adapter {folder!r} does not fit the base model that it names: {str(error).splitlines()[0]} "
             "Correct base_model_name_or_path in its adapter_config.json, or name a whole model."
         ) from error
+
+
+def _require_untied(model: Any, folder: str) -> None:
+    """Raise ModelError when an adapted weight is used in a second place, which merging would change too."""
+    uses = Counter(id(p) for _, p in model.named_parameters(remove_duplicate=False))
+    for name, module in model.named_modules():
+        if isinstance(module, LoraLayer) and any(uses[id(p)] > 1 for p in module.get_base_layer().parameters()):
+            raise ModelError(
+                f"Adapter {folder!r} adapts {name}, whose weight is tied to another layer's: merged, it would change "
+                "both. Train the adapter without that layer (model.form.targets), or go on with it under "
+                "model.form: {type: lora, adapter: ...}."
+            )
