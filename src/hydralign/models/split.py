@@ -16,7 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from hydralign.errors import ModelError
+from hydralign.memory import is_out_of_memory
 from hydralign.models.loading import context_of
+
+STRANGE = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What an architecture raises that is not built the way a caller takes for granted."""
+
+
+def told(error: Exception) -> str:
+    """The error's class and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
 
 
 def layer_path(body: nn.Module) -> str:
@@ -157,10 +166,11 @@ def check_split(model: Any, top: int) -> int:
     for settings in [{}, narrow] if narrow else [{}]:
         try:
             gap, scale = _gap(body, layers.start, layers.stop, states_BTD, settings)
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        except STRANGE as error:
+            if is_out_of_memory(error):
+                raise
             raise ModelError(
-                f"{type(model).__name__} cannot be run in two parts ({type(error).__name__}: "
-                f"{str(error).splitlines()[0] if str(error) else 'no message'}): what stands between its layers is "
+                f"{type(model).__name__} cannot be run in two parts ({told(error)}): what stands between its layers is "
                 "not known here. Use model.form: {type: full} or {type: lora} without unfrozen_layers."
             ) from error
         if not gap <= 1e-5 * max(1.0, scale):
