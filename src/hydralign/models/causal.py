@@ -7,6 +7,7 @@ the mask would only cost time, and positions count from 0 as in pre-training.
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any
 
 import torch
@@ -31,9 +32,10 @@ class CausalModel:
         self.model = model
         self.body = model.base_model if body is None else body
         self.entry = entry
-        self.last_parts = narrow.last_parts(self.body)
         self.head = OutputHead(model)
         self.precision = precision
+        with self.autocast():
+            self.last_parts = narrow.tried(narrow.last_parts(self.body), self.body, partial(allowed_gap, precision))
         self.takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
 
     @property
