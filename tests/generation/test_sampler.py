@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -11,6 +12,7 @@ import torch
 from hydralign.errors import ConfigError, DataError, NonFiniteError
 from hydralign.generation import sample
 from hydralign.generation.sampler import draw, truncate
+from hydralign.models.heads import OutputHead
 from hydralign.models.policy import Policy
 from hydralign.testing import ScriptedSampler, tiny_policy, tiny_prompts
 from hydralign.types import Prompt, SamplingPlan
@@ -152,6 +154,23 @@ def test_nan_in_logits_is_an_event_that_names_the_position(tokenizer: Any) -> No
     with pytest.raises(NonFiniteError, match="NaN or infinity") as caught:
         sample(policy, prompt, SamplingPlan(max_new_tokens=8, min_new_tokens=8))
     assert caught.value.where == "sampler/logits/position 3"
+
+
+def test_temperature_so_low_that_logits_overflow_is_named(policy: Policy, prompts: list[Prompt]) -> None:
+    with pytest.raises(NonFiniteError, match=r"dividing by temperature 1e-39 overflows. Raise sampling.temp") as caught:
+        sample(policy, prompts, replace(PLAN, temperature=1e-39))
+    assert caught.value.where == "sampler/logprobs/position 0"
+
+
+def test_tokens_at_minus_infinity_are_never_drawn_and_no_event(
+    policy: Policy, many: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shaped = OutputHead._shaped
+    barred = torch.arange(300) % 3 > 0
+    monkeypatch.setattr(OutputHead, "_shaped", lambda head, x: shaped(head, x).masked_fill(barred, -math.inf))
+    rollout = sample(policy, many, PLAN)
+    assert set((rollout.rows.response_BR[rollout.rows.mask_BR] % 3).tolist()) == {0}
+    assert rollout.old_logprobs_BR.isfinite().all()
 
 
 def test_scripted_sampler_says_what_it_was_told(tokenizer: Any) -> None:

@@ -39,7 +39,8 @@ def sample(policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan) -> Rol
     """One answer per prompt, by ancestral sampling from softmax(logits / temperature).
 
     Rows are decoded `plan.decode_rows` at a time, similar prompt lengths together. Raises ConfigError when a prompt
-    and its answer do not fit the context, NonFiniteError when logits hold NaN or infinity.
+    and its answer do not fit the context, NonFiniteError when logits hold NaN or infinity, or overflow by a low
+    temperature. Minus infinity for tokens that are not drawn is fine: it only says that they are impossible.
     """
     check_context(policy, prompts, plan)
     rows = np.arange(plan.first_row, plan.first_row + len(prompts))
