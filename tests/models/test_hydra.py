@@ -25,6 +25,7 @@ from hydralign.models.cache import RoomyCache
 from hydralign.models.heads import OutputHead
 from hydralign.models.loading import prepare_model
 from hydralign.models.split import layers_of
+from hydralign.models.student import load_student
 from hydralign.rollout import collect
 from hydralign.testing import LengthReward, tiny_tokenizer
 from hydralign.types import Experience, Prompt, Rows, SamplingPlan
@@ -448,9 +449,11 @@ def adapter_weights(folder: str) -> dict[str, Tensor]:
 def test_an_adapter_that_changes_the_trunk_is_refused(below: int | None, tmp_path: Path, tokenizer: Any) -> None:
     path, adapter = saved_base("llama", tmp_path / "base", tokenizer), str(tmp_path / "adapter")
     load_policy(path, form=LoraForm(rank=2, unfrozen_layers=below)).export(Path(adapter))
-    with pytest.raises(ModelError, match="the adapter changes .*layers.*, which is not in the top 2 layers") as error:
-        load_policy(path, form=LoraForm(adapter=adapter, unfrozen_layers=2))
-    assert "Leave unfrozen_layers out" in str(error.value)
+    for load in (load_policy, load_student):
+        with pytest.raises(ModelError, match="the adapter changes .*layers.*, which is not in the top 2 lay") as error:
+            load(path, form=LoraForm(adapter=adapter, unfrozen_layers=2))
+        assert "Leave unfrozen_layers out" in str(error.value)
+        load(path, form=LoraForm(adapter=adapter, unfrozen_layers=below))
 
 
 def test_a_value_branch_file_that_cannot_be_read_is_named(tmp_path: Path, tokenizer: Any) -> None:
