@@ -32,8 +32,6 @@ from hydralign.types import Evaluation, Rows
 class HydraPolicy:
     """Policy form `hydra`, and `lora` on the top layers only."""
 
-    trunk: Trunk | None
-
     def __init__(
         self,
         model: Any,
@@ -67,7 +65,7 @@ class HydraPolicy:
             store_frozen_in_bf16(model)
         self.whole = CausalModel(model, precision=precision)
         dtype = torch.bfloat16 if (states or precision) == "bf16" else torch.float32
-        self.trunk = self._trunk = Trunk(self.whole, first, dtype=dtype, offload=offload)
+        self.trunk = Trunk(self.whole, first, dtype=dtype, offload=offload)
         top = part(model.base_model, first, first + unfrozen_layers)
         self.causal = self._branch(top)
         self.values = self._branch(copy_of_trained(top)) if value == "branch" else None
@@ -90,7 +88,7 @@ class HydraPolicy:
         return self.values is None
 
     def _with_states(self, rows: Rows) -> Rows:
-        return rows if rows.trunk_BTD is not None else rows.with_trunk(self._trunk.states(rows))
+        return rows if rows.trunk_BTD is not None else rows.with_trunk(self.trunk.states(rows))
 
     def evaluate(self, rows: Rows, *, entropy_gradient: bool = False) -> Evaluation:
         """Log-probabilities, values and entropies of the responses, from the branches alone."""
