@@ -100,13 +100,23 @@ def _shell(module: Any, config: Any) -> Any:
 
 
 def _shortened(config: Any, first: int, last: int) -> Any:
-    """The config of a part: its number of layers, and the types of these."""
+    """The config of a part: its number of layers, and their types. Raises ModelError where these cannot be set."""
     short = copy.deepcopy(config)
     short.num_hidden_layers = last - first
     for name in ("layer_types", "no_rope_layers", "attention_layers"):
         kinds = getattr(config, name, None)
-        if isinstance(kinds, list) and len(kinds) == config.num_hidden_layers:
+        if not isinstance(kinds, list) or len(kinds) != config.num_hidden_layers:
+            continue
+        # Some configs derive the list from the number of layers, and let nobody set it.
+        if getattr(short, name, None) == kinds[first:last]:
+            continue
+        try:
             setattr(short, name, kinds[first:last])
+        except AttributeError as error:
+            raise ModelError(
+                f"{type(config).__name__}.{name} cannot be set ({told(error)}): a part of the model would take its "
+                "layers for others. Use model.form: {type: full} or {type: lora} without unfrozen_layers."
+            ) from error
     return short
 
 
@@ -158,6 +168,8 @@ def check_split(model: Any, top: int) -> int:
     sequences longer than its sliding window (which is set to a few positions for the check).
     """
     body, layers = model.base_model, top_layers(model, top)
+    for first, last in ((0, layers.start), (layers.start, layers.stop)):
+        _shortened(body.config, first, last)
     embeddings = model.get_input_embeddings()
     columns = min(12, context_of(body))
     ids_BT = torch.arange(2 * columns, device=embeddings.weight.device).view(2, columns) % embeddings.weight.shape[0]
