@@ -114,6 +114,10 @@ class CausalModel:
         values_N = value_head(hidden_ND if values is None else values.final_states(rows))
         return Evaluation(*(spread(x_N, rows) for x_N in (logprobs_N, values_N, entropy_N)))
 
+    def read_values(self, rows: Rows, value_head: ValueHead) -> Tensor:
+        """values_BR alone, by the same path as `evaluate`."""
+        return spread(value_head(self.final_states(rows)), rows)
+
     def reference(self, rows: Rows, stop_ids: tuple[int, ...]) -> Tensor:
         """logprobs_BR alone, by the same path as `evaluate`."""
         logprobs_N, _ = self.logprobs(self.final_states(rows), rows, stop_ids, entropy=False)

@@ -100,6 +100,10 @@ class HydraPolicy:
             values=self.values,
         )
 
+    def read_values(self, rows: Rows) -> Tensor:
+        """Values of the responses, from the branch that has them."""
+        return (self.values or self.causal).read_values(self._with_states(rows), self.value_head)
+
     @torch.no_grad()
     def reference(self, rows: Rows) -> Tensor:
         """ref_logprobs_BR of the branch as it was at the start."""

@@ -72,6 +72,10 @@ class LoraPolicy:
         """Log-probabilities, values and entropies of the responses."""
         return self.causal.evaluate(rows, self.value_head, self.stop_ids, entropy_gradient=entropy_gradient)
 
+    def read_values(self, rows: Rows) -> Tensor:
+        """Values of the responses."""
+        return self.causal.read_values(rows, self.value_head)
+
     @torch.no_grad()
     def reference(self, rows: Rows) -> Tensor:
         """ref_logprobs_BR with the adapters off, or set to the adapter that training started from."""

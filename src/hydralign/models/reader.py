@@ -58,6 +58,11 @@ class Reader:
         return self.causal.evaluate(rows, self._no_values, self.stop_ids, entropy_gradient=entropy_gradient)
 
     @torch.no_grad()
+    def read_values(self, rows: Rows) -> Tensor:
+        """Zeros."""
+        return self.causal.read_values(rows, self._no_values)
+
+    @torch.no_grad()
     def reference(self, rows: Rows) -> Tensor:
         """ref_logprobs_BR of the other model."""
         return self._reference.reference(rows, self.stop_ids)
