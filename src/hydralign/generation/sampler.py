@@ -91,6 +91,21 @@ class _Drawn:
         self.finished_B = torch.zeros(rows, dtype=torch.bool)
         self.trunk_BTD: Tensor | None = None
 
+    def add_steps(self, index_B: Tensor, steps: Sequence[tuple[Tensor, ...]]) -> None:
+        """Write what some rows were given. A step has, for each row still in the batch: its place in `index_B`, token,
+        log-probability, value, whether it had not ended before, and whether it stops here.
+        """
+        position_N = torch.arange(len(steps)).repeat_interleave(torch.tensor([len(step[0]) for step in steps]))
+        place_N, tokens_N, logprobs_N, values_N, live_N, stopped_N = (
+            torch.cat(x).cpu() for x in zip(*steps, strict=True)
+        )
+        at_N, position_N = index_B[place_N[live_N]], position_N[live_N]
+        self.tokens_BR[at_N, position_N] = tokens_N[live_N]
+        self.logprobs_BR[at_N, position_N] = logprobs_N[live_N]
+        self.values_BR[at_N, position_N] = values_N[live_N]
+        self.lengths_B += at_N.bincount(minlength=len(self.lengths_B))
+        self.finished_B[at_N[stopped_N[live_N]]] = True
+
     def add_trunk(self, index_B: Tensor, trunk_BTD: Tensor, columns: int) -> None:
         """Keep the trunk states of some rows; `columns` is the most that any row of the call can have."""
         if self.trunk_BTD is None:
@@ -148,7 +163,8 @@ def _decode(
 ) -> None:
     """Decode some rows to their ends and write them into `drawn`. `index_B` are their places there.
 
-    The device is asked once per token: how many rows go on, and whether any of them met NaN or infinity.
+    The device is asked once per token: how many rows go on, and whether any of them met NaN or infinity. All else
+    waits there for the end of the batch.
     """
     device = policy.device
     width = int(limits_B.max())
@@ -162,7 +178,7 @@ def _decode(
     for position in range(width):
         logits_BV, values_B = decoding.predict()
         tokens_B, logprobs_B = draw(logits_BV, uniforms_BR[place_B, position], plan, policy.stop_ids, position)
-        stopped_B = torch.isin(tokens_B, stop_S)
+        stopped_B = (tokens_B[:, None] == stop_S).any(dim=1)
         steps.append((place_B, tokens_B, logprobs_B, values_B, ~done_B, stopped_B))
         done_B = done_B | stopped_B | (position + 1 >= limits_B[place_B])
         live, (left, bad) = left, torch.stack([(~done_B).sum(), (~torch.isfinite(logprobs_B)).sum()]).tolist()
@@ -178,21 +194,14 @@ def _decode(
             break
         decoding.append(tokens_B, live)
         if left <= (1 - COMPACT_SHARE) * len(done_B):
-            keep_B = (~done_B).nonzero().squeeze(1)
+            keep_B = done_B.byte().argsort(stable=True)[:left]
             decoding.keep(keep_B)
             place_B, done_B = place_B[keep_B], done_B[keep_B]
     trunk_BTD = decoding.trunk_states()
     if trunk_BTD is not None:
         longest = max(len(prompt.token_ids) for prompt in prompts)
         drawn.add_trunk(index_B, trunk_BTD, longest + drawn.tokens_BR.shape[1])
-    for position, step in enumerate(steps):
-        place_B, tokens_B, logprobs_B, values_B, live_B, stopped_B = (x.cpu() for x in step)
-        at_B = index_B[place_B[live_B]]
-        drawn.tokens_BR[at_B, position] = tokens_B[live_B]
-        drawn.logprobs_BR[at_B, position] = logprobs_B[live_B]
-        drawn.values_BR[at_B, position] = values_B[live_B]
-        drawn.lengths_B[at_B] = position + 1
-        drawn.finished_B[at_B] = stopped_B[live_B]
+    drawn.add_steps(index_B, steps)
 
 
 def draw(
