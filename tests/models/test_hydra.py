@@ -161,6 +161,23 @@ def test_states_are_stored_as_told(states: Any, dtype: torch.dtype, tokenizer: A
     assert rows.trunk_BTD.dtype == policy.trunk.states(rows).dtype == dtype
 
 
+@pytest.mark.parametrize("decode_rows", [1, 4, 64])
+@pytest.mark.parametrize("offload", [False, True])
+def test_kept_states_take_no_more_room_than_the_rows(offload: bool, decode_rows: int, tokenizer: Any) -> None:
+    policy = new_policy("llama", HydraForm(unfrozen_layers=2, offload=offload), tokenizer)
+    plan = replace(PLAN, max_new_tokens=32, decode_rows=decode_rows, seed=8)
+    rows = sample(policy, some_prompts(10), plan).rows
+    assert rows.trunk_BTD is not None
+    assert rows.trunk_BTD.shape == (*rows.tokens_BT.shape, 32)
+    longest = int(rows.prompt_lengths_B.argmax())
+    assert rows.lengths_B[longest] < rows.lengths_B.max() < 60  # a row of a later batch is the widest
+    assert rows.trunk_BTD.untyped_storage().nbytes() == rows.trunk_BTD.numel() * 4
+    for row, length in enumerate(rows.lengths_B.tolist()):
+        by_hand_TD = trunk_by_hand(policy, rows, row, 2)
+        torch.testing.assert_close(rows.trunk_BTD[row, :length], by_hand_TD, atol=1e-5, rtol=0)
+    assert not rows.trunk_BTD.isnan().any()
+
+
 def test_offloading_takes_states_to_the_cpu_and_else_they_stay(tokenizer: Any) -> None:
     elsewhere = torch.zeros(1, 2, 32, device="meta")
     assert new_policy("llama", HydraForm(unfrozen_layers=1), tokenizer).trunk.stored(elsewhere).device.type == "meta"

@@ -48,7 +48,8 @@ def sample(policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan) -> Rol
     uniforms_BR = keyed_uniforms(seed=plan.seed, iteration=plan.iteration, rows=rows, positions=int(limits_B.max()))
     by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row].token_ids))
     drawn = _Drawn(len(prompts), int(limits_B.max()))
-    for start in range(0, len(prompts), plan.decode_rows):
+    # The longest first: their width is mostly that of all, and what does not fit into memory is known at once.
+    for start in reversed(range(0, len(prompts), plan.decode_rows)):
         index_B = torch.tensor(by_length[start : start + plan.decode_rows])
         _decode(policy, prompts, plan, index_B, limits_B[index_B], torch.from_numpy(uniforms_BR)[index_B], drawn)
     return drawn.rollout(policy, prompts, plan)
@@ -107,10 +108,14 @@ class _Drawn:
         self.finished_B[at_N[stopped_N[live_N]]] = True
 
     def add_trunk(self, index_B: Tensor, trunk_BTD: Tensor, columns: int) -> None:
-        """Keep the trunk states of some rows; `columns` is the most that any row of the call can have."""
-        if self.trunk_BTD is None:
+        """Keep the first `columns` trunk states of some rows. What is kept is as wide as the widest row so far."""
+        kept_BTD = self.trunk_BTD
+        if kept_BTD is None or kept_BTD.shape[1] < columns:
             self.trunk_BTD = trunk_BTD.new_zeros(len(self.lengths_B), columns, trunk_BTD.shape[2])
-        self.trunk_BTD[index_B, : trunk_BTD.shape[1]] = trunk_BTD
+            if kept_BTD is not None:
+                self.trunk_BTD[:, : kept_BTD.shape[1]] = kept_BTD
+        assert self.trunk_BTD is not None
+        self.trunk_BTD[index_B, :columns] = trunk_BTD[:, :columns]
 
     def rollout(self, policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan) -> Rollout:
         """The rows as a policy reads them, and the texts without special tokens."""
@@ -118,7 +123,7 @@ class _Drawn:
         answers = [ids[:n].tolist() for ids, n in zip(self.tokens_BR, self.lengths_B.tolist(), strict=True)]
         rows = pack_rows(prompt_ids, answers, plan=plan, pad_id=policy.tokenizer.pad_token_id, device=policy.device)
         if self.trunk_BTD is not None:
-            rows = rows.with_trunk(self.trunk_BTD[:, : rows.tokens_BT.shape[1]])
+            rows = rows.with_trunk(self.trunk_BTD)
         width = rows.width
         return Rollout(
             prompts=tuple(prompts),
@@ -197,11 +202,12 @@ def _decode(
             keep_B = done_B.byte().argsort(stable=True)[:left]
             decoding.keep(keep_B)
             place_B, done_B = place_B[keep_B], done_B[keep_B]
+    drawn.add_steps(index_B, steps)
     trunk_BTD = decoding.trunk_states()
     if trunk_BTD is not None:
-        longest = max(len(prompt.token_ids) for prompt in prompts)
-        drawn.add_trunk(index_B, trunk_BTD, longest + drawn.tokens_BR.shape[1])
-    drawn.add_steps(index_B, steps)
+        answers = drawn.lengths_B[index_B].tolist()
+        columns = max(len(prompts[i].token_ids) + n for i, n in zip(index_B.tolist(), answers, strict=True))
+        drawn.add_trunk(index_B, trunk_BTD, columns)
 
 
 def draw(

@@ -87,7 +87,9 @@ class CachedDecoding:
 
     def trunk_states(self) -> Tensor | None:
         """trunk_BTD of all rows that the batch began with, right-padded; None without a trunk."""
-        return None if self.trunk is None or self.harvest_BTD is None else self.trunk.stored(self.harvest_BTD)
+        if self.trunk is None or self.harvest_BTD is None:
+            return None
+        return self.trunk.stored(self.harvest_BTD[:, : self.columns])
 
     def _append(self, tokens_B: Tensor, real: int, body: Any) -> None:
         self.columns += 1
