@@ -34,6 +34,10 @@ class SeparatePolicy(FullPolicy):
             rows, self.value_head, self.stop_ids, entropy_gradient=entropy_gradient, values=self.values
         )
 
+    def read_values(self, rows: Rows) -> Tensor:
+        """Values from the value model."""
+        return self.values.read_values(rows, self.value_head)
+
     def trained(self) -> dict[str, nn.Parameter]:
         """All weights of policy and value model."""
         body = self.values.body.named_parameters()

@@ -37,10 +37,10 @@ def collect(
 ) -> Experience:
     """Answer `prompts`, score the answers, and read the reference; `reward` is a function or weighted terms.
 
-    In fp32 the old log-probabilities and values are the sampler's own. In bf16, where decoding with a cache and a
-    full forward pass differ, both are read again by the path that the update uses. A shared trunk is run for rows
-    that the sampler did not harvest. `micro_rows`, and the plan's `decode_rows`, are halved whenever memory runs out;
-    a `MicroRows` of either remembers it for the next call.
+    In fp32 the old log-probabilities and values are the sampler's own, but for values of a branch that sampling does
+    not run. In bf16, where decoding with a cache and a full forward pass differ, both are read again by the path that
+    the update uses. A shared trunk is run for rows that the sampler did not harvest. `micro_rows`, and the plan's
+    `decode_rows`, are halved whenever memory runs out; a `MicroRows` of either remembers it for the next call.
     """
     decoding, reading = decode_rows or MicroRows(plan.decode_rows, name="decode_rows"), MicroRows.of(micro_rows)
     before = policy.trunk and policy.trunk.use
@@ -69,11 +69,12 @@ def count_anew(policy: Policy) -> Callable[[], None]:
 def _read(policy: Policy, rollout: Rollout, micro_rows: int) -> tuple[Tensor, Tensor, Tensor]:
     """(old_logprobs_BR, ref_logprobs_BR, values_BR), all from micro-batches of one size."""
     ref_logprobs_BR = reference_rows(policy, rollout.rows, micro_rows)
-    exact = policy.precision == "fp32"
-    if exact and policy.samples_values:
-        return rollout.old_logprobs_BR, ref_logprobs_BR, rollout.values_BR
-    old = evaluate_rows(policy, rollout.rows, micro_rows)
-    return rollout.old_logprobs_BR if exact else old.logprobs_BR, ref_logprobs_BR, old.values_BR
+    if policy.precision != "fp32":
+        old = evaluate_rows(policy, rollout.rows, micro_rows)
+        return old.logprobs_BR, ref_logprobs_BR, old.values_BR
+    told = policy.samples_values
+    values_BR = rollout.values_BR if told else value_rows(policy, rollout.rows, micro_rows)
+    return rollout.old_logprobs_BR, ref_logprobs_BR, values_BR
 
 
 def require_finite(named: Mapping[str, Tensor]) -> None:
@@ -150,6 +151,12 @@ def trunk_states(trunk: Trunk, rows: Rows, micro_rows: int) -> Tensor:
 def evaluate_rows(policy: Policy, rows: Rows, micro_rows: int) -> Evaluation:
     """`policy.evaluate` on any number of rows, without gradient, by the very path that updates use."""
     return Evaluation(*by_micro_batch(rows, micro_rows, policy.evaluate))
+
+
+@torch.no_grad()
+def value_rows(policy: Policy, rows: Rows, micro_rows: int) -> Tensor:
+    """`policy.read_values` on any number of rows, without gradient."""
+    return by_micro_batch(rows, micro_rows, lambda few: [policy.read_values(few)])[0]
 
 
 def reference_rows(policy: Policy, rows: Rows, micro_rows: int) -> Tensor:

@@ -172,7 +172,7 @@ class Rows:
         prompt, response = self.prompt_lengths_B[index_B], self.response_lengths_B[index_B]
         longest = int((prompt + response).max()) if len(index_B) else 0
         device = self.tokens_BT.device
-        trunk = None if self.trunk_BTD is None else self.trunk_BTD[index_B, :longest].to(device, non_blocking=True)
+        trunk = None if self.trunk_BTD is None else self.trunk_BTD[index_B, :longest].to(device)
         return replace(
             self,
             tokens_BT=self.tokens_BT[index_B, :longest],

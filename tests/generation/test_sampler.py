@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import math
+import sys
+import traceback
+from collections import Counter
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from hydralign.errors import ConfigError, DataError, NonFiniteError
 from hydralign.generation import sample
 from hydralign.generation.sampler import draw, truncate
+from hydralign.models.heads import OutputHead
 from hydralign.models.policy import Policy
 from hydralign.testing import ScriptedSampler, tiny_policy, tiny_prompts
 from hydralign.types import Prompt, SamplingPlan
@@ -152,6 +158,58 @@ def test_nan_in_logits_is_an_event_that_names_the_position(tokenizer: Any) -> No
     with pytest.raises(NonFiniteError, match="NaN or infinity") as caught:
         sample(policy, prompt, SamplingPlan(max_new_tokens=8, min_new_tokens=8))
     assert caught.value.where == "sampler/logits/position 3"
+
+
+def test_temperature_so_low_that_logits_overflow_is_named(policy: Policy, prompts: list[Prompt]) -> None:
+    with pytest.raises(NonFiniteError, match=r"dividing by temperature 1e-39 overflows. Raise sampling.temp") as caught:
+        sample(policy, prompts, replace(PLAN, temperature=1e-39))
+    assert caught.value.where == "sampler/logprobs/position 0"
+
+
+def test_tokens_at_minus_infinity_are_never_drawn_and_no_event(
+    policy: Policy, many: list[Prompt], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shaped = OutputHead._shaped
+    barred = torch.arange(300) % 3 > 0
+    monkeypatch.setattr(OutputHead, "_shaped", lambda head, x: shaped(head, x).masked_fill(barred, -math.inf))
+    rollout = sample(policy, many, PLAN)
+    assert set((rollout.rows.response_BR[rollout.rows.mask_BR] % 3).tolist()) == {0}
+    assert rollout.old_logprobs_BR.isfinite().all()
+
+
+class Waits(TorchFunctionMode):
+    """Counts what waits for a device: calls that hand numbers to Python or to the CPU, or make a shape of them."""
+
+    NAMES = frozenset({
+        "cpu", "item", "tolist", "numpy", "nonzero", "unique", "argwhere", "masked_select", "isin",
+        "__bool__", "__int__", "__float__", "__index__",
+    })  # fmt: skip
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        callers = [frame.f_code.co_name for frame, _ in traceback.walk_stack(sys._getframe(1))]
+        theirs = any("transformers" in frame.f_code.co_filename for frame, _ in traceback.walk_stack(sys._getframe(1)))
+        if func.__name__ in self.NAMES and "_decode" in callers and not theirs:
+            self.found.append(func.__name__)
+        return func(*args, **(kwargs or {}))
+
+
+def test_the_device_is_asked_once_per_token_and_a_few_times_per_batch(policy: Policy, many: list[Prompt]) -> None:
+    favour_stopping(policy, share=0.1)
+    found: list[list[str]] = []
+    for new_tokens in (5, 25):
+        with Waits() as waits:
+            rollout = sample(policy, many, replace(PLAN, max_new_tokens=new_tokens))
+        assert rollout.rows.width == new_tokens
+        assert 0 < int(rollout.finished_B.sum()) < len(many)
+        found.append(waits.found)
+    more = Counter(found[1])
+    more.subtract(found[0])
+    assert {name: count for name, count in more.items() if count} == {"tolist": 20}
+    assert len(found[0]) < 20
 
 
 def test_scripted_sampler_says_what_it_was_told(tokenizer: Any) -> None:

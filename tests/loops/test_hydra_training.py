@@ -18,9 +18,10 @@ from hydralign.config.model import HydraForm, LoraForm
 from hydralign.loops.estimate import estimate
 from hydralign.loops.update import LossWeights, make_optimizer, update
 from hydralign.models.split import layers_of
-from hydralign.rollout import collect, reference_rows
+from hydralign.rollout import collect, evaluate_rows, reference_rows
 from hydralign.testing import ScriptedSampler
 from hydralign.types import Estimates, Experience, TrunkUse
+from tests.conftest import shake
 from tests.models.test_hydra import FEW, FORMS, PLAN, new_policy, some_prompts
 from tests.models.test_split import FAMILIES, LAYERS
 
@@ -112,6 +113,20 @@ def test_every_token_crosses_the_trunk_once_and_the_count_is_true(
     assert experience.rollout.finished_B.sum() > 3
     assert stats["trunk_passes_per_token"] == 1.0
     assert stats["trunk_pad_share"] == use.pad / (use.real + use.pad)
+
+
+@pytest.mark.parametrize("form", ["k1", "k2-values"])
+def test_collecting_in_fp32_reads_values_of_a_branch_alone(
+    form: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = new_policy("llama", form, tokenizer)
+    shake(policy)
+    with monkeypatch.context() as patch:
+        patch.setattr(policy, "evaluate", None)
+        experience, _ = learnt(policy)
+    expected = evaluate_rows(policy, experience.rollout.rows, 16)
+    torch.testing.assert_close(experience.values_BR, expected.values_BR, atol=1e-5, rtol=1e-5)
+    assert expected.values_BR.abs().max() > 0.01
 
 
 def test_padding_is_counted_for_short_prompts_and_ended_rows(tokenizer: Any) -> None:

@@ -25,6 +25,7 @@ from hydralign.models.cache import RoomyCache
 from hydralign.models.heads import OutputHead
 from hydralign.models.loading import prepare_model
 from hydralign.models.split import layers_of
+from hydralign.models.student import load_student
 from hydralign.rollout import collect
 from hydralign.testing import LengthReward, tiny_tokenizer
 from hydralign.types import Experience, Prompt, Rows, SamplingPlan
@@ -158,6 +159,23 @@ def test_states_are_stored_as_told(states: Any, dtype: torch.dtype, tokenizer: A
     rows = collected(policy).rollout.rows
     assert rows.trunk_BTD is not None
     assert rows.trunk_BTD.dtype == policy.trunk.states(rows).dtype == dtype
+
+
+@pytest.mark.parametrize("decode_rows", [1, 4, 64])
+@pytest.mark.parametrize("offload", [False, True])
+def test_kept_states_take_no_more_room_than_the_rows(offload: bool, decode_rows: int, tokenizer: Any) -> None:
+    policy = new_policy("llama", HydraForm(unfrozen_layers=2, offload=offload), tokenizer)
+    plan = replace(PLAN, max_new_tokens=32, decode_rows=decode_rows, seed=8)
+    rows = sample(policy, some_prompts(10), plan).rows
+    assert rows.trunk_BTD is not None
+    assert rows.trunk_BTD.shape == (*rows.tokens_BT.shape, 32)
+    longest = int(rows.prompt_lengths_B.argmax())
+    assert rows.lengths_B[longest] < rows.lengths_B.max() < 60  # a row of a later batch is the widest
+    assert rows.trunk_BTD.untyped_storage().nbytes() == rows.trunk_BTD.numel() * 4
+    for row, length in enumerate(rows.lengths_B.tolist()):
+        by_hand_TD = trunk_by_hand(policy, rows, row, 2)
+        torch.testing.assert_close(rows.trunk_BTD[row, :length], by_hand_TD, atol=1e-5, rtol=0)
+    assert not rows.trunk_BTD.isnan().any()
 
 
 def test_offloading_takes_states_to_the_cpu_and_else_they_stay(tokenizer: Any) -> None:
@@ -448,9 +466,11 @@ def adapter_weights(folder: str) -> dict[str, Tensor]:
 def test_an_adapter_that_changes_the_trunk_is_refused(below: int | None, tmp_path: Path, tokenizer: Any) -> None:
     path, adapter = saved_base("llama", tmp_path / "base", tokenizer), str(tmp_path / "adapter")
     load_policy(path, form=LoraForm(rank=2, unfrozen_layers=below)).export(Path(adapter))
-    with pytest.raises(ModelError, match="the adapter changes .*layers.*, which is not in the top 2 layers") as error:
-        load_policy(path, form=LoraForm(adapter=adapter, unfrozen_layers=2))
-    assert "Leave unfrozen_layers out" in str(error.value)
+    for load in (load_policy, load_student):
+        with pytest.raises(ModelError, match="the adapter changes .*layers.*, which is not in the top 2 lay") as error:
+            load(path, form=LoraForm(adapter=adapter, unfrozen_layers=2))
+        assert "Leave unfrozen_layers out" in str(error.value)
+        load(path, form=LoraForm(adapter=adapter, unfrozen_layers=below))
 
 
 def test_a_value_branch_file_that_cannot_be_read_is_named(tmp_path: Path, tokenizer: Any) -> None:

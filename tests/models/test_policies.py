@@ -140,6 +140,21 @@ def test_values_start_at_zero_and_read_the_state_before_each_token(policy: Polic
     assert moved_R[3:].min() > 1e-6
 
 
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("form", FORMS)
+def test_values_alone_are_those_of_evaluate_and_need_no_output_head(
+    form: str, precision: str, rows: Rows, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    policy = tiny_policy(form=FORMS[form], precision=precision, tokenizer=tokenizer)
+    shake(policy)
+    with torch.no_grad():
+        expected_BR = policy.evaluate(rows).values_BR
+        monkeypatch.delattr(OutputHead, "block")
+        monkeypatch.delattr(OutputHead, "__call__")
+        assert torch.equal(policy.read_values(rows), expected_BR)
+    assert expected_BR.abs().max() > 1e-3
+
+
 def test_value_head_has_width_plus_one_parameters(policy: Policy) -> None:
     assert sum(p.numel() for n, p in policy.trained().items() if n.startswith("value_head.")) == 32 + 1
 

@@ -6,7 +6,8 @@ Tiny random models of five layers, with mixed layer types and sequences longer t
 from __future__ import annotations
 
 import copy
-from functools import cache
+from collections.abc import Callable
+from functools import cache, partial
 from types import SimpleNamespace
 from typing import Any
 
@@ -188,6 +189,28 @@ def test_gemma3n_whose_layers_share_keys_and_four_streams_is_refused(top: int) -
     model = new_model("gemma3n_text", **sizes, **per_layer, num_kv_shared_layers=2)
     with pytest.raises(ModelError, match="cannot be run in two parts"):
         check_split(model, top)
+
+
+def with_derived_types(family: str, derive: Callable[[Any], list[str]]) -> Any:
+    """A model whose config derives its layers' types from other entries and lets nobody set them."""
+    model = new_model(family)
+    derived = type("Derived", (type(model.config),), {"layer_types": property(derive)})
+    model.config.__class__ = model.base_model.config.__class__ = derived
+    return model
+
+
+def test_layer_types_that_cannot_be_set_are_no_obstacle_where_they_are_right_anyway() -> None:
+    model = with_derived_types("llama", lambda config: ["full_attention"] * config.num_hidden_layers)
+    assert check_split(model, 2) == LAYERS - 2
+    assert part(model.base_model, 3, LAYERS).config.layer_types == ["full_attention"] * 2
+
+
+def test_layer_types_that_cannot_be_set_to_those_of_a_part_are_refused_by_name() -> None:
+    model = with_derived_types("gemma3_text", lambda config: MIXED[: config.num_hidden_layers])
+    for cut in (partial(check_split, model, 2), partial(part, model.base_model, 3, LAYERS)):
+        with pytest.raises(ModelError, match=r"Derived.layer_types cannot be set \(AttributeError: .*setter") as error:
+            cut()
+        assert "{type: full} or {type: lora} without unfrozen_layers" in str(error.value)
 
 
 def test_a_body_with_two_lists_of_layers_is_refused() -> None:

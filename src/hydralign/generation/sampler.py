@@ -39,7 +39,8 @@ def sample(policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan) -> Rol
     """One answer per prompt, by ancestral sampling from softmax(logits / temperature).
 
     Rows are decoded `plan.decode_rows` at a time, similar prompt lengths together. Raises ConfigError when a prompt
-    and its answer do not fit the context, NonFiniteError when logits hold NaN or infinity.
+    and its answer do not fit the context, NonFiniteError when logits hold NaN or infinity, or overflow by a low
+    temperature. Minus infinity for tokens that are not drawn is fine: it only says that they are impossible.
     """
     check_context(policy, prompts, plan)
     rows = np.arange(plan.first_row, plan.first_row + len(prompts))
@@ -47,7 +48,8 @@ def sample(policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan) -> Rol
     uniforms_BR = keyed_uniforms(seed=plan.seed, iteration=plan.iteration, rows=rows, positions=int(limits_B.max()))
     by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row].token_ids))
     drawn = _Drawn(len(prompts), int(limits_B.max()))
-    for start in range(0, len(prompts), plan.decode_rows):
+    # The longest first: their width is mostly that of all, and what does not fit into memory is known at once.
+    for start in reversed(range(0, len(prompts), plan.decode_rows)):
         index_B = torch.tensor(by_length[start : start + plan.decode_rows])
         _decode(policy, prompts, plan, index_B, limits_B[index_B], torch.from_numpy(uniforms_BR)[index_B], drawn)
     return drawn.rollout(policy, prompts, plan)
@@ -90,11 +92,30 @@ class _Drawn:
         self.finished_B = torch.zeros(rows, dtype=torch.bool)
         self.trunk_BTD: Tensor | None = None
 
+    def add_steps(self, index_B: Tensor, steps: Sequence[tuple[Tensor, ...]]) -> None:
+        """Write what some rows were given. A step has, for each row still in the batch: its place in `index_B`, token,
+        log-probability, value, whether it had not ended before, and whether it stops here.
+        """
+        position_N = torch.arange(len(steps)).repeat_interleave(torch.tensor([len(step[0]) for step in steps]))
+        place_N, tokens_N, logprobs_N, values_N, live_N, stopped_N = (
+            torch.cat(x).cpu() for x in zip(*steps, strict=True)
+        )
+        at_N, position_N = index_B[place_N[live_N]], position_N[live_N]
+        self.tokens_BR[at_N, position_N] = tokens_N[live_N]
+        self.logprobs_BR[at_N, position_N] = logprobs_N[live_N]
+        self.values_BR[at_N, position_N] = values_N[live_N]
+        self.lengths_B += at_N.bincount(minlength=len(self.lengths_B))
+        self.finished_B[at_N[stopped_N[live_N]]] = True
+
     def add_trunk(self, index_B: Tensor, trunk_BTD: Tensor, columns: int) -> None:
-        """Keep the trunk states of some rows; `columns` is the most that any row of the call can have."""
-        if self.trunk_BTD is None:
+        """Keep the first `columns` trunk states of some rows. What is kept is as wide as the widest row so far."""
+        kept_BTD = self.trunk_BTD
+        if kept_BTD is None or kept_BTD.shape[1] < columns:
             self.trunk_BTD = trunk_BTD.new_zeros(len(self.lengths_B), columns, trunk_BTD.shape[2])
-        self.trunk_BTD[index_B, : trunk_BTD.shape[1]] = trunk_BTD
+            if kept_BTD is not None:
+                self.trunk_BTD[:, : kept_BTD.shape[1]] = kept_BTD
+        assert self.trunk_BTD is not None
+        self.trunk_BTD[index_B, :columns] = trunk_BTD[:, :columns]
 
     def rollout(self, policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan) -> Rollout:
         """The rows as a policy reads them, and the texts without special tokens."""
@@ -102,7 +123,7 @@ class _Drawn:
         answers = [ids[:n].tolist() for ids, n in zip(self.tokens_BR, self.lengths_B.tolist(), strict=True)]
         rows = pack_rows(prompt_ids, answers, plan=plan, pad_id=policy.tokenizer.pad_token_id, device=policy.device)
         if self.trunk_BTD is not None:
-            rows = rows.with_trunk(self.trunk_BTD[:, : rows.tokens_BT.shape[1]])
+            rows = rows.with_trunk(self.trunk_BTD)
         width = rows.width
         return Rollout(
             prompts=tuple(prompts),
@@ -147,7 +168,8 @@ def _decode(
 ) -> None:
     """Decode some rows to their ends and write them into `drawn`. `index_B` are their places there.
 
-    The device is asked once per token: how many rows go on, and whether any of them met NaN or infinity.
+    The device is asked once per token: how many rows go on, and whether any of them met NaN or infinity. All else
+    waits there for the end of the batch.
     """
     device = policy.device
     width = int(limits_B.max())
@@ -161,7 +183,7 @@ def _decode(
     for position in range(width):
         logits_BV, values_B = decoding.predict()
         tokens_B, logprobs_B = draw(logits_BV, uniforms_BR[place_B, position], plan, policy.stop_ids, position)
-        stopped_B = torch.isin(tokens_B, stop_S)
+        stopped_B = (tokens_B[:, None] == stop_S).any(dim=1)
         steps.append((place_B, tokens_B, logprobs_B, values_B, ~done_B, stopped_B))
         done_B = done_B | stopped_B | (position + 1 >= limits_B[place_B])
         live, (left, bad) = left, torch.stack([(~done_B).sum(), (~torch.isfinite(logprobs_B)).sum()]).tolist()
@@ -177,21 +199,15 @@ def _decode(
             break
         decoding.append(tokens_B, live)
         if left <= (1 - COMPACT_SHARE) * len(done_B):
-            keep_B = (~done_B).nonzero().squeeze(1)
+            keep_B = done_B.byte().argsort(stable=True)[:left]
             decoding.keep(keep_B)
             place_B, done_B = place_B[keep_B], done_B[keep_B]
+    drawn.add_steps(index_B, steps)
     trunk_BTD = decoding.trunk_states()
     if trunk_BTD is not None:
-        longest = max(len(prompt.token_ids) for prompt in prompts)
-        drawn.add_trunk(index_B, trunk_BTD, longest + drawn.tokens_BR.shape[1])
-    for position, step in enumerate(steps):
-        place_B, tokens_B, logprobs_B, values_B, live_B, stopped_B = (x.cpu() for x in step)
-        at_B = index_B[place_B[live_B]]
-        drawn.tokens_BR[at_B, position] = tokens_B[live_B]
-        drawn.logprobs_BR[at_B, position] = logprobs_B[live_B]
-        drawn.values_BR[at_B, position] = values_B[live_B]
-        drawn.lengths_B[at_B] = position + 1
-        drawn.finished_B[at_B] = stopped_B[live_B]
+        answers = drawn.lengths_B[index_B].tolist()
+        columns = max(len(prompts[i].token_ids) + n for i, n in zip(index_B.tolist(), answers, strict=True))
+        drawn.add_trunk(index_B, trunk_BTD, columns)
 
 
 def draw(

@@ -7,17 +7,19 @@ the mask would only cost time, and positions count from 0 as in pre-training.
 from __future__ import annotations
 
 import inspect
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hydralign.errors import ModelError
+from hydralign.memory import is_out_of_memory
 from hydralign.models import narrow
 from hydralign.models.heads import OutputHead, ValueHead
 from hydralign.models.logprobs import token_logprobs
 from hydralign.models.lookup import looked_up
-from hydralign.models.split import entering
+from hydralign.models.split import STRANGE, entering, told
 from hydralign.types import Evaluation, Rows
 
 
@@ -31,9 +33,10 @@ class CausalModel:
         self.model = model
         self.body = model.base_model if body is None else body
         self.entry = entry
-        self.last_parts = narrow.last_parts(self.body)
         self.head = OutputHead(model)
         self.precision = precision
+        with self.autocast():
+            self.last_parts = narrow.tried(narrow.last_parts(self.body), self.body, partial(allowed_gap, precision))
         self.takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
 
     @property
@@ -112,6 +115,10 @@ class CausalModel:
         values_N = value_head(hidden_ND if values is None else values.final_states(rows))
         return Evaluation(*(spread(x_N, rows) for x_N in (logprobs_N, values_N, entropy_N)))
 
+    def read_values(self, rows: Rows, value_head: ValueHead) -> Tensor:
+        """values_BR alone, by the same path as `evaluate`."""
+        return spread(value_head(self.final_states(rows)), rows)
+
     def reference(self, rows: Rows, stop_ids: tuple[int, ...]) -> Tensor:
         """logprobs_BR alone, by the same path as `evaluate`."""
         logprobs_N, _ = self.logprobs(self.final_states(rows), rows, stop_ids, entropy=False)
@@ -120,9 +127,17 @@ class CausalModel:
     def check_readout(self) -> None:
         """Raise ModelError unless body + head reproduce the model's own logits on a short input."""
         ids_BT = torch.arange(2 * 5, device=self.device).view(2, 5) % self.vocabulary
-        with torch.no_grad(), self.autocast():
-            whole = self.model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT)).logits.float()
-            states_BTD = self.body(inputs_embeds=self.embed(ids_BT), use_cache=False).last_hidden_state
+        try:
+            with torch.no_grad(), self.autocast():
+                whole = self.model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT)).logits.float()
+                states_BTD = self.body(inputs_embeds=self.embed(ids_BT), use_cache=False).last_hidden_state
+        except STRANGE as error:
+            if is_out_of_memory(error):
+                raise
+            raise ModelError(
+                f"{type(self.model).__name__} cannot be read as a body with a head ({told(error)}): values and "
+                "log-probabilities start from its final states. Use another architecture, or report this one."
+            ) from error
         width = self.model.config.get_text_config().hidden_size
         if states_BTD.shape[-1] != width:
             raise ModelError(
@@ -132,13 +147,17 @@ class CausalModel:
         with torch.no_grad(), self.autocast():
             ours = self.head(states_BTD)
         gap = (whole - ours).abs().max().item()
-        allowed = 1e-3 if self.precision == "fp32" else 3e-2
-        if not gap <= allowed * max(1.0, whole.abs().max().item()):
+        if not gap <= allowed_gap(self.precision, whole.abs().max().item()):
             raise ModelError(
                 f"{type(self.model).__name__}: logits from its body and its head differ from its own by {gap:.2g}: "
                 "this architecture changes them in a way that is not known here, and every log-probability would be "
                 "wrong. Use another architecture, or report this one."
             )
+
+
+def allowed_gap(precision: str, scale: float) -> float:
+    """How far two ways to the same numbers, the largest of size `scale`, may lie apart by rounding."""
+    return (1e-3 if precision == "fp32" else 3e-2) * max(1.0, scale)
 
 
 def spread(x_N: Tensor, rows: Rows) -> Tensor:

@@ -12,11 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hydralign.errors import ModelError
+from hydralign.memory import is_out_of_memory
 from hydralign.models.cache import RoomyCache
-from hydralign.models.causal import CausalModel
+from hydralign.models.causal import CausalModel, allowed_gap
 from hydralign.models.heads import ValueHead
 from hydralign.models.narrow import only_at
-from hydralign.models.split import leaving
+from hydralign.models.split import STRANGE, leaving, told
 from hydralign.models.trunk import Trunk
 
 
@@ -85,7 +87,9 @@ class CachedDecoding:
 
     def trunk_states(self) -> Tensor | None:
         """trunk_BTD of all rows that the batch began with, right-padded; None without a trunk."""
-        return None if self.trunk is None or self.harvest_BTD is None else self.trunk.stored(self.harvest_BTD)
+        if self.trunk is None or self.harvest_BTD is None:
+            return None
+        return self.trunk.stored(self.harvest_BTD[:, : self.columns])
 
     def _append(self, tokens_B: Tensor, real: int, body: Any) -> None:
         self.columns += 1
@@ -110,3 +114,52 @@ class CachedDecoding:
     def _keep_states(self, row_N: Tensor, position_N: Tensor, states_ND: Tensor) -> None:
         assert self.harvest_BTD is not None
         self.harvest_BTD[row_N, position_N] = states_ND.to(self.harvest_BTD.dtype)
+
+
+@torch.no_grad()
+def check_decoding(causal: CausalModel) -> None:
+    """Raise ModelError unless rows of unequal lengths, decoded with a cache, meet the states of a plain pass.
+
+    That is a prefill of a few tokens, a step, and a second one after a row has left. It belongs before sampling alone:
+    nothing is decoded in supervised training. Best in fp32, where a router of experts is not near a tie by rounding.
+    """
+    name = type(causal.model).__name__
+    cause = "most likely its layers keep more from token to token than keys and values"
+    way_out = (
+        "Sample from an architecture whose layers are all attention, such as gpt2, llama or qwen3; sft can train this "
+        "one."
+    )
+    try:
+        gap, scale = _decoding_gap(causal)
+    except STRANGE as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"{name} cannot be sampled with a key-value cache ({told(error)}): {cause}, and no answer could be drawn. "
+            f"{way_out}"
+        ) from error
+    if not gap <= allowed_gap(causal.precision, scale):
+        raise ModelError(
+            f"{name}: its states when it is sampled with a key-value cache differ from those of a plain pass by "
+            f"{gap:.2g}: {cause}, and answers would come from another distribution than the one that is trained. "
+            f"{way_out}"
+        )
+
+
+def _decoding_gap(causal: CausalModel) -> tuple[float, float]:
+    """Largest difference between decoded and plain states, and the largest plain state."""
+    device = causal.device
+    ids_BT = torch.arange(3 * 5, device=device).view(3, 5) % causal.vocabulary
+    with causal.autocast():
+        plain_BTD = causal.body(inputs_embeds=causal.embed(ids_BT), use_cache=False).last_hidden_state
+    row_B, column_B = torch.arange(3, device=device), torch.tensor([3, 1, 2], device=device)
+    prompts = [ids[:n] for ids, n in zip(ids_BT.tolist(), column_B.tolist(), strict=True)]
+    decoding = CachedDecoding(causal, ValueHead(plain_BTD.shape[2]).to(device), prompts, 2)
+    gaps = [decoding.hidden_BD - plain_BTD[row_B, column_B - 1]]
+    for stays in ([0, 1, 2], [0, 2]):
+        decoding.keep(torch.tensor(stays, device=device))
+        row_B, column_B = row_B[stays], column_B[stays]
+        decoding.append(ids_BT[row_B, column_B], len(stays))
+        gaps.append(decoding.hidden_BD - plain_BTD[row_B, column_B])
+        column_B = column_B + 1
+    return max(float(gap_BD.abs().max()) for gap_BD in gaps), float(plain_BTD.abs().max())

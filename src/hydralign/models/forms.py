@@ -10,6 +10,7 @@ import torch
 from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.errors import ModelError
 from hydralign.models.causal import CausalModel
+from hydralign.models.decoding import check_decoding
 from hydralign.models.full import FullPolicy
 from hydralign.models.heads import ValueHead
 from hydralign.models.hydra import HydraPolicy
@@ -62,10 +63,15 @@ def make_policy(
     precision: str = "fp32",
     seed: int = 0,
 ) -> Policy:
-    """A policy in the wanted form around a model in memory, which it takes over. `seed` seeds fresh adapters."""
+    """A policy in the wanted form around a model in memory, which it takes over. `seed` seeds fresh adapters.
+
+    Raises ModelError when the model is not understood, or cannot be sampled or trained in this form.
+    """
     form = form or FullForm()
     prepare_model(model, tokenizer)
-    CausalModel(model).check_readout()
+    causal = CausalModel(model)
+    causal.check_readout()
+    check_decoding(causal)
     head = value_head or ValueHead(model.config.hidden_size).to(model.device)
     if isinstance(form, HydraForm):
         shared = form.model_dump(include={"unfrozen_layers", "value", "states", "offload"})

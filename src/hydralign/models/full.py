@@ -45,6 +45,10 @@ class FullPolicy:
         """Log-probabilities, values and entropies of the responses."""
         return self.causal.evaluate(rows, self.value_head, self.stop_ids, entropy_gradient=entropy_gradient)
 
+    def read_values(self, rows: Rows) -> Tensor:
+        """Values of the responses."""
+        return self.causal.read_values(rows, self.value_head)
+
     @torch.no_grad()
     def reference(self, rows: Rows) -> Tensor:
         """ref_logprobs_BR of the model as it was at the start."""

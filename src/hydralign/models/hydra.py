@@ -32,8 +32,6 @@ from hydralign.types import Evaluation, Rows
 class HydraPolicy:
     """Policy form `hydra`, and `lora` on the top layers only."""
 
-    trunk: Trunk | None
-
     def __init__(
         self,
         model: Any,
@@ -67,7 +65,7 @@ class HydraPolicy:
             store_frozen_in_bf16(model)
         self.whole = CausalModel(model, precision=precision)
         dtype = torch.bfloat16 if (states or precision) == "bf16" else torch.float32
-        self.trunk = self._trunk = Trunk(self.whole, first, dtype=dtype, offload=offload)
+        self.trunk = Trunk(self.whole, first, dtype=dtype, offload=offload)
         top = part(model.base_model, first, first + unfrozen_layers)
         self.causal = self._branch(top)
         self.values = self._branch(copy_of_trained(top)) if value == "branch" else None
@@ -90,7 +88,7 @@ class HydraPolicy:
         return self.values is None
 
     def _with_states(self, rows: Rows) -> Rows:
-        return rows if rows.trunk_BTD is not None else rows.with_trunk(self._trunk.states(rows))
+        return rows if rows.trunk_BTD is not None else rows.with_trunk(self.trunk.states(rows))
 
     def evaluate(self, rows: Rows, *, entropy_gradient: bool = False) -> Evaluation:
         """Log-probabilities, values and entropies of the responses, from the branches alone."""
@@ -101,6 +99,10 @@ class HydraPolicy:
             entropy_gradient=entropy_gradient,
             values=self.values,
         )
+
+    def read_values(self, rows: Rows) -> Tensor:
+        """Values of the responses, from the branch that has them."""
+        return (self.values or self.causal).read_values(self._with_states(rows), self.value_head)
 
     @torch.no_grad()
     def reference(self, rows: Rows) -> Tensor:
@@ -152,12 +154,4 @@ def _train_top(model: Any, first: int, adapters: LoraForm | None, seed: int) -> 
         model.get_input_embeddings().requires_grad_(False)
         return None
     settings = adapters.model_dump(include={"rank", "alpha", "targets", "adapter"})
-    peft = adapt(model, **settings, precision="fp32", seed=seed, layers=range(first, first + len(top)))
-    inside = {id(p) for layer in top for p in layer.parameters()}
-    outside = [name for name, p in peft.named_parameters() if p.requires_grad and id(p) not in inside]
-    if outside:
-        raise ModelError(
-            f"model.form: the adapter changes {outside[0]}, which is not in the top {len(top)} layers: trunk and "
-            "output head must stay as they are to be shared. Leave unfrozen_layers out, or name another adapter."
-        )
-    return peft
+    return adapt(model, **settings, precision="fp32", seed=seed, layers=range(first, first + len(top)))

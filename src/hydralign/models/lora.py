@@ -24,6 +24,7 @@ from hydralign.models.heads import ValueHead
 from hydralign.models.loading import context_of, prepare_model, stop_ids_of
 from hydralign.models.precision import store_frozen_in_bf16
 from hydralign.models.saving import save_value_head, whole_folder
+from hydralign.models.split import layers_of
 from hydralign.models.trunk import Trunk
 from hydralign.types import Evaluation, Rows
 
@@ -70,6 +71,10 @@ class LoraPolicy:
     def evaluate(self, rows: Rows, *, entropy_gradient: bool = False) -> Evaluation:
         """Log-probabilities, values and entropies of the responses."""
         return self.causal.evaluate(rows, self.value_head, self.stop_ids, entropy_gradient=entropy_gradient)
+
+    def read_values(self, rows: Rows) -> Tensor:
+        """Values of the responses."""
+        return self.causal.read_values(rows, self.value_head)
 
     @torch.no_grad()
     def reference(self, rows: Rows) -> Tensor:
@@ -122,9 +127,9 @@ def adapt(
     layers: Sequence[int] | None = None,
 ) -> Any:
     """The model in PEFT's wrapping, frozen but for fresh adapters, or for a trained one to go on from; in bf16 mode its
-    matrices are stored in bf16. Fresh adapters are placed on the named `layers` only, by default on all.
+    matrices are stored in bf16. Adapters are placed on the named `layers` only, by default on all.
 
-    Raises ModelError when adapters and model do not fit each other.
+    Raises ModelError when adapters and model do not fit each other, or a trained adapter changes other layers.
     """
     model.requires_grad_(False)
     if precision == "bf16":
@@ -134,7 +139,21 @@ def adapt(
         warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
         if adapter is None:
             return _fresh_adapter(model, rank=rank, alpha=alpha, targets=targets, seed=seed, layers=layers)
-        return _trained_adapter(model, adapter)
+        peft = _trained_adapter(model, adapter)
+    if layers is not None:
+        _require_within(model, peft, layers)
+    return peft
+
+
+def _require_within(model: Any, peft: Any, layers: Sequence[int]) -> None:
+    """Raise ModelError when something is trained outside these layers."""
+    inside = {id(p) for number in layers for p in layers_of(model.base_model)[number].parameters()}
+    outside = [name for name, p in peft.named_parameters() if p.requires_grad and id(p) not in inside]
+    if outside:
+        raise ModelError(
+            f"model.form: the adapter changes {outside[0]}, which is not in the top {len(layers)} layers: trunk and "
+            "output head must stay as they are to be shared. Leave unfrozen_layers out, or name another adapter."
+        )
 
 
 def save_adapter(peft: Any, folder: Path) -> None:

@@ -46,7 +46,7 @@ class Policy(Protocol):
 
     @property
     def samples_values(self) -> bool:
-        """Whether the values that sampling tells are those of `evaluate`; else they must be read afterwards."""
+        """Whether the values that sampling tells are those of `evaluate`; else `read_values` must follow."""
 
     @property
     def trunk(self) -> Trunk | None:
@@ -61,6 +61,9 @@ class Policy(Protocol):
 
         Rows that bring trunk states spare the trunk.
         """
+
+    def read_values(self, rows: Rows) -> Tensor:
+        """values_BR alone, those of `evaluate` to the bit, without the output head's work."""
 
     def reference(self, rows: Rows) -> Tensor:
         """ref_logprobs_BR of the frozen reference, by the same path as `evaluate`; no gradient."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from hydralign.errors import ModelError
 from hydralign.models.causal import CausalModel
-from hydralign.models.decoding import CachedDecoding
+from hydralign.models.decoding import CachedDecoding, check_decoding
 from hydralign.models.heads import ValueHead
 from hydralign.models.loading import context_of, stop_ids_of
 from hydralign.models.precision import store_matrices_in_bf16
@@ -30,8 +30,9 @@ class Reader:
     def __init__(
         self, model: Any, tokenizer: Any, *, reference: CausalModel | None = None, precision: str = "fp32"
     ) -> None:
-        """Takes the model over. Raises ModelError when model and reference have other vocabularies."""
+        """Takes the model over. Raises ModelError when it cannot be sampled, or reference has other tokens."""
         model.requires_grad_(False)
+        check_decoding(CausalModel(model))
         if precision == "bf16":
             store_matrices_in_bf16(model)
         self.tokenizer, self.precision = tokenizer, precision
@@ -55,6 +56,11 @@ class Reader:
     def evaluate(self, rows: Rows, *, entropy_gradient: bool = False) -> Evaluation:
         """Log-probabilities and entropies of the responses; values are 0."""
         return self.causal.evaluate(rows, self._no_values, self.stop_ids, entropy_gradient=entropy_gradient)
+
+    @torch.no_grad()
+    def read_values(self, rows: Rows) -> Tensor:
+        """Zeros."""
+        return self.causal.read_values(rows, self._no_values)
 
     @torch.no_grad()
     def reference(self, rows: Rows) -> Tensor:

@@ -155,7 +155,7 @@ def _without_adapters(module: nn.Module) -> nn.Module:
 
 def _saved(causal: CausalModel, columns: int, answer: int, *, trained: bool) -> Saved:
     body, layer = _top_layer_alone(causal, trained=trained)
-    parts = last_parts(body)
+    parts = last_parts(body) if causal.last_parts else []
     per_token: list[float] = []
     for first in (0, columns - answer):
         read = [_bytes_saved(causal, body, layer, parts if first else [], rows, columns, first) for rows in (1, 2)]

@@ -16,7 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from hydralign.errors import ModelError
+from hydralign.memory import is_out_of_memory
 from hydralign.models.loading import context_of
+
+STRANGE = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What an architecture raises that is not built the way a caller takes for granted."""
+
+
+def told(error: Exception) -> str:
+    """The error's class and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
 
 
 def layer_path(body: nn.Module) -> str:
@@ -91,13 +100,23 @@ def _shell(module: Any, config: Any) -> Any:
 
 
 def _shortened(config: Any, first: int, last: int) -> Any:
-    """The config of a part: its number of layers, and the types of these."""
+    """The config of a part: its number of layers, and their types. Raises ModelError where these cannot be set."""
     short = copy.deepcopy(config)
     short.num_hidden_layers = last - first
     for name in ("layer_types", "no_rope_layers", "attention_layers"):
         kinds = getattr(config, name, None)
-        if isinstance(kinds, list) and len(kinds) == config.num_hidden_layers:
+        if not isinstance(kinds, list) or len(kinds) != config.num_hidden_layers:
+            continue
+        # Some configs derive the list from the number of layers, and let nobody set it.
+        if getattr(short, name, None) == kinds[first:last]:
+            continue
+        try:
             setattr(short, name, kinds[first:last])
+        except AttributeError as error:
+            raise ModelError(
+                f"{type(config).__name__}.{name} cannot be set ({told(error)}): a part of the model would take its "
+                "layers for others. Use model.form: {type: full} or {type: lora} without unfrozen_layers."
+            ) from error
     return short
 
 
@@ -149,6 +168,8 @@ def check_split(model: Any, top: int) -> int:
     sequences longer than its sliding window (which is set to a few positions for the check).
     """
     body, layers = model.base_model, top_layers(model, top)
+    for first, last in ((0, layers.start), (layers.start, layers.stop)):
+        _shortened(body.config, first, last)
     embeddings = model.get_input_embeddings()
     columns = min(12, context_of(body))
     ids_BT = torch.arange(2 * columns, device=embeddings.weight.device).view(2, columns) % embeddings.weight.shape[0]
@@ -157,10 +178,11 @@ def check_split(model: Any, top: int) -> int:
     for settings in [{}, narrow] if narrow else [{}]:
         try:
             gap, scale = _gap(body, layers.start, layers.stop, states_BTD, settings)
-        except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        except STRANGE as error:
+            if is_out_of_memory(error):
+                raise
             raise ModelError(
-                f"{type(model).__name__} cannot be run in two parts ({type(error).__name__}: "
-                f"{str(error).splitlines()[0] if str(error) else 'no message'}): what stands between its layers is "
+                f"{type(model).__name__} cannot be run in two parts ({told(error)}): what stands between its layers is "
                 "not known here. Use model.form: {type: full} or {type: lora} without unfrozen_layers."
             ) from error
         if not gap <= 1e-5 * max(1.0, scale):

@@ -1,0 +1,104 @@
+"""What is checked when a model is loaded: that body and head are known, and that sampling reads what training reads."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from hydralign.errors import ModelError
+from hydralign.models import make_policy
+from hydralign.models.cache import RoomyCache
+from hydralign.models.causal import CausalModel
+from hydralign.models.decoding import check_decoding
+from hydralign.models.loading import prepare_model
+from hydralign.models.reader import Reader
+from hydralign.models.student import Student
+from hydralign.testing import tiny_model
+from tests.conftest import FORMS
+from tests.models.test_families import GROUPED, SIZES
+
+MIXED = {**GROUPED, "num_hidden_layers": 4, "layer_types": ["linear_attention", "full_attention"] * 2}
+PLAIN = {"vocab_size": 300, "hidden_size": 32, "num_hidden_layers": 2, "bos_token_id": 0, "eos_token_id": 0}
+RECURRENT: dict[str, dict[str, Any]] = {
+    "lfm2": {**SIZES, "num_key_value_heads": 1, "layer_types": ["conv", "full_attention"]},
+    "qwen3_next": {
+        **MIXED, "linear_num_value_heads": 2, "linear_num_key_heads": 2, "linear_key_head_dim": 16,
+        "linear_value_head_dim": 16, "num_experts": 0,
+    },
+    "jamba": {
+        **SIZES, "num_key_value_heads": 1, "attn_layer_period": 2, "attn_layer_offset": 1, "num_experts": 1,
+        "num_experts_per_tok": 1, "mamba_d_state": 4, "mamba_dt_rank": 4,
+    },
+    "minimax": {**MIXED, "num_local_experts": 2, "num_experts_per_tok": 1, "block_size": 16},
+    "mamba": {**PLAIN, "state_size": 4},
+    "rwkv": {**PLAIN, "attention_hidden_size": 32, "intermediate_size": 64, "context_length": 64},
+}  # fmt: skip
+"""Layers that keep other state than keys and values. The last two take a cache and leave it alone."""
+
+
+def new_model(family: str, tokenizer: Any, **sizes: Any) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return prepare_model(AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **sizes)), tokenizer)
+
+
+@pytest.mark.parametrize("family", RECURRENT)
+def test_layers_with_a_state_of_their_own_are_refused_before_sampling_and_not_for_sft(
+    family: str, tokenizer: Any
+) -> None:
+    model = new_model(family, tokenizer, **RECURRENT[family])
+    Student(model, tokenizer)
+    reason = rf"{type(model).__name__}.* with a key-value cache .*keys and values"
+    policies: list[Any] = [partial(make_policy, form=form) for form in FORMS.values()]
+    for sampled in (*policies, Reader):
+        with pytest.raises(ModelError, match=reason) as error:
+            sampled(model, tokenizer)
+        assert "sft can train this one" in str(error.value)
+
+
+@pytest.mark.parametrize("part", ["mask", "rows"])
+@pytest.mark.parametrize("family", ["gpt2", "llama"])
+def test_decoding_that_forgets_padding_or_who_left_is_noticed(
+    family: str, part: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(tokenizer, family=family)
+    check_decoding(CausalModel(model))
+    if part == "mask":
+        forward = model.base_model.forward
+        monkeypatch.setattr(
+            model.base_model, "forward", lambda *, position_ids=None, attention_mask=None, **x: forward(**x)
+        )
+    else:
+        select = RoomyCache.batch_select_indices
+        monkeypatch.setattr(
+            RoomyCache, "batch_select_indices", lambda cache, rows: select(cache, torch.arange(len(rows)))
+        )
+    with pytest.raises(ModelError, match=r"differ from those of a plain pass by \d"):
+        check_decoding(CausalModel(model))
+
+
+def test_a_body_without_final_states_is_refused_by_name(tokenizer: Any) -> None:
+    experts = {"num_local_experts": 2, "num_experts_per_tok": 1, "intermediate_size_mlp": 64}
+    model = new_model("llama4_text", tokenizer, **GROUPED, **experts)
+    assert model.base_model is model
+    for read in (make_policy, Student):
+        with pytest.raises(ModelError, match=r"Llama4ForCausalLM cannot be read as a body .*no .*last_hidden_state"):
+            read(model, tokenizer)
+
+
+def test_memory_that_runs_out_in_a_check_is_no_fault_of_the_architecture(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: Any, **__: Any) -> Tensor:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(CausalModel, "embed", full)
+    causal = CausalModel(tiny_model(tokenizer))
+    for check in (causal.check_readout, lambda: check_decoding(causal)):
+        with pytest.raises(torch.OutOfMemoryError):
+            check()
