@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from functools import partial
+from itertools import count
 from typing import Any
 
 import pytest
@@ -79,6 +81,23 @@ def test_decoding_that_forgets_padding_or_who_left_is_noticed(
             RoomyCache, "batch_select_indices", lambda cache, rows: select(cache, torch.arange(len(rows)))
         )
     with pytest.raises(ModelError, match=r"differ from those of a plain pass by \d"):
+        check_decoding(CausalModel(model))
+
+
+def test_states_that_turn_into_no_numbers_while_decoding_are_noticed(
+    tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(tokenizer)
+    forward, calls = model.base_model.forward, count()
+
+    def poisoned(**inputs: Any) -> Any:
+        out = forward(**inputs)
+        if inputs.get("past_key_values") is not None and next(calls) == 1:
+            out.last_hidden_state = out.last_hidden_state * math.nan
+        return out
+
+    monkeypatch.setattr(model.base_model, "forward", poisoned)
+    with pytest.raises(ModelError, match="differ from those of a plain pass by nan"):
         check_decoding(CausalModel(model))
 
 

@@ -4,8 +4,7 @@ Parameters are counted, a layer's work is measured (`models/sizes.py`), and the 
 same time. Left out: rewards that are models, and the second and later processes on one machine.
 
 Moments and gradients of the last optimizer step live on while the next answers are sampled. An update begins by
-forgetting the gradients; it needs most either when its forward pass ends, or, where the embeddings are also the output
-head, when the gradients of the two meet.
+forgetting the gradients; it needs most when its forward pass ends.
 """
 
 from __future__ import annotations
@@ -235,9 +234,10 @@ def _update_logits(sizes: ModelSizes, work: Work, precision: str, cpu: bool, lea
         # Logits, exponentials, a product of both; per token the sums over blocks, and the gradient that is kept.
         return float(block * (3 * FP32 + product) + FP32 * sizes.width * (3 * chunk + tokens))
     logits, table = chunk * sizes.vocabulary, sizes.vocabulary * sizes.width
-    # One tensor of logits, then probabilities, then their gradient; and the head's gradient. In bf16 a copy of each,
-    # and of the weights.
-    return float(logits * (FP32 + product) + table * (FP32 + 2 * product))
+    # One tensor of logits, then probabilities, then their gradient; and the head's gradient, of a chunk and of those
+    # before it. In bf16 a copy of each, and of the weights.
+    tables = 1 if chunk == tokens else 2
+    return float(logits * (FP32 + product) + table * (tables * FP32 + 2 * product))
 
 
 def memory_lines(own: MemoryPlan, form: Form, others: Mapping[str, MemoryPlan], work: Work) -> list[str]:

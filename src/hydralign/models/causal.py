@@ -55,7 +55,7 @@ class CausalModel:
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
         """Input states_BTD, fp32. Passing states instead of ids also spares transformers' own search for pad ids."""
-        return looked_up(self.model.get_input_embeddings(), tokens_BT)
+        return looked_up(self.model.get_input_embeddings(), tokens_BT, head=self.head.linear)
 
     def states(self, rows: Rows) -> Tensor:
         """states_BTD after the final norm, at every position of the rows."""

@@ -162,4 +162,4 @@ def _decoding_gap(causal: CausalModel) -> tuple[float, float]:
         decoding.append(ids_BT[row_B, column_B], len(stays))
         gaps.append(decoding.hidden_BD - plain_BTD[row_B, column_B])
         column_B = column_B + 1
-    return max(float(gap_BD.abs().max()) for gap_BD in gaps), float(plain_BTD.abs().max())
+    return float(torch.cat(gaps).abs().max()), float(plain_BTD.abs().max())

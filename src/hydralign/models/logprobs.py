@@ -1,9 +1,9 @@
 """Log-probabilities of response tokens from final states, in chunks.
 
 Only states that predict a response token enter, so logits of prompt positions never exist; of the rest, no more
-than a chunk of logits lives at once. A frozen head passes gradients on that are formed with each chunk, so that
-nothing is stored or computed again. Of a trained one the probabilities are kept, or computed again chunk by chunk
-in the backward pass where there are too many.
+than a chunk of logits lives at once. A frozen head passes gradients on that are formed with each chunk: one vector
+per state is kept, and nothing is computed again. Of a trained one the probabilities are kept, or computed again
+chunk by chunk in the backward pass where there are too many.
 """
 
 from __future__ import annotations
@@ -26,6 +26,10 @@ PASSING_ROWS = 512
 BLOCK_ELEMENTS = {"cpu": 1 << 19, "other": 1 << 24}
 """Logits that a softmax reads at once: on a CPU so few that its steps find them in a cache."""
 
+IMPOSSIBLE = -1e4
+"""Lower than any logit below the largest whose exponential is not 0: where a model rules tokens out, 0 · (-inf) is no
+number, and 0 · this is."""
+
 
 def shape_logits(logits_NV: Tensor, *, temperature: float, stop_ids: Sequence[int], blocked_N: Tensor) -> Tensor:
     """The logits whose softmax is the sampling distribution: divided by temperature, stop tokens masked.
@@ -33,12 +37,12 @@ def shape_logits(logits_NV: Tensor, *, temperature: float, stop_ids: Sequence[in
     `blocked_N` is True where the row is still below its minimum length. Sampler, policy and reference all call
     this one function. Masked logits get the lowest finite number, so that entropies stay finite.
     """
-    if temperature != 1.0:
-        logits_NV = logits_NV / temperature
+    if temperature == 1.0 and not stop_ids:
+        return logits_NV
+    shaped_NV = logits_NV / temperature
     for stop in stop_ids:
-        column_N = logits_NV[:, stop].masked_fill(blocked_N, torch.finfo(logits_NV.dtype).min)
-        logits_NV = logits_NV.index_copy(1, torch.tensor([stop], device=logits_NV.device), column_N[:, None])
-    return logits_NV
+        shaped_NV[:, stop].masked_fill_(blocked_N, torch.finfo(logits_NV.dtype).min)
+    return shaped_NV
 
 
 def token_logprobs(
@@ -118,6 +122,7 @@ class _Read(torch.autograd.Function):
             mass_n1 = e_nV.sum(-1, keepdim=True)
             log_mass_n = mass_n1.log().squeeze(1)
             chosen_N[row_n] = z_nV.gather(1, targets_N[row_n, None]).squeeze(1) - log_mass_n
+            z_nV.clamp_(min=IMPOSSIBLE)
             entropy_N[row_n] = log_mass_n - _dot(e_nV, z_nV) / mass_n1.squeeze(1)
             logits_NV[row_n] = e_nV / mass_n1
         ctx.save_for_backward(logits_NV, targets_N, blocked_N, entropy_N)
@@ -166,7 +171,7 @@ def _passed(
     Each result of a token depends on its own state alone, so its gradient is one vector of width D: with e the
     exponentials and s their sum, (W_y - eᵀW/s)/τ for the log-probability, (log p + H averaged likewise) for the
     entropy. The vocabulary is read in blocks, each block's weights once for both products, under a running maximum
-    as in flash attention (Dao et al. 2022): no row of logits is ever whole.
+    as in flash attention (Dao et al. 2022), so that many states at once need no whole rows of logits.
     """
     learns = torch.is_grad_enabled() and hidden_ND.requires_grad
     with torch.no_grad():
@@ -209,7 +214,7 @@ class _Softmax:
         top_N1 = torch.maximum(self.top_N1, logits_NB.amax(-1, keepdim=True))
         fall_N1 = self.top_N1 - top_N1
         shrink_N1 = fall_N1.exp()
-        z_NB = logits_NB.sub_(top_N1)
+        z_NB = logits_NB.sub_(top_N1).clamp_(min=IMPOSSIBLE)
         e_NB = z_NB.exp()
         height_N1 = _dot(e_NB, z_NB)[:, None]
         self.height_N1 = shrink_N1 * (self.height_N1 + fall_N1 * self.mass_N1) + height_N1

@@ -1,4 +1,4 @@
-"""Token embeddings whose gradient is added to what the output head has left.
+"""Token embeddings whose gradient is added to what a tied output head has left.
 
 Where both are one matrix, autograd makes a dense gradient of each and adds them in a third: for a vocabulary of
 50,000 and two hundred tokens a step, a third of the time that training a small model whole takes. Here the rows that
@@ -7,25 +7,43 @@ were looked up are added into the head's gradient, which is there by then.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 
-def looked_up(lookup: nn.Module, tokens_BT: Tensor) -> Tensor:
-    """Input states_BTD, fp32. Their gradient goes into the `.grad` of the embedding's weight when `backward` runs.
+def looked_up(lookup: nn.Module, tokens_BT: Tensor, *, head: nn.Module) -> Tensor:
+    """Input states_BTD, fp32.
 
-    Look-ups that do more than read rows (scaling, another norm) are called as they are.
+    Of a trained embedding that is the head's matrix too, their gradient goes into the weight's `.grad` when a full
+    `backward()` comes by. `torch.autograd.grad` and hooks on the weight see the head's part alone. On a GPU the order
+    of the additions is not fixed. Every other look-up is called as it is.
     """
-    if type(lookup) is not nn.Embedding or not (torch.is_grad_enabled() and lookup.weight.requires_grad):
+    tied = type(lookup) is nn.Embedding and lookup.weight is head.weight
+    if not (tied and torch.is_grad_enabled() and lookup.weight.requires_grad):
         return lookup(tokens_BT).float()
-    weight = lookup.weight
-    states_BTD = weight.detach()[tokens_BT].float().requires_grad_()
+    return _Rows.apply(torch.zeros((), requires_grad=True), lookup, tokens_BT)
 
-    def add(gradient_BTD: Tensor) -> None:
+
+class _Rows(torch.autograd.Function):
+    """Rows of a matrix that autograd does not see: were it an input, its two gradients would meet before `.grad`.
+
+    In its place stands a number, so that what is made of the rows has a gradient at all.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, _: Tensor, lookup: nn.Embedding, tokens_BT: Tensor) -> Tensor:
+        ctx.weight, ctx.tokens_BT = lookup.weight, tokens_BT
+        return lookup.weight.detach()[tokens_BT].float()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *upstream: Tensor) -> tuple[None, None, None]:
+        weight = ctx.weight
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
-        rows_ND = gradient_BTD.flatten(0, 1).to(weight.dtype)
-        weight.grad.index_add_(0, tokens_BT.flatten(), rows_ND)
-
-    states_BTD.register_hook(add)
-    return states_BTD
+        rows_ND = upstream[0].flatten(0, 1).to(weight.dtype)
+        weight.grad.index_add_(0, ctx.tokens_BT.flatten(), rows_ND)
+        return None, None, None
