@@ -5,27 +5,21 @@ Models of tests/models/test_split.py: five layers, mixed layer types, rows longe
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 from functools import cache, partial
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor
 
-from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
-from hydralign.errors import ModelError
+from hydralign.config.model import Form, HydraForm, LoraForm
 from hydralign.generation import sample
 from hydralign.loops.checks import check_start
-from hydralign.models import load_policy, logprobs, make_policy
+from hydralign.models import make_policy
 from hydralign.models.cache import RoomyCache
-from hydralign.models.heads import OutputHead
 from hydralign.models.loading import prepare_model
 from hydralign.models.split import layers_of
-from hydralign.models.student import load_student
 from hydralign.rollout import collect
 from hydralign.testing import LengthReward, tiny_tokenizer
 from hydralign.types import Experience, Prompt, Rows, SamplingPlan
@@ -280,218 +274,3 @@ def test_value_branch_is_a_trained_copy_that_moves_no_logprob() -> None:
     after = policy.evaluate(rows)
     assert torch.equal(before.logprobs_BR, after.logprobs_BR)
     assert (before.values_BR - after.values_BR).abs().max() > 1e-3
-
-
-# The frozen head.
-
-
-def by_autograd(
-    head: OutputHead, hidden_ND: Tensor, targets_N: Tensor, blocked_N: Tensor, temperature: float, stops: list[int]
-) -> tuple[Tensor, Tensor]:
-    """(logprobs_N, entropy_N) in fp64 from the definitions, blocked tokens left out of the sum."""
-    linear = head.linear
-    bias = 0.0 if linear.bias is None else linear.bias.double()
-    logits_NV = (hidden_ND @ linear.weight.double().t() + bias) * head.scale
-    if head.softcap:
-        logits_NV = head.softcap * torch.tanh(logits_NV / head.softcap)
-    barred_NV = torch.zeros_like(logits_NV, dtype=torch.bool)
-    barred_NV[:, stops] = blocked_N[:, None]
-    logprobs_NV = torch.log_softmax((logits_NV / temperature).masked_fill(barred_NV, -math.inf), -1)
-    entropy_N = -(logprobs_NV.exp() * logprobs_NV.masked_fill(barred_NV, 0.0)).sum(-1)
-    return logprobs_NV.gather(1, targets_N[:, None])[:, 0], entropy_N
-
-
-@pytest.mark.parametrize(("rows", "blocks"), [(None, 1), (None, 3), (1, 3), (3, 1)])
-@pytest.mark.parametrize("temperature", [1.0, 0.7])
-@pytest.mark.parametrize("family", ["gpt2", "gptj", "gemma2", "granite", "cohere"])
-def test_gradients_formed_with_a_frozen_head_are_those_of_autograd(
-    family: str, temperature: float, rows: int | None, blocks: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    head = OutputHead(new_model(family, vocab_size=2500).requires_grad_(False))
-    head.softcap = head.softcap and 3.0  # small enough to bend these logits
-    scaled = {"gemma2": head.softcap == 3.0, "granite": head.scale == 0.25, "cohere": head.scale == 0.0625}
-    assert scaled.get(family, (head.softcap, head.scale) == (None, 1.0))
-    seen: list[range] = []
-    block = OutputHead.block
-
-    def watched(head: OutputHead, hidden_ND: Tensor, tokens: range) -> Tensor:
-        seen.append(tokens)
-        return block(head, hidden_ND, tokens)
-
-    if blocks > 1:
-        monkeypatch.setattr(logprobs, "BLOCK_ELEMENTS", {"cpu": 1})
-    monkeypatch.setattr(OutputHead, "block", watched)
-    draw = torch.Generator().manual_seed(5)
-    hidden_ND = torch.randn(10, 32, generator=draw) * 2
-    targets_N, blocked_N = torch.randint(9, 1500, (10,), generator=draw), torch.arange(10) % 3 == 0
-    targets_N[5:] += 999  # some in every block
-    stops = [2, 7, 2499]
-    weight_N, other_N = torch.randn(10, generator=draw), torch.randn(10, generator=draw)
-    found, wide = hidden_ND.clone().requires_grad_(), hidden_ND.double().requires_grad_()
-    chosen_N, entropy_N = logprobs.token_logprobs(
-        found, targets_N, blocked_N, head=head, temperature=temperature, stop_ids=stops, entropy_gradient=True,
-        chunk_rows=rows,
-    )  # fmt: skip
-    assert len(set(seen)) == blocks
-    expected_N, spread_N = by_autograd(head, wide, targets_N, blocked_N, temperature, stops)
-    torch.testing.assert_close(chosen_N.double(), expected_N, atol=1e-5, rtol=0)
-    torch.testing.assert_close(entropy_N.double(), spread_N, atol=1e-5, rtol=0)
-    for ours, theirs in (
-        (chosen_N @ weight_N, expected_N @ weight_N.double()),
-        (entropy_N @ other_N, spread_N @ other_N.double()),
-        (chosen_N @ weight_N + entropy_N @ other_N, expected_N @ weight_N.double() + spread_N @ other_N.double()),
-    ):
-        (a,), (b,) = (torch.autograd.grad(*x, retain_graph=True) for x in ((ours, found), (theirs, wide)))
-        torch.testing.assert_close(a.double(), b, atol=1e-5, rtol=1e-5)
-        assert b.abs().max() > 1e-4
-
-
-def test_a_frozen_and_a_trained_head_give_one_gradient_in_bf16_too(tokenizer: Any) -> None:
-    policy = new_policy("mistral", "k2-values", tokenizer, precision="bf16")
-    rows = collected(policy).rollout.rows
-    shake(policy)
-    assert policy.causal.head.frozen
-    formed = gradients(policy, rows, list(range(6)), 6)
-    policy.whole.model.get_output_embeddings().weight.requires_grad_(True)
-    assert not policy.causal.head.frozen
-    stored = gradients(policy, rows, list(range(6)), 6)
-    scale = max(g.abs().max().item() for g in stored.values())
-    for name, gradient in formed.items():
-        torch.testing.assert_close(gradient / scale, stored[name] / scale, atol=1e-2, rtol=0)
-
-
-def test_entropies_carry_a_gradient_only_when_asked() -> None:
-    policy, rows = moved("gemma2", "k1")
-    plain, asked = policy.evaluate(rows), policy.evaluate(rows, entropy_gradient=True)
-    assert torch.equal(plain.entropy_BR, asked.entropy_BR)
-    assert torch.equal(plain.logprobs_BR, asked.logprobs_BR)
-    parameter = policy.causal.body.norm.weight
-    (gradient,) = torch.autograd.grad(asked.entropy_BR.sum(), parameter)
-    assert gradient.abs().max() > 1e-3
-    assert not plain.entropy_BR.requires_grad
-
-
-# Folders.
-
-
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
-@pytest.mark.parametrize("family", FAMILIES)
-def test_exported_hydra_loads_in_plain_transformers_with_equal_logits(
-    family: str, precision: str, tmp_path: Path, tokenizer: Any
-) -> None:
-    from transformers import AutoModelForCausalLM
-
-    policy = new_policy(family, "k2-values", tokenizer, precision=precision)
-    ids_BT = torch.randint(2, 300, (2, 40), generator=torch.Generator().manual_seed(4))
-    shake(policy)
-    policy.export(tmp_path / "model")
-    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
-    assert {p.dtype for p in plain.parameters()} == {torch.float32}
-    with torch.no_grad():
-        theirs = plain(input_ids=ids_BT).logits
-        ours = policy.whole.model.float()(input_ids=ids_BT).logits
-    torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
-    saved = load_file(tmp_path / "model" / "model.safetensors")
-    tied = bool(policy.whole.model.config.tie_word_embeddings)
-    assert sum(t.shape == (300, 32) for t in saved.values()) == (1 if tied else 2)
-
-
-@pytest.mark.parametrize("form", ["k2-values", "k4"])
-@pytest.mark.parametrize("family", ["gpt2", "gemma3_text"])
-def test_a_loaded_hydra_goes_on_with_the_same_values(family: str, form: str, tmp_path: Path, tokenizer: Any) -> None:
-    policy = new_policy(family, form, tokenizer)
-    rows = collected(policy).rollout.rows
-    shake(policy)
-    policy.export(tmp_path / "model")
-    again = load_policy(str(tmp_path / "model"), form=FORMS[form])
-    again.stop_ids = policy.stop_ids
-    with torch.no_grad():
-        for ours, theirs in zip(policy.evaluate(rows), again.evaluate(rows), strict=True):
-            torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
-        assert policy.evaluate(rows).values_BR.abs().max() > 1e-2
-        assert torch.equal(again.reference(rows), again.evaluate(rows).logprobs_BR)
-
-
-def test_a_value_branch_of_other_layers_is_refused(tmp_path: Path, tokenizer: Any) -> None:
-    new_policy("gpt2", "k2-values", tokenizer).export(tmp_path / "model")
-    with pytest.raises(ModelError, match="holds 26 weights, and the value branch of this form has 38") as error:
-        load_policy(str(tmp_path / "model"), form=HydraForm(unfrozen_layers=3, value="branch"))
-    assert "Use the unfrozen_layers that it was trained with" in str(error.value)
-
-
-def saved_base(family: str, folder: Path, tokenizer: Any) -> str:
-    new_model(family).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-    return str(folder)
-
-
-@few_families
-def test_adapters_of_the_top_layers_alone_are_saved_and_gone_on_from(
-    family: str, tmp_path: Path, tokenizer: Any
-) -> None:
-    from transformers import AutoModelForCausalLM
-
-    path, adapter = saved_base(family, tmp_path / "base", tokenizer), str(tmp_path / "adapter")
-    form = LoraForm(rank=2, unfrozen_layers=2, targets=("c_attn",) if family == "gpt2" else None)
-    policy: Any = load_policy(path, form=form)
-    rows = collected(policy).rollout.rows
-    bare_BR = policy.reference(rows)
-    shake(policy)
-    policy.export(Path(adapter))
-    layers = {name.split(".layers." if ".layers." in name else ".h.")[1][0] for name in adapter_weights(adapter)}
-    assert layers == {"3", "4"}
-    plain = AutoModelForCausalLM.from_pretrained(adapter).eval()
-    with torch.no_grad():
-        theirs = plain(input_ids=rows.tokens_BT).logits
-        torch.testing.assert_close(theirs, policy.whole.model(input_ids=rows.tokens_BT).logits, atol=1e-5, rtol=0)
-        trained_BR, values_BR, _ = policy.evaluate(rows)
-    again = load_policy(path, form=LoraForm(adapter=adapter, unfrozen_layers=2))
-    torch.testing.assert_close(again.reference(rows), trained_BR, atol=1e-5, rtol=0)
-    assert (trained_BR - bare_BR).abs().max() > 0.01
-    start_BR = again.reference(rows)
-    with torch.no_grad():
-        found = again.evaluate(rows)
-        assert torch.equal(found.logprobs_BR, start_BR)
-        torch.testing.assert_close(found.values_BR, values_BR, atol=1e-5, rtol=0)
-        shake(again)
-        assert not torch.equal(again.evaluate(rows).logprobs_BR, start_BR)
-    assert torch.equal(again.reference(rows), start_BR)
-
-
-def adapter_weights(folder: str) -> dict[str, Tensor]:
-    return load_file(Path(folder) / "adapter_model.safetensors")
-
-
-@pytest.mark.parametrize("below", [None, 3])
-def test_an_adapter_that_changes_the_trunk_is_refused(below: int | None, tmp_path: Path, tokenizer: Any) -> None:
-    path, adapter = saved_base("llama", tmp_path / "base", tokenizer), str(tmp_path / "adapter")
-    load_policy(path, form=LoraForm(rank=2, unfrozen_layers=below)).export(Path(adapter))
-    for load in (load_policy, load_student):
-        with pytest.raises(ModelError, match="the adapter changes .*layers.*, which is not in the top 2 lay") as error:
-            load(path, form=LoraForm(adapter=adapter, unfrozen_layers=2))
-        assert "Leave unfrozen_layers out" in str(error.value)
-        load(path, form=LoraForm(adapter=adapter, unfrozen_layers=below))
-
-
-def test_a_value_branch_file_that_cannot_be_read_is_named(tmp_path: Path, tokenizer: Any) -> None:
-    new_policy("gpt2", "k2-values", tokenizer).export(tmp_path / "model")
-    (tmp_path / "model" / "value_branch.safetensors").write_bytes(b"torn")
-    with pytest.raises(ModelError, match="value_branch.safetensors cannot be read"):
-        load_policy(str(tmp_path / "model"), form=FORMS["k2-values"])
-
-
-@pytest.mark.parametrize("form", [FullForm(), HydraForm(unfrozen_layers=2), LoraForm(rank=2)])
-def test_values_of_a_branch_are_not_read_by_a_form_without_one(form: Form, tmp_path: Path, tokenizer: Any) -> None:
-    new_policy("gpt2", "k2-values", tokenizer).export(tmp_path / "model")
-    with pytest.raises(ModelError, match="this form has none: its values would mean nothing"):
-        load_policy(str(tmp_path / "model"), form=form)
-
-
-def test_a_hydra_folder_is_an_ordinary_start_for_full_training(tmp_path: Path) -> None:
-    policy, rows = moved("llama", "k4")
-    policy.export(tmp_path / "model")
-    full = load_policy(str(tmp_path / "model"), form=FullForm())
-    full.stop_ids = policy.stop_ids
-    with torch.no_grad():
-        ours_BR = policy.evaluate(rows).logprobs_BR
-        torch.testing.assert_close(full.evaluate(rows).logprobs_BR, ours_BR, atol=1e-5, rtol=0)

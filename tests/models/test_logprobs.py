@@ -15,7 +15,9 @@ from hydralign.models.causal import CausalModel
 from hydralign.models.heads import OutputHead
 from hydralign.models.lookup import looked_up
 from hydralign.types import Rows
-from tests.models.test_hydra import by_autograd
+from tests.conftest import shake
+from tests.models.test_hydra import collected, moved, new_policy
+from tests.models.test_policies import gradients
 from tests.models.test_split import new_model
 
 STOPS = [2, 7, 2499]
@@ -84,6 +86,95 @@ def test_a_second_backward_through_what_was_overwritten_is_an_error() -> None:
     chosen_N.sum().backward(retain_graph=True)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         chosen_N.sum().backward()
+
+
+# The frozen head.
+
+
+def by_autograd(
+    head: OutputHead, hidden_ND: Tensor, targets_N: Tensor, blocked_N: Tensor, temperature: float, stops: list[int]
+) -> tuple[Tensor, Tensor]:
+    """(logprobs_N, entropy_N) in fp64 from the definitions, blocked tokens left out of the sum."""
+    linear = head.linear
+    bias = 0.0 if linear.bias is None else linear.bias.double()
+    logits_NV = (hidden_ND @ linear.weight.double().t() + bias) * head.scale
+    if head.softcap:
+        logits_NV = head.softcap * torch.tanh(logits_NV / head.softcap)
+    barred_NV = torch.zeros_like(logits_NV, dtype=torch.bool)
+    barred_NV[:, stops] = blocked_N[:, None]
+    logprobs_NV = torch.log_softmax((logits_NV / temperature).masked_fill(barred_NV, -math.inf), -1)
+    entropy_N = -(logprobs_NV.exp() * logprobs_NV.masked_fill(barred_NV, 0.0)).sum(-1)
+    return logprobs_NV.gather(1, targets_N[:, None])[:, 0], entropy_N
+
+
+@pytest.mark.parametrize(("rows", "blocks"), [(None, 1), (None, 3), (1, 3), (3, 1)])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("family", ["gpt2", "gptj", "gemma2", "granite", "cohere"])
+def test_gradients_formed_with_a_frozen_head_are_those_of_autograd(
+    family: str, temperature: float, rows: int | None, blocks: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    head = OutputHead(new_model(family, vocab_size=2500).requires_grad_(False))
+    head.softcap = head.softcap and 3.0  # small enough to bend these logits
+    scaled = {"gemma2": head.softcap == 3.0, "granite": head.scale == 0.25, "cohere": head.scale == 0.0625}
+    assert scaled.get(family, (head.softcap, head.scale) == (None, 1.0))
+    seen: list[range] = []
+    block = OutputHead.block
+
+    def watched(head: OutputHead, hidden_ND: Tensor, tokens: range) -> Tensor:
+        seen.append(tokens)
+        return block(head, hidden_ND, tokens)
+
+    if blocks > 1:
+        monkeypatch.setattr(logprobs, "BLOCK_ELEMENTS", {"cpu": 1})
+    monkeypatch.setattr(OutputHead, "block", watched)
+    draw = torch.Generator().manual_seed(5)
+    hidden_ND = torch.randn(10, 32, generator=draw) * 2
+    targets_N, blocked_N = torch.randint(9, 1500, (10,), generator=draw), torch.arange(10) % 3 == 0
+    targets_N[5:] += 999  # some in every block
+    stops = [2, 7, 2499]
+    weight_N, other_N = torch.randn(10, generator=draw), torch.randn(10, generator=draw)
+    found, wide = hidden_ND.clone().requires_grad_(), hidden_ND.double().requires_grad_()
+    chosen_N, entropy_N = logprobs.token_logprobs(
+        found, targets_N, blocked_N, head=head, temperature=temperature, stop_ids=stops, entropy_gradient=True,
+        chunk_rows=rows,
+    )  # fmt: skip
+    assert len(set(seen)) == blocks
+    expected_N, spread_N = by_autograd(head, wide, targets_N, blocked_N, temperature, stops)
+    torch.testing.assert_close(chosen_N.double(), expected_N, atol=1e-5, rtol=0)
+    torch.testing.assert_close(entropy_N.double(), spread_N, atol=1e-5, rtol=0)
+    for ours, theirs in (
+        (chosen_N @ weight_N, expected_N @ weight_N.double()),
+        (entropy_N @ other_N, spread_N @ other_N.double()),
+        (chosen_N @ weight_N + entropy_N @ other_N, expected_N @ weight_N.double() + spread_N @ other_N.double()),
+    ):
+        (a,), (b,) = (torch.autograd.grad(*x, retain_graph=True) for x in ((ours, found), (theirs, wide)))
+        torch.testing.assert_close(a.double(), b, atol=1e-5, rtol=1e-5)
+        assert b.abs().max() > 1e-4
+
+
+def test_a_frozen_and_a_trained_head_give_one_gradient_in_bf16_too(tokenizer: Any) -> None:
+    policy = new_policy("mistral", "k2-values", tokenizer, precision="bf16")
+    rows = collected(policy).rollout.rows
+    shake(policy)
+    assert policy.causal.head.frozen
+    formed = gradients(policy, rows, list(range(6)), 6)
+    policy.whole.model.get_output_embeddings().weight.requires_grad_(True)
+    assert not policy.causal.head.frozen
+    stored = gradients(policy, rows, list(range(6)), 6)
+    scale = max(g.abs().max().item() for g in stored.values())
+    for name, gradient in formed.items():
+        torch.testing.assert_close(gradient / scale, stored[name] / scale, atol=1e-2, rtol=0)
+
+
+def test_entropies_carry_a_gradient_only_when_asked() -> None:
+    policy, rows = moved("gemma2", "k1")
+    plain, asked = policy.evaluate(rows), policy.evaluate(rows, entropy_gradient=True)
+    assert torch.equal(plain.entropy_BR, asked.entropy_BR)
+    assert torch.equal(plain.logprobs_BR, asked.logprobs_BR)
+    parameter = policy.causal.body.norm.weight
+    (gradient,) = torch.autograd.grad(asked.entropy_BR.sum(), parameter)
+    assert gradient.abs().max() > 1e-3
+    assert not plain.entropy_BR.requires_grad
 
 
 # Token embeddings.
