@@ -255,7 +255,7 @@ def test_offload_that_changes_nothing_is_told() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("form", ["lora", "hydra"])
+@pytest.mark.parametrize("form", ["full", "lora", "hydra"])
 def test_plan_is_within_a_fifth_of_what_is_measured(form: str) -> None:
     script = Path(__file__).parents[2] / "benchmarks" / "memory_plan.py"
     settings = ["--geometries", "S", "--precisions", "fp32", "--forms", form, "--epochs", "1", "--iters", "1"]

@@ -59,7 +59,8 @@ class Policy(Protocol):
     def evaluate(self, rows: Rows, *, entropy_gradient: bool = False) -> Evaluation:
         """Log-probabilities, values and entropies of the responses, with gradient where grad mode is on.
 
-        Rows that bring trunk states spare the trunk.
+        Rows that bring trunk states spare the trunk. Gradients are made for a full `backward()`: `torch.autograd.grad`
+        misses the look-up's part of a trained embedding that is tied to the head (`models/lookup.py`).
         """
 
     def read_values(self, rows: Rows) -> Tensor:
