@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.errors import ModelError, TokenizerError
@@ -16,6 +19,8 @@ from hydralign.models.heads import ValueHead
 from hydralign.models.loading import stop_ids_of
 from hydralign.models.policy import Policy
 from hydralign.models.saving import load_value_head, save_value_head, whole_folder
+from hydralign.models.student import load_student
+from hydralign.models.whole import load_tokenizer
 from hydralign.testing import tiny_model, tiny_tokenizer
 from hydralign.types import Rows
 from tests.conftest import shake
@@ -121,6 +126,42 @@ def test_adapter_on_one_side_of_tied_weights_is_not_merged(target: str, folder: 
     load_policy(str(folder), form=LoraForm(rank=2, targets=(target,))).export(path)
     with pytest.raises(ModelError, match=f"adapts .*{target}, whose weight is tied"):
         load_policy(str(path))
+
+
+def starts_with(adapter: Path, base: Path) -> dict[str, Callable[[], Any]]:
+    """Every way to start a policy or a student from the adapter folder."""
+    forms = {"lora": LoraForm(adapter=str(adapter)), "top": LoraForm(adapter=str(adapter), unfrozen_layers=1)}
+    return {
+        "merged": lambda: load_policy(str(adapter)),
+        "tokenizer": lambda: load_tokenizer(str(adapter)),
+        **{name: partial(load_policy, str(base), form=form) for name, form in forms.items()},
+        **{f"student {name}": partial(load_student, str(base), form=form) for name, form in forms.items()},
+    }
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*_: Any, **__: Any) -> None:
+        pytest.fail("the hub was asked for a local folder's files")
+
+    monkeypatch.setattr("peft.utils.save_and_load.file_exists", asked)
+    monkeypatch.setattr("peft.utils.save_and_load.hf_hub_download", asked)
+
+
+@pytest.mark.usefixtures("offline")
+def test_adapter_without_safetensors_is_refused_and_not_looked_for_elsewhere(
+    adapter: tuple[Path, Policy], folder: Path
+) -> None:
+    path, _ = adapter
+    weights = load_file(path / "adapter_model.safetensors")
+    (path / "adapter_model.safetensors").unlink()
+    for start in starts_with(path, folder).values():
+        with pytest.raises(ModelError, match=r"has no (adapter_)?model\.safetensors"):
+            start()
+    torch.save(weights, path / "adapter_model.bin")
+    for start in starts_with(path, folder).values():
+        with pytest.raises(ModelError, match=r"found adapter_model\.bin: pickled weights can run code"):
+            start()
 
 
 def test_adapter_whose_base_is_gone_is_refused(adapter: tuple[Path, Policy], folder: Path) -> None:

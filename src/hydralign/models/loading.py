@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftConfig
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hydralign.errors import ModelError, TokenizerError
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def looks_local(path: str) -> bool:
@@ -36,14 +38,29 @@ def check_folder(path: str) -> str:
             f"Model folder {path!r} has no config.json: transformers cannot tell what it is. "
             "Point to a folder written by save_pretrained."
         )
-    if not any((folder / name).exists() for name in (*WEIGHT_FILES, "adapter_model.safetensors")):
-        other = ", ".join(sorted(f.name for f in folder.iterdir() if f.suffix in {".bin", ".pt", ".pth"}))
-        found = f" (found {other}: pickled weights can run code and are refused)" if other else ""
+    if not any((folder / name).exists() for name in (*WEIGHT_FILES, ADAPTER_WEIGHTS)):
         raise ModelError(
-            f"Model folder {path!r} has no model.safetensors{found}: random weights would be trained in its place. "
-            "Save the model with save_pretrained of transformers 5, which writes safetensors."
+            f"Model folder {path!r} has no model.safetensors{_pickled(folder)}: random weights would be trained in its "
+            "place. Save the model with save_pretrained of transformers 5, which writes safetensors."
         )
     return str(folder)
+
+
+def read_adapter(folder: str) -> PeftConfig:
+    """The PEFT config of a local adapter folder; raises ModelError when it holds no weights in safetensors."""
+    # PEFT would take pickled weights, or look for missing ones on the hub.
+    if not (Path(folder) / ADAPTER_WEIGHTS).exists():
+        raise ModelError(
+            f"Adapter folder {folder!r} has no {ADAPTER_WEIGHTS}{_pickled(Path(folder))}: there is nothing to merge or "
+            "to go on from. Save the adapter with save_pretrained of PEFT, which writes safetensors."
+        )
+    return PeftConfig.from_pretrained(folder)
+
+
+def _pickled(folder: Path) -> str:
+    """What to tell of the pickled weights in a folder that holds no others."""
+    other = ", ".join(sorted(f.name for f in folder.iterdir() if f.suffix in {".bin", ".pt", ".pth"}))
+    return f" (found {other}: pickled weights can run code and are refused)" if other else ""
 
 
 def load_model(path: str, *, pad_token: str | None = None, device: str | torch.device = "cpu") -> tuple[Any, Any]:

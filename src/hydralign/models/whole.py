@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import AutoTokenizer
 
 from hydralign.errors import ModelError
-from hydralign.models.loading import check_folder, load_model, looks_local
+from hydralign.models.loading import check_folder, load_model, looks_local, read_adapter
 
 
 def load_whole(path: str, *, pad_token: str | None = None, device: str | torch.device = "cpu") -> tuple[Any, Any]:
@@ -48,10 +48,13 @@ def load_tokenizer(path: str) -> Any:
 
 
 def adapter_of(folder: str) -> Any:
-    """The PEFT config of an adapter folder, or None for another. Raises ModelError for one that cannot be merged."""
+    """The PEFT config of an adapter folder, or None for another.
+
+    Raises ModelError for one that cannot be read or merged.
+    """
     if not (Path(folder) / "adapter_config.json").exists():
         return None
-    config = PeftConfig.from_pretrained(folder)
+    config = read_adapter(folder)
     if config.task_type not in (None, "CAUSAL_LM") or config.is_prompt_learning:
         raise ModelError(
             f"{folder!r} is a PEFT adapter of type {config.peft_type} for {config.task_type}: only adapters of "
