@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from functools import partial
@@ -21,6 +22,7 @@ from hydralign.models.policy import Policy
 from hydralign.models.saving import load_value_head, save_value_head, whole_folder
 from hydralign.models.student import load_student
 from hydralign.models.whole import load_tokenizer
+from hydralign.rewards.starting import load_start
 from hydralign.testing import tiny_model, tiny_tokenizer
 from hydralign.types import Rows
 from tests.conftest import shake
@@ -162,6 +164,37 @@ def test_adapter_without_safetensors_is_refused_and_not_looked_for_elsewhere(
     for start in starts_with(path, folder).values():
         with pytest.raises(ModelError, match=r"found adapter_model\.bin: pickled weights can run code"):
             start()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("adapter_model.safetensors", "torn", "adapter_model.safetensors cannot be read"),
+        ("adapter_config.json", '{"peft_type": "LORA", ', "adapter_config.json cannot be read .JSONDecodeError: "),
+        ("adapter_config.json", "[]", "adapter_config.json cannot be read .TypeError: "),
+        ("adapter_config.json", '{"peft_type": "NEW"}', "adapter_config.json cannot be read .KeyError: 'NEW'"),
+        ("adapter_config.json", "{}", "adapter_config.json cannot be read .it names no peft_type"),
+    ],
+)
+def test_damaged_adapter_is_named(
+    file: str, content: str, told: str, adapter: tuple[Path, Policy], folder: Path
+) -> None:
+    (adapter[0] / file).write_text(content)
+    starts = starts_with(adapter[0], folder)
+    for start in (*starts.values(), lambda: load_start(str(adapter[0]), ("score",))):
+        with pytest.raises(ModelError, match=told):
+            start()
+
+
+def test_damaged_model_is_named(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_embd": 64}))
+    for _ in range(2):
+        for load in (load_model, load_student):
+            with pytest.raises(ModelError, match="could not be loaded"):
+                load(str(folder))
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "model.safetensors").write_bytes(b"torn")
 
 
 def test_adapter_whose_base_is_gone_is_refused(adapter: tuple[Path, Policy], folder: Path) -> None:

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 from peft import PeftConfig
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hydralign.errors import ModelError, TokenizerError
+from hydralign.memory import is_out_of_memory
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -47,14 +49,38 @@ def check_folder(path: str) -> str:
 
 
 def read_adapter(folder: str) -> PeftConfig:
-    """The PEFT config of a local adapter folder; raises ModelError when it holds no weights in safetensors."""
+    """The PEFT config of a local adapter folder.
+
+    Raises ModelError when it cannot be read, or the weights beside it are not in safetensors, or damaged.
+    """
+    weights, about = Path(folder) / ADAPTER_WEIGHTS, Path(folder) / "adapter_config.json"
     # PEFT would take pickled weights, or look for missing ones on the hub.
-    if not (Path(folder) / ADAPTER_WEIGHTS).exists():
+    if not weights.exists():
         raise ModelError(
             f"Adapter folder {folder!r} has no {ADAPTER_WEIGHTS}{_pickled(Path(folder))}: there is nothing to merge or "
             "to go on from. Save the adapter with save_pretrained of PEFT, which writes safetensors."
         )
-    return PeftConfig.from_pretrained(folder)
+    try:
+        with safe_open(weights, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{weights} cannot be read ({error}): what the adapter learned is lost. Save it again, or name another."
+        ) from error
+    try:
+        config = PeftConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable(about, f"{type(error).__name__}: {error}") from error
+    if config.peft_type is None:
+        raise _unreadable(about, "it names no peft_type")
+    return config
+
+
+def _unreadable(about: Path, reason: str) -> ModelError:
+    return ModelError(
+        f"{about} cannot be read ({reason}): what the adapter changes is unknown. Save the adapter again with "
+        "save_pretrained of PEFT, or install the version of PEFT that wrote it."
+    )
 
 
 def _pickled(folder: Path) -> str:
@@ -75,7 +101,9 @@ def load_model(path: str, *, pad_token: str | None = None, device: str | torch.d
         model, info = AutoModelForCausalLM.from_pretrained(
             where, dtype=torch.float32, use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         taken_for = "" if Path(where).exists() else " (no such folder here, so it was taken for a hub id)"
         raise ModelError(
             f"Model {path!r} could not be loaded{taken_for}: {str(error).splitlines()[0]} Check that it is a causal "
