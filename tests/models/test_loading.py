@@ -22,6 +22,7 @@ from hydralign.models.policy import Policy
 from hydralign.models.saving import load_value_head, save_value_head, whole_folder
 from hydralign.models.student import load_student
 from hydralign.models.whole import load_tokenizer
+from hydralign.rewards.loading import load_classifier
 from hydralign.rewards.starting import load_start
 from hydralign.testing import tiny_model, tiny_tokenizer
 from hydralign.types import Rows
@@ -195,6 +196,31 @@ def test_damaged_model_is_named(folder: Path) -> None:
                 load(str(folder))
         (folder / "config.json").write_text(json.dumps(config))
         (folder / "model.safetensors").write_bytes(b"torn")
+
+
+FILLED = {
+    "peft.PeftModel.from_pretrained": ["merged", "lora", "student top", "classifier"],
+    "transformers.AutoModelForCausalLM.from_pretrained": ["merged", "lora", "student top"],
+    "transformers.AutoModelForSequenceClassification.from_pretrained": ["classifier", "judge"],
+}
+
+
+@pytest.mark.parametrize("loader", FILLED)
+def test_full_memory_is_not_taken_for_weights_that_do_not_fit(
+    loader: str, adapter: tuple[Path, Policy], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = adapter
+    starts = starts_with(path, folder)
+    starts["classifier"] = lambda: load_start(str(path), ("score",))
+    starts["judge"] = lambda: load_classifier(str(folder), "cpu")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(loader, full)
+    for name in FILLED[loader]:
+        with pytest.raises(torch.OutOfMemoryError):
+            starts[name]()
 
 
 def test_adapter_whose_base_is_gone_is_refused(adapter: tuple[Path, Policy], folder: Path) -> None:

@@ -18,6 +18,7 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from hydralign.errors import ModelError
+from hydralign.memory import is_out_of_memory
 from hydralign.models.causal import CausalModel
 from hydralign.models.decoding import CachedDecoding
 from hydralign.models.heads import ValueHead
@@ -201,6 +202,8 @@ def _trained_adapter(model: Any, adapter: str) -> Any:
     try:
         return PeftModel.from_pretrained(model, adapter, adapter_name=TRAINED, is_trainable=True, config=config)
     except (RuntimeError, ValueError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
             f"Adapter {adapter!r} does not fit this base model: {str(error).splitlines()[0]} "
             "Name the base that the adapter was trained on under model.path."

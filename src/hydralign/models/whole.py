@@ -13,6 +13,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import AutoTokenizer
 
 from hydralign.errors import ModelError
+from hydralign.memory import is_out_of_memory
 from hydralign.models.loading import check_folder, load_model, looks_local, read_adapter
 
 
@@ -89,6 +90,8 @@ def merged(model: Any, adapter: Any, folder: str) -> Any:
             # PEFT froze the base.
             return adapted.merge_and_unload().requires_grad_(True)
     except (RuntimeError, ValueError, UserWarning) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
             f"Adapter {folder!r} does not fit the base model that it names: {str(error).splitlines()[0]} "
             "Correct base_model_name_or_path in its adapter_config.json, or name a whole model."

@@ -24,6 +24,7 @@ from transformers import (
 from transformers.utils import logging
 
 from hydralign.errors import ModelError
+from hydralign.memory import is_out_of_memory
 from hydralign.models.loading import check_folder
 from hydralign.models.making import name_outputs
 from hydralign.models.whole import adapter_of, base_of, merged
@@ -85,6 +86,8 @@ def _load(path: str, labels: Sequence[str], seed: int) -> tuple[Any, Any]:
     except ModelError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         taken_for = "" if Path(path).exists() else " (no such folder here, so it was taken for a hub id)"
         raise ModelError(
             f"{path!r} could not be loaded as a classifier{taken_for}: {str(error).splitlines()[0]} Name a language "
