@@ -21,7 +21,7 @@ from hydralign.models.loading import stop_ids_of
 from hydralign.models.policy import Policy
 from hydralign.models.saving import load_value_head, save_value_head, whole_folder
 from hydralign.models.student import load_student
-from hydralign.models.whole import load_tokenizer
+from hydralign.models.whole import adapter_of, load_tokenizer, load_whole
 from hydralign.rewards.loading import load_classifier
 from hydralign.rewards.starting import load_start
 from hydralign.testing import tiny_model, tiny_tokenizer
@@ -221,6 +221,31 @@ def test_full_memory_is_not_taken_for_weights_that_do_not_fit(
     for name in FILLED[loader]:
         with pytest.raises(torch.OutOfMemoryError):
             starts[name]()
+
+
+def test_tilde_in_a_path_is_read_as_the_same_folder(
+    adapter: tuple[Path, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    load: Callable[..., Any] = load_policy
+    policy = load("~/model", form=FullForm())
+    assert policy.causal.model.name_or_path == str(folder)
+    shake(policy)
+    policy.export(folder.parent / "whole")
+    assert torch.equal(load("~/whole").value_head.weight, policy.value_head.weight)
+    _, trained = adapter
+    going_on = LoraForm(adapter="~/adapter")
+    for path, form, same in (("~/adapter", FullForm(), FullForm()), ("~/model", going_on, LoraForm(rank=2))):
+        start = load(path, form=form)
+        assert torch.equal(start.value_head.weight, trained.value_head.weight)
+        assert start.trained().keys() == load_policy(str(folder), form=same).trained().keys()
+    student = load_student("~/model", form=going_on)
+    assert student.trained().keys() == load_student(str(folder), form=LoraForm(rank=2)).trained().keys()
+    assert adapter_of("~/adapter") is not None
+    assert not any("lora" in name for name, _ in load_whole("~/adapter")[0].named_parameters())
+    for load in (load_policy, load_student):
+        with pytest.raises(ModelError, match="is an adapter, not a whole model"):
+            load("~/adapter", form=LoraForm(rank=2))
 
 
 def test_adapter_whose_base_is_gone_is_refused(adapter: tuple[Path, Policy], folder: Path) -> None:

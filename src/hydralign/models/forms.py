@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ def load_policy(
     An adapter in `path` is merged into the base that it names, unless the form trains adapters itself. Raises
     ModelError or TokenizerError when the folder cannot be trained from.
     """
+    path = expanduser(path)
     if isinstance(form, LoraForm) and (Path(path) / "adapter_config.json").exists():
         raise ModelError(
             f"model.path={path!r} is an adapter, not a whole model: what it adapts is unknown here. Name the base "

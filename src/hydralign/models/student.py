@@ -5,6 +5,7 @@ No value head and no reference: those belong to policies.
 
 from __future__ import annotations
 
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -81,6 +82,7 @@ def load_student(
     seed: int = 0,
 ) -> Student:
     """A student from a model folder or hub id. Raises ModelError or TokenizerError when it cannot be trained from."""
+    path = expanduser(path)
     if (Path(path) / "adapter_config.json").exists():
         raise ModelError(
             f"model.path={path!r} is an adapter, not a whole model: what it adapts is unknown here. Name the base "

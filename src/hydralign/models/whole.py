@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ def load_whole(path: str, *, pad_token: str | None = None, device: str | torch.d
 
     Raises as `load_model` does, and ModelError for an adapter that cannot be merged.
     """
+    path = expanduser(path)
     adapter = adapter_of(path)
     if adapter is None:
         return load_model(path, pad_token=pad_token, device=device)
@@ -53,6 +55,7 @@ def adapter_of(folder: str) -> Any:
 
     Raises ModelError for one that cannot be read or merged.
     """
+    folder = expanduser(folder)
     if not (Path(folder) / "adapter_config.json").exists():
         return None
     config = read_adapter(folder)
