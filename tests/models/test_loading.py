@@ -248,6 +248,38 @@ def test_tilde_in_a_path_is_read_as_the_same_folder(
             load("~/adapter", form=LoraForm(rank=2))
 
 
+def test_adapters_own_tokenizer_comes_before_its_bases(adapter: tuple[Path, Policy], folder: Path) -> None:
+    path, _ = adapter
+    own = tiny_tokenizer()
+    own.eos_token, own.chat_template = own.convert_ids_to_tokens(50), "own"
+    own.save_pretrained(path)
+    lacking = tiny_tokenizer()
+    lacking.pad_token = None
+    lacking.save_pretrained(folder)
+    starts = {**starts_with(path, folder), "whole": lambda: load_whole(str(path))}
+    del starts["tokenizer"], starts["top"], starts["student top"]
+    for start in starts.values():
+        started = start()
+        tokenizer = started[1] if isinstance(started, tuple) else started.tokenizer
+        assert (tokenizer.eos_token_id, tokenizer.chat_template) == (50, "own")
+        assert isinstance(started, tuple) or started.stop_ids[0] == 50
+    assert load_tokenizer(str(path)).eos_token_id == load_start(str(path), ("score",))[1].eos_token_id == 50
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (path / name).unlink()
+    tiny_tokenizer().save_pretrained(folder)
+    for start in starts.values():
+        started = start()
+        tokenizer = started[1] if isinstance(started, tuple) else started.tokenizer
+        assert (tokenizer.eos_token_id, tokenizer.chat_template) == (0, None)
+
+
+def test_adapters_torn_tokenizer_is_named(adapter: tuple[Path, Policy], folder: Path) -> None:
+    (adapter[0] / "tokenizer.json").write_text("torn")
+    for start in (*starts_with(adapter[0], folder).values(), lambda: load_start(str(adapter[0]), ("score",))):
+        with pytest.raises(ModelError, match="could not be loaded"):
+            start()
+
+
 def test_adapter_whose_base_is_gone_is_refused(adapter: tuple[Path, Policy], folder: Path) -> None:
     shutil.rmtree(folder)
     with pytest.raises(ModelError, match="which is no folder here"):

@@ -89,15 +89,22 @@ def _pickled(folder: Path) -> str:
     return f" (found {other}: pickled weights can run code and are refused)" if other else ""
 
 
-def load_model(path: str, *, pad_token: str | None = None, device: str | torch.device = "cpu") -> tuple[Any, Any]:
-    """(model, tokenizer) in fp32, eval mode, dropout off, SDPA attention.
+def own_tokenizer(adapter: str | None) -> str | None:
+    """The folder of an adapter that was saved with a tokenizer, which then comes before its base's; else None."""
+    return adapter if adapter is not None and (Path(adapter) / "tokenizer_config.json").exists() else None
+
+
+def load_model(
+    path: str, *, tokenizer: str | None = None, pad_token: str | None = None, device: str | torch.device = "cpu"
+) -> tuple[Any, Any]:
+    """(model, tokenizer) in fp32, eval mode, dropout off, SDPA attention; `tokenizer` is a folder of its own.
 
     Raises ModelError for a folder without weights or an unknown architecture, TokenizerError for a tokenizer that
     lacks a pad or an end-of-sequence token.
     """
     where = check_folder(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where)
+        encoder = AutoTokenizer.from_pretrained(tokenizer or where)
         model, info = AutoModelForCausalLM.from_pretrained(
             where, dtype=torch.float32, use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
@@ -115,8 +122,8 @@ def load_model(path: str, *, pad_token: str | None = None, device: str | torch.d
             f"Model {path!r} lacks {len(missing)} weights (first: {missing[0]}): they would start at random. "
             "Name a folder that holds the whole language model."
         )
-    prepare_tokenizer(tokenizer, pad_token=pad_token, path=path)
-    return prepare_model(model, tokenizer).to(device), tokenizer
+    prepare_tokenizer(encoder, pad_token=pad_token, path=tokenizer or path)
+    return prepare_model(model, encoder).to(device), encoder
 
 
 def prepare_tokenizer(tokenizer: Any, *, pad_token: str | None, path: str) -> None:

@@ -15,20 +15,24 @@ from transformers import AutoTokenizer
 
 from hydralign.errors import ModelError
 from hydralign.memory import is_out_of_memory
-from hydralign.models.loading import check_folder, load_model, looks_local, read_adapter
+from hydralign.models.loading import check_folder, load_model, looks_local, own_tokenizer, read_adapter
 
 
-def load_whole(path: str, *, pad_token: str | None = None, device: str | torch.device = "cpu") -> tuple[Any, Any]:
+def load_whole(
+    path: str, *, tokenizer: str | None = None, pad_token: str | None = None, device: str | torch.device = "cpu"
+) -> tuple[Any, Any]:
     """(model, tokenizer) of a causal model's folder, a hub id, or a PEFT adapter's folder.
 
+    The tokenizer is that of the folder `tokenizer`, else the adapter's own, else the model's.
     Raises as `load_model` does, and ModelError for an adapter that cannot be merged.
     """
     path = expanduser(path)
     adapter = adapter_of(path)
     if adapter is None:
-        return load_model(path, pad_token=pad_token, device=device)
-    model, tokenizer = load_model(base_of(adapter, path), pad_token=pad_token, device=device)
-    return merged(model, adapter, path), tokenizer
+        return load_model(path, tokenizer=tokenizer, pad_token=pad_token, device=device)
+    own = tokenizer or own_tokenizer(path)
+    model, encoder = load_model(base_of(adapter, path), tokenizer=own, pad_token=pad_token, device=device)
+    return merged(model, adapter, path), encoder
 
 
 def load_tokenizer(path: str) -> Any:
@@ -38,8 +42,8 @@ def load_tokenizer(path: str) -> Any:
     """
     where = check_folder(path)
     adapter = adapter_of(where)
-    if adapter is not None and not (Path(where) / "tokenizer_config.json").exists():
-        where = base_of(adapter, path)
+    if adapter is not None:
+        where = own_tokenizer(where) or base_of(adapter, path)
     try:
         return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
