@@ -8,6 +8,7 @@ import pytest
 
 from hydralign.config import Recipe, read_config
 from hydralign.config.model import HydraForm, LoraForm, ModelConfig
+from hydralign.errors import ConfigError
 
 LORA, HYDRA = {"type": "lora", "rank": 8}, {"type": "hydra", "unfrozen_layers": 1}
 MADE = "out/sft/model"
@@ -68,3 +69,9 @@ def test_reward_starts_where_ppo_does_and_a_model_of_its_own_comes_first() -> No
     assert (recipe.reward.model.path, recipe.reward.model.form) == (MADE, HydraForm(unfrozen_layers=1))
     ppo = {"rewards": [{"type": "function", "function": "module:score"}], "model": {"path": MADE, "form": HYDRA}}
     assert start_of(resolved({"form": LORA}, {}, ppo=ppo)).form == HydraForm(unfrozen_layers=1)
+
+
+@pytest.mark.parametrize("section", ["sft", "reward"])
+def test_list_of_sections_without_one_is_refused(section: str) -> None:
+    with pytest.raises(ConfigError, match=f"{section} is an empty list: .* Name at least one, or leave {section} out"):
+        read_config(Recipe, {"output": "out", "model": {"path": "base"}, section: []})

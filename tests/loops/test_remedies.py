@@ -91,6 +91,13 @@ def test_supervised_loops_name_what_helps_them(
     assert supervised_remedies(config) == [*expected, f"shorter texts ({section}.max_tokens)", SMALLER]
 
 
+def test_adapters_are_not_named_where_a_recipe_refuses_them_on_a_new_model() -> None:
+    new = ModelConfig.model_validate({"new": {}})
+    assert LORA not in ppo_remedies(ppo({"path": None, "new": {}}), "cpu")
+    assert LORA not in supervised_remedies(SFTConfig(model=new))
+    assert LORA in supervised_remedies(RewardConfig(model=new))
+
+
 def test_run_that_cannot_go_on_ends_with_them(tmp_path: Path, tokenizer: Any) -> None:
     policy = cramp(tiny_policy(form=FORMS["hydra"], tokenizer=tokenizer), 0)
     config = ppo({"form": {"type": "hydra", "unfrozen_layers": 1}}, steps=1, optimizer={"learning_rate": 1e-3})

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.errors import ModelError, TokenizerError
@@ -16,6 +20,10 @@ from hydralign.models.heads import ValueHead
 from hydralign.models.loading import stop_ids_of
 from hydralign.models.policy import Policy
 from hydralign.models.saving import load_value_head, save_value_head, whole_folder
+from hydralign.models.student import load_student
+from hydralign.models.whole import adapter_of, load_tokenizer, load_whole
+from hydralign.rewards.loading import load_classifier
+from hydralign.rewards.starting import load_start
 from hydralign.testing import tiny_model, tiny_tokenizer
 from hydralign.types import Rows
 from tests.conftest import shake
@@ -121,6 +129,155 @@ def test_adapter_on_one_side_of_tied_weights_is_not_merged(target: str, folder: 
     load_policy(str(folder), form=LoraForm(rank=2, targets=(target,))).export(path)
     with pytest.raises(ModelError, match=f"adapts .*{target}, whose weight is tied"):
         load_policy(str(path))
+
+
+def starts_with(adapter: Path, base: Path) -> dict[str, Callable[[], Any]]:
+    """Every way to start a policy or a student from the adapter folder."""
+    forms = {"lora": LoraForm(adapter=str(adapter)), "top": LoraForm(adapter=str(adapter), unfrozen_layers=1)}
+    return {
+        "merged": lambda: load_policy(str(adapter)),
+        "tokenizer": lambda: load_tokenizer(str(adapter)),
+        **{name: partial(load_policy, str(base), form=form) for name, form in forms.items()},
+        **{f"student {name}": partial(load_student, str(base), form=form) for name, form in forms.items()},
+    }
+
+
+@pytest.fixture
+def offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    def asked(*_: Any, **__: Any) -> None:
+        pytest.fail("the hub was asked for a local folder's files")
+
+    monkeypatch.setattr("peft.utils.save_and_load.file_exists", asked)
+    monkeypatch.setattr("peft.utils.save_and_load.hf_hub_download", asked)
+
+
+@pytest.mark.usefixtures("offline")
+def test_adapter_without_safetensors_is_refused_and_not_looked_for_elsewhere(
+    adapter: tuple[Path, Policy], folder: Path
+) -> None:
+    path, _ = adapter
+    weights = load_file(path / "adapter_model.safetensors")
+    (path / "adapter_model.safetensors").unlink()
+    for start in starts_with(path, folder).values():
+        with pytest.raises(ModelError, match=r"has no (adapter_)?model\.safetensors"):
+            start()
+    torch.save(weights, path / "adapter_model.bin")
+    for start in starts_with(path, folder).values():
+        with pytest.raises(ModelError, match=r"found adapter_model\.bin: pickled weights can run code"):
+            start()
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "told"),
+    [
+        ("adapter_model.safetensors", "torn", "adapter_model.safetensors cannot be read"),
+        ("adapter_config.json", '{"peft_type": "LORA", ', "adapter_config.json cannot be read .JSONDecodeError: "),
+        ("adapter_config.json", "[]", "adapter_config.json cannot be read .TypeError: "),
+        ("adapter_config.json", '{"peft_type": "NEW"}', "adapter_config.json cannot be read .KeyError: 'NEW'"),
+        ("adapter_config.json", "{}", "adapter_config.json cannot be read .it names no peft_type"),
+    ],
+)
+def test_damaged_adapter_is_named(
+    file: str, content: str, told: str, adapter: tuple[Path, Policy], folder: Path
+) -> None:
+    (adapter[0] / file).write_text(content)
+    starts = starts_with(adapter[0], folder)
+    for start in (*starts.values(), lambda: load_start(str(adapter[0]), ("score",))):
+        with pytest.raises(ModelError, match=told):
+            start()
+
+
+def test_damaged_model_is_named(folder: Path) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"n_embd": 64}))
+    for _ in range(2):
+        for load in (load_model, load_student):
+            with pytest.raises(ModelError, match="could not be loaded"):
+                load(str(folder))
+        (folder / "config.json").write_text(json.dumps(config))
+        (folder / "model.safetensors").write_bytes(b"torn")
+
+
+FILLED = {
+    "peft.PeftModel.from_pretrained": ["merged", "lora", "student top", "classifier"],
+    "transformers.AutoModelForCausalLM.from_pretrained": ["merged", "lora", "student top"],
+    "transformers.AutoModelForSequenceClassification.from_pretrained": ["classifier", "judge"],
+}
+
+
+@pytest.mark.parametrize("loader", FILLED)
+def test_full_memory_is_not_taken_for_weights_that_do_not_fit(
+    loader: str, adapter: tuple[Path, Policy], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, _ = adapter
+    starts = starts_with(path, folder)
+    starts["classifier"] = lambda: load_start(str(path), ("score",))
+    starts["judge"] = lambda: load_classifier(str(folder), "cpu")
+
+    def full(*_: Any, **__: Any) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(loader, full)
+    for name in FILLED[loader]:
+        with pytest.raises(torch.OutOfMemoryError):
+            starts[name]()
+
+
+def test_tilde_in_a_path_is_read_as_the_same_folder(
+    adapter: tuple[Path, Any], folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(folder.parent))
+    load: Callable[..., Any] = load_policy
+    policy = load("~/model", form=FullForm())
+    assert policy.causal.model.name_or_path == str(folder)
+    shake(policy)
+    policy.export(folder.parent / "whole")
+    assert torch.equal(load("~/whole").value_head.weight, policy.value_head.weight)
+    _, trained = adapter
+    going_on = LoraForm(adapter="~/adapter")
+    for path, form, same in (("~/adapter", FullForm(), FullForm()), ("~/model", going_on, LoraForm(rank=2))):
+        start = load(path, form=form)
+        assert torch.equal(start.value_head.weight, trained.value_head.weight)
+        assert start.trained().keys() == load_policy(str(folder), form=same).trained().keys()
+    student = load_student("~/model", form=going_on)
+    assert student.trained().keys() == load_student(str(folder), form=LoraForm(rank=2)).trained().keys()
+    assert adapter_of("~/adapter") is not None
+    assert not any("lora" in name for name, _ in load_whole("~/adapter")[0].named_parameters())
+    for load in (load_policy, load_student):
+        with pytest.raises(ModelError, match="is an adapter, not a whole model"):
+            load("~/adapter", form=LoraForm(rank=2))
+
+
+def test_adapters_own_tokenizer_comes_before_its_bases(adapter: tuple[Path, Policy], folder: Path) -> None:
+    path, _ = adapter
+    own = tiny_tokenizer()
+    own.eos_token, own.chat_template = own.convert_ids_to_tokens(50), "own"
+    own.save_pretrained(path)
+    lacking = tiny_tokenizer()
+    lacking.pad_token = None
+    lacking.save_pretrained(folder)
+    starts = {**starts_with(path, folder), "whole": lambda: load_whole(str(path))}
+    del starts["tokenizer"], starts["top"], starts["student top"]
+    for start in starts.values():
+        started = start()
+        tokenizer = started[1] if isinstance(started, tuple) else started.tokenizer
+        assert (tokenizer.eos_token_id, tokenizer.chat_template) == (50, "own")
+        assert isinstance(started, tuple) or started.stop_ids[0] == 50
+    assert load_tokenizer(str(path)).eos_token_id == load_start(str(path), ("score",))[1].eos_token_id == 50
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (path / name).unlink()
+    tiny_tokenizer().save_pretrained(folder)
+    for start in starts.values():
+        started = start()
+        tokenizer = started[1] if isinstance(started, tuple) else started.tokenizer
+        assert (tokenizer.eos_token_id, tokenizer.chat_template) == (0, None)
+
+
+def test_adapters_torn_tokenizer_is_named(adapter: tuple[Path, Policy], folder: Path) -> None:
+    (adapter[0] / "tokenizer.json").write_text("torn")
+    for start in (*starts_with(adapter[0], folder).values(), lambda: load_start(str(adapter[0]), ("score",))):
+        with pytest.raises(ModelError, match="could not be loaded"):
+            start()
 
 
 def test_adapter_whose_base_is_gone_is_refused(adapter: tuple[Path, Policy], folder: Path) -> None:

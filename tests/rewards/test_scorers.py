@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -236,6 +237,22 @@ def test_adapters_stand_above_the_frozen_blocks_and_beside_the_head(targets: tup
     assert blocks == {"1", "2"}
     assert [name for name in scorer.trained() if "lora" not in name] == ["score.weight"]
     assert sum(p.numel() for p in scorer.trained().values()) == 2 * 2 * (16 + 48) + 16
+
+
+@each_family
+@pytest.mark.parametrize(("unfrozen", "freeze", "adapted"), [(1, 0, "2"), (2, 0, "12"), (2, 2, "2"), (3, 1, "12")])
+def test_adapters_stand_in_the_top_layers_that_the_form_names(
+    family: str, unfrozen: int, freeze: int, adapted: str
+) -> None:
+    scorer = scorer_of(family, form=LoraForm(rank=2, unfrozen_layers=unfrozen), freeze_layers=freeze)
+    layers = {found[0] for name in scorer.trained() if "lora" in name and (found := re.findall(r"\.(\d)\.", name))}
+    assert layers == set(adapted)
+    assert any("lora" not in name for name in scorer.trained())
+
+
+def test_more_top_layers_than_there_are_are_refused() -> None:
+    with pytest.raises(ModelError, match="unfrozen_layers=4, but GPT2ForSequenceClassification has 3 blocks"):
+        scorer_of("gpt2", form=LoraForm(rank=2, unfrozen_layers=4))
 
 
 def test_adapters_without_a_place_are_refused() -> None:

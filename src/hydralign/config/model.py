@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from os.path import expanduser
 from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hydralign.config.base import Config
 
@@ -57,6 +58,11 @@ class LoraForm(Config):
     """Folder of a trained adapter to go on from; the reference is then that adapter, not the bare base."""
     unfrozen_layers: int | None = Field(default=None, ge=1)
     """Adapt the top layers only, on a trunk that every token crosses once, as in the hydra form; None adapts all."""
+
+    @field_validator("adapter")
+    @classmethod
+    def _without_tilde(cls, adapter: str | None) -> str | None:
+        return adapter and expanduser(adapter)
 
 
 class HydraForm(Config):

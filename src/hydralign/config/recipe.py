@@ -49,6 +49,11 @@ class Recipe(Config):
             items = getattr(self, section)
             if not isinstance(items, tuple):
                 continue
+            if not items:
+                raise ValueError(
+                    f"{section} is an empty list: it is unclear what to train. Name at least one, or leave {section} "
+                    "out."
+                )
             names = [item.name for item in items]
             if not all(names) or len(set(names)) < len(names):
                 raise ValueError(

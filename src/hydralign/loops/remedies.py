@@ -22,7 +22,7 @@ def ppo_remedies(config: PPOConfig, device: str) -> list[str]:
         return list(REMEDIES)
     form = config.model.form
     if isinstance(form, FullForm):
-        fewer = ["training the top layers only (model.form: {type: hydra})", ADAPTERS]
+        fewer = ["training the top layers only (model.form: {type: hydra})", *_adapters(config.model)]
     elif isinstance(form, HydraForm):
         # On a CPU the states lie in its memory anyway.
         offloads = not form.offload and device != "cpu"
@@ -42,12 +42,17 @@ def supervised_remedies(config: SupervisedConfig) -> list[str]:
     if not isinstance(config, SFTConfig | RewardConfig) or config.model is None:
         return list(REMEDIES)
     form, section = config.model.form, "sft" if isinstance(config, SFTConfig) else "reward"
-    fewer = [] if isinstance(form, LoraForm) else [ADAPTERS]
     if isinstance(config, RewardConfig):
+        fewer = [] if isinstance(form, LoraForm) else [ADAPTERS]
         fewer.append("more frozen layers (reward.freeze_layers)")
-    elif isinstance(form, LoraForm):
-        fewer = _fewer_layers(form)
+    else:
+        fewer = _fewer_layers(form) if isinstance(form, LoraForm) else _adapters(config.model)
     return [*fewer, *_rounding(config.model), f"shorter texts ({section}.max_tokens)", SMALLER]
+
+
+def _adapters(model: ModelConfig) -> list[str]:
+    """For policies and students: they save adapters without their base, which a new model has nowhere."""
+    return [] if model.new else [ADAPTERS]
 
 
 def _fewer_layers(form: HydraForm | LoraForm) -> list[str]:

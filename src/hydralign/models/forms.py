@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from hydralign.models.decoding import check_decoding
 from hydralign.models.full import FullPolicy
 from hydralign.models.heads import ValueHead
 from hydralign.models.hydra import HydraPolicy
-from hydralign.models.loading import prepare_model
+from hydralign.models.loading import own_tokenizer, prepare_model
 from hydralign.models.lora import LoraPolicy
 from hydralign.models.policy import Policy
 from hydralign.models.saving import load_value_branch, load_value_head, require_no_value_branch
@@ -35,16 +36,18 @@ def load_policy(
     An adapter in `path` is merged into the base that it names, unless the form trains adapters itself. Raises
     ModelError or TokenizerError when the folder cannot be trained from.
     """
+    path = expanduser(path)
     if isinstance(form, LoraForm) and (Path(path) / "adapter_config.json").exists():
         raise ModelError(
             f"model.path={path!r} is an adapter, not a whole model: what it adapts is unknown here. Name the base "
             "under model.path and the adapter under model.form: {type: lora, adapter: ...}."
         )
-    model, tokenizer = load_whole(path, pad_token=pad_token, device=device)
+    adapter = form.adapter if isinstance(form, LoraForm) else None
+    model, tokenizer = load_whole(path, tokenizer=own_tokenizer(adapter), pad_token=pad_token, device=device)
     if Path(path).exists():
         # An adapter saved from this model names it; an absolute name is found from any folder.
         model.name_or_path = model.config.name_or_path = str(Path(path).resolve())
-    head_folder = form.adapter if isinstance(form, LoraForm) and form.adapter else path
+    head_folder = adapter or path
     head = load_value_head(head_folder, model.config.hidden_size).to(device)
     policy = make_policy(model, tokenizer, value_head=head, form=form, precision=precision, seed=seed)
     if isinstance(policy, HydraPolicy) and policy.values is not None:

@@ -9,11 +9,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peft import PeftConfig
+from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hydralign.errors import ModelError, TokenizerError
+from hydralign.memory import is_out_of_memory
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
+ADAPTER_WEIGHTS = "adapter_model.safetensors"
 
 
 def looks_local(path: str) -> bool:
@@ -36,29 +40,77 @@ def check_folder(path: str) -> str:
             f"Model folder {path!r} has no config.json: transformers cannot tell what it is. "
             "Point to a folder written by save_pretrained."
         )
-    if not any((folder / name).exists() for name in (*WEIGHT_FILES, "adapter_model.safetensors")):
-        other = ", ".join(sorted(f.name for f in folder.iterdir() if f.suffix in {".bin", ".pt", ".pth"}))
-        found = f" (found {other}: pickled weights can run code and are refused)" if other else ""
+    if not any((folder / name).exists() for name in (*WEIGHT_FILES, ADAPTER_WEIGHTS)):
         raise ModelError(
-            f"Model folder {path!r} has no model.safetensors{found}: random weights would be trained in its place. "
-            "Save the model with save_pretrained of transformers 5, which writes safetensors."
+            f"Model folder {path!r} has no model.safetensors{_pickled(folder)}: random weights would be trained in its "
+            "place. Save the model with save_pretrained of transformers 5, which writes safetensors."
         )
     return str(folder)
 
 
-def load_model(path: str, *, pad_token: str | None = None, device: str | torch.device = "cpu") -> tuple[Any, Any]:
-    """(model, tokenizer) in fp32, eval mode, dropout off, SDPA attention.
+def read_adapter(folder: str) -> PeftConfig:
+    """The PEFT config of a local adapter folder.
+
+    Raises ModelError when it cannot be read, or the weights beside it are not in safetensors, or damaged.
+    """
+    weights, about = Path(folder) / ADAPTER_WEIGHTS, Path(folder) / "adapter_config.json"
+    # PEFT would take pickled weights, or look for missing ones on the hub.
+    if not weights.exists():
+        raise ModelError(
+            f"Adapter folder {folder!r} has no {ADAPTER_WEIGHTS}{_pickled(Path(folder))}: there is nothing to merge or "
+            "to go on from. Save the adapter with save_pretrained of PEFT, which writes safetensors."
+        )
+    try:
+        with safe_open(weights, framework="pt"):
+            pass
+    except (SafetensorError, OSError) as error:
+        raise ModelError(
+            f"{weights} cannot be read ({error}): what the adapter learned is lost. Save it again, or name another."
+        ) from error
+    try:
+        config = PeftConfig.from_pretrained(folder)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise _unreadable(about, f"{type(error).__name__}: {error}") from error
+    if config.peft_type is None:
+        raise _unreadable(about, "it names no peft_type")
+    return config
+
+
+def _unreadable(about: Path, reason: str) -> ModelError:
+    return ModelError(
+        f"{about} cannot be read ({reason}): what the adapter changes is unknown. Save the adapter again with "
+        "save_pretrained of PEFT, or install the version of PEFT that wrote it."
+    )
+
+
+def _pickled(folder: Path) -> str:
+    """What to tell of the pickled weights in a folder that holds no others."""
+    other = ", ".join(sorted(f.name for f in folder.iterdir() if f.suffix in {".bin", ".pt", ".pth"}))
+    return f" (found {other}: pickled weights can run code and are refused)" if other else ""
+
+
+def own_tokenizer(adapter: str | None) -> str | None:
+    """The folder of an adapter that was saved with a tokenizer, which then comes before its base's; else None."""
+    return adapter if adapter is not None and (Path(adapter) / "tokenizer_config.json").exists() else None
+
+
+def load_model(
+    path: str, *, tokenizer: str | None = None, pad_token: str | None = None, device: str | torch.device = "cpu"
+) -> tuple[Any, Any]:
+    """(model, tokenizer) in fp32, eval mode, dropout off, SDPA attention; `tokenizer` is a folder of its own.
 
     Raises ModelError for a folder without weights or an unknown architecture, TokenizerError for a tokenizer that
     lacks a pad or an end-of-sequence token.
     """
     where = check_folder(path)
     try:
-        tokenizer = AutoTokenizer.from_pretrained(where)
+        encoder = AutoTokenizer.from_pretrained(tokenizer or where)
         model, info = AutoModelForCausalLM.from_pretrained(
             where, dtype=torch.float32, use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         taken_for = "" if Path(where).exists() else " (no such folder here, so it was taken for a hub id)"
         raise ModelError(
             f"Model {path!r} could not be loaded{taken_for}: {str(error).splitlines()[0]} Check that it is a causal "
@@ -70,8 +122,8 @@ def load_model(path: str, *, pad_token: str | None = None, device: str | torch.d
             f"Model {path!r} lacks {len(missing)} weights (first: {missing[0]}): they would start at random. "
             "Name a folder that holds the whole language model."
         )
-    prepare_tokenizer(tokenizer, pad_token=pad_token, path=path)
-    return prepare_model(model, tokenizer).to(device), tokenizer
+    prepare_tokenizer(encoder, pad_token=pad_token, path=tokenizer or path)
+    return prepare_model(model, encoder).to(device), encoder
 
 
 def prepare_tokenizer(tokenizer: Any, *, pad_token: str | None, path: str) -> None:

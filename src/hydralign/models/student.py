@@ -5,6 +5,7 @@ No value head and no reference: those belong to policies.
 
 from __future__ import annotations
 
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from hydralign.config.model import Form, LoraForm
 from hydralign.errors import ModelError
 from hydralign.models.causal import CausalModel
-from hydralign.models.loading import context_of, load_model, prepare_model, stop_ids_of
+from hydralign.models.loading import context_of, load_model, own_tokenizer, prepare_model, stop_ids_of
 from hydralign.models.lora import adapt, save_adapter
 from hydralign.models.saving import whole_folder
 from hydralign.models.split import top_layers
@@ -81,12 +82,14 @@ def load_student(
     seed: int = 0,
 ) -> Student:
     """A student from a model folder or hub id. Raises ModelError or TokenizerError when it cannot be trained from."""
+    path = expanduser(path)
     if (Path(path) / "adapter_config.json").exists():
         raise ModelError(
             f"model.path={path!r} is an adapter, not a whole model: what it adapts is unknown here. Name the base "
             "under model.path and the adapter under model.form: {type: lora, adapter: ...}."
         )
-    model, tokenizer = load_model(path, pad_token=pad_token, device=device)
+    own = own_tokenizer(form.adapter) if isinstance(form, LoraForm) else None
+    model, tokenizer = load_model(path, tokenizer=own, pad_token=pad_token, device=device)
     if Path(path).exists():
         # An adapter saved from this model names it; an absolute name is found from any folder.
         model.name_or_path = model.config.name_or_path = str(Path(path).resolve())

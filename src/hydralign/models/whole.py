@@ -4,28 +4,35 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig, PeftModel
+from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import AutoTokenizer
 
 from hydralign.errors import ModelError
-from hydralign.models.loading import check_folder, load_model, looks_local
+from hydralign.memory import is_out_of_memory
+from hydralign.models.loading import check_folder, load_model, looks_local, own_tokenizer, read_adapter
 
 
-def load_whole(path: str, *, pad_token: str | None = None, device: str | torch.device = "cpu") -> tuple[Any, Any]:
+def load_whole(
+    path: str, *, tokenizer: str | None = None, pad_token: str | None = None, device: str | torch.device = "cpu"
+) -> tuple[Any, Any]:
     """(model, tokenizer) of a causal model's folder, a hub id, or a PEFT adapter's folder.
 
+    The tokenizer is that of the folder `tokenizer`, else the adapter's own, else the model's.
     Raises as `load_model` does, and ModelError for an adapter that cannot be merged.
     """
+    path = expanduser(path)
     adapter = adapter_of(path)
     if adapter is None:
-        return load_model(path, pad_token=pad_token, device=device)
-    model, tokenizer = load_model(base_of(adapter, path), pad_token=pad_token, device=device)
-    return merged(model, adapter, path), tokenizer
+        return load_model(path, tokenizer=tokenizer, pad_token=pad_token, device=device)
+    own = tokenizer or own_tokenizer(path)
+    model, encoder = load_model(base_of(adapter, path), tokenizer=own, pad_token=pad_token, device=device)
+    return merged(model, adapter, path), encoder
 
 
 def load_tokenizer(path: str) -> Any:
@@ -35,8 +42,8 @@ def load_tokenizer(path: str) -> Any:
     """
     where = check_folder(path)
     adapter = adapter_of(where)
-    if adapter is not None and not (Path(where) / "tokenizer_config.json").exists():
-        where = base_of(adapter, path)
+    if adapter is not None:
+        where = own_tokenizer(where) or base_of(adapter, path)
     try:
         return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
     except (OSError, ValueError, KeyError) as error:
@@ -48,10 +55,14 @@ def load_tokenizer(path: str) -> Any:
 
 
 def adapter_of(folder: str) -> Any:
-    """The PEFT config of an adapter folder, or None for another. Raises ModelError for one that cannot be merged."""
+    """The PEFT config of an adapter folder, or None for another.
+
+    Raises ModelError for one that cannot be read or merged.
+    """
+    folder = expanduser(folder)
     if not (Path(folder) / "adapter_config.json").exists():
         return None
-    config = PeftConfig.from_pretrained(folder)
+    config = read_adapter(folder)
     if config.task_type not in (None, "CAUSAL_LM") or config.is_prompt_learning:
         raise ModelError(
             f"{folder!r} is a PEFT adapter of type {config.peft_type} for {config.task_type}: only adapters of "
@@ -86,6 +97,8 @@ def merged(model: Any, adapter: Any, folder: str) -> Any:
             # PEFT froze the base.
             return adapted.merge_and_unload().requires_grad_(True)
     except (RuntimeError, ValueError, UserWarning) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
             f"Adapter {folder!r} does not fit the base model that it names: {str(error).splitlines()[0]} "
             "Correct base_model_name_or_path in its adapter_config.json, or name a whole model."

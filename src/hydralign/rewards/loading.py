@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
 
 from hydralign.errors import ModelError
+from hydralign.memory import is_out_of_memory
 
 
 def load_classifier(path: str | Path, device: torch.device | str) -> tuple[nn.Module, Any, Mapping[str, Any]]:
@@ -33,6 +34,8 @@ def load_classifier(path: str | Path, device: torch.device | str) -> tuple[nn.Mo
         )
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         raise ModelError(
             f"{str(path)!r} does not load as a sequence classifier ({type(error).__name__}: {error}): it cannot give "
             "a reward. Give a folder or hub id that AutoModelForSequenceClassification loads from safetensors."

@@ -126,14 +126,15 @@ def make_scorer(
 ) -> Scorer:
     """A scorer around a classifier in memory; it takes over the model, and sets the tokenizer's pad token in place.
 
-    `freeze_layers` fixes the embeddings and that many blocks from below (LoRA then adapts the others only);
+    `freeze_layers` fixes the embeddings and that many blocks from below (LoRA then adapts the others only, and of them
+    the top ones if its form names a number);
     `max_tokens` None is the longest text that the model can read; `seed` seeds fresh adapters.
     Raises ModelError when freezing, adapters, length or architecture do not fit.
     """
     _give_pad_token(model, tokenizer, pad_token)
     prepare_model(model, tokenizer)
     model.requires_grad_(True)
-    frozen = _bottom(model, freeze_layers)
+    frozen = max(_bottom(model, freeze_layers), _bottom(model, _below_adapters(model, form)), key=len)
     if precision == "bf16":
         for block in _blocks(model) if isinstance(form, LoraForm) else frozen:
             store_matrices_in_bf16(block)
@@ -183,6 +184,19 @@ def _bottom(model: Any, layers: int) -> Sequence[nn.Module]:
             f"freeze. Use at most {len(blocks)}; fewer leave some of the trunk to learn."
         )
     return list(blocks)[:layers]
+
+
+def _below_adapters(model: Any, form: Form | None) -> int:
+    """How many blocks lie below the top layers that the form adapts; 0 unless it names their number."""
+    if not isinstance(form, LoraForm) or form.unfrozen_layers is None:
+        return 0
+    blocks = len(_blocks(model))
+    if form.unfrozen_layers > blocks:
+        raise ModelError(
+            f"model.form.unfrozen_layers={form.unfrozen_layers}, but {type(model).__name__} has {blocks} blocks: there "
+            f"are no more to adapt. Use at most {blocks}, or leave it out to adapt all."
+        )
+    return blocks - form.unfrozen_layers
 
 
 def _blocks(model: Any) -> nn.ModuleList:

@@ -24,7 +24,8 @@ from transformers import (
 from transformers.utils import logging
 
 from hydralign.errors import ModelError
-from hydralign.models.loading import check_folder
+from hydralign.memory import is_out_of_memory
+from hydralign.models.loading import check_folder, own_tokenizer
 from hydralign.models.making import name_outputs
 from hydralign.models.whole import adapter_of, base_of, merged
 
@@ -38,11 +39,9 @@ def load_start(path: str, labels: Sequence[str], *, seed: int = 0) -> tuple[Any,
     """
     where = check_folder(path)
     adapter = adapter_of(where)
-    model, tokenizer = _load(where if adapter is None else base_of(adapter, path), labels, seed)
     if adapter is None:
-        return model, tokenizer
-    if (Path(where) / "tokenizer_config.json").exists():
-        tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+        return _load(where, labels, seed)
+    model, tokenizer = _load(base_of(adapter, path), labels, seed, own_tokenizer(where))
     return merged(model, adapter, where), tokenizer
 
 
@@ -65,8 +64,11 @@ def last_layer(model: Any) -> nn.Linear:
     return linear[-1]
 
 
-def _load(path: str, labels: Sequence[str], seed: int) -> tuple[Any, Any]:
-    """Model with these outputs and tokenizer of a whole model's folder; the trunk complete, the head known."""
+def _load(path: str, labels: Sequence[str], seed: int, tokenizer_of: str | None = None) -> tuple[Any, Any]:
+    """Model with these outputs and tokenizer of a whole model's folder; the trunk complete, the head known.
+
+    `tokenizer_of` is another folder to read the tokenizer from.
+    """
     try:
         with _quiet(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -81,10 +83,12 @@ def _load(path: str, labels: Sequence[str], seed: int) -> tuple[Any, Any]:
                 output_loading_info=True,
                 trust_remote_code=False,
             )
-            tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(tokenizer_of or path, trust_remote_code=False)
     except ModelError:
         raise
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        if is_out_of_memory(error):
+            raise
         taken_for = "" if Path(path).exists() else " (no such folder here, so it was taken for a hub id)"
         raise ModelError(
             f"{path!r} could not be loaded as a classifier{taken_for}: {str(error).splitlines()[0]} Name a language "
