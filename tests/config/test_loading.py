@@ -343,6 +343,10 @@ def test_union_without_tags_reports_the_member_that_was_meant(given: object, sai
         ("output: a\nmodel: {path: p, path: q}\n", "key 'path' stands twice in one section, the second time in line 2"),
         ("model: {path: p}\n", "output is missing: it sets “Folder for results. Elsewhere in the recipe"),
         ("output: a\nmodel: {}\n", "model.path and model.new: neither was given"),
+        (
+            "output: a\nmodel: {path: m}\nsft: {model: {form: {type: lora}}}\n",
+            "sft.model.path and sft.model.new: neither was given",
+        ),
         ("output: a\nmodel: {path: p}\n1: x\n", "1 is not a setting"),
     ],
 )

@@ -100,10 +100,11 @@ def test_stopped_and_resumed_equals_uninterrupted_to_the_bit(form: str, tmp_path
     assert (tmp_path / "parts/samples.jsonl").read_text() == (tmp_path / "whole/samples.jsonl").read_text()
 
 
-def test_interrupted_run_saves_the_finished_iteration(tmp_path: Path, tokenizer: Any) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_saves_the_finished_iteration(number: int, tmp_path: Path, tokenizer: Any) -> None:
     def interrupt(step: int, _: Policy) -> None:
         if step == 3:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(number)
 
     with pytest.raises(KeyboardInterrupt):
         train(CONFIG, parts(tmp_path, tokenizer, on_step=interrupt), seed=5)

@@ -306,7 +306,9 @@ def _cause(place: _Place, error: ErrorDetails) -> str | None:
     """The sentence of an error that is not about one value's kind or range; None for those that are."""
     key, kind, context = place.key, error["type"], error.get("ctx", {})
     if kind == "value_error":
-        return str(context["error"])
+        cause = str(context["error"])
+        # A model's own checks do not know which section it stands in.
+        return re.sub(r"\bmodel\.", f"{key}.", cause) if key.endswith(".model") else cause
     if kind in _UNKNOWN_KEY:
         known = place.section.model_fields if place.section else ()
         advice = did_you_mean(key.rpartition(".")[2], known)

@@ -107,7 +107,8 @@ class ModelConfig(Config):
             given = "both were given" if self.path else "neither was given"
             raise ValueError(
                 f"model.path and model.new: {given}, so it is unclear which model to train. "
-                "Give exactly one: a folder or hub id under path, or sizes under new."
+                "Give exactly one: a folder or hub id under path, or sizes under new. A section's own model inherits "
+                "nothing from the recipe's."
             )
         return self
 

@@ -1,4 +1,4 @@
-"""Ctrl-C between two steps instead of inside one."""
+"""Ctrl-C, or a request to end from a scheduler, between two steps instead of inside one."""
 
 from __future__ import annotations
 
@@ -13,20 +13,25 @@ from hydralign.progress import say
 
 @contextmanager
 def interruptible() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event once, so that the iteration can end and be saved; a second Ctrl-C stops at once."""
+    """Ctrl-C or SIGTERM sets the event once, so that the iteration can end and be saved; a second one stops at once."""
     event = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
-    previous = signal.getsignal(signal.SIGINT)
+    previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+
+    def restore() -> None:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
     def note(*_: Any) -> None:
         event.set()
-        signal.signal(signal.SIGINT, previous)
+        restore()
         say("Stopping after this iteration, with a checkpoint. Press Ctrl-C again to stop at once.")
 
-    signal.signal(signal.SIGINT, note)
+    for number in previous:
+        signal.signal(number, note)
     try:
         yield event
     finally:
-        signal.signal(signal.SIGINT, previous)
+        restore()

@@ -151,7 +151,8 @@ class CausalModel:
             raise ModelError(
                 f"{type(self.model).__name__}: logits from its body and its head differ from its own by {gap:.2g}: "
                 "this architecture changes them in a way that is not known here, and every log-probability would be "
-                "wrong. Use another architecture, or report this one."
+                "wrong. Use another architecture (one that reads both ways, such as BERT, cannot write), "
+                "or report this one."
             )
 
 
