@@ -211,6 +211,14 @@ def test_peak_is_that_of_the_phase_that_needs_most() -> None:
     assert replace(device, loading=500.0).peak_phase == "loading"
 
 
+def test_a_frozen_head_is_laid_out_once_more_for_long_answers_in_fp32_on_a_cpu() -> None:
+    long, form = replace(WORK, answer=32), HydraForm(unfrozen_layers=1)
+    assert plan(form, long).packed == plan(LoraForm(), long).packed == 4 * 100 * 10
+    others = [plan(form), plan(FullForm(), long), plan(form, long, cpu=False), plan(form, long, precision="bf16")]
+    assert [other.packed for other in others] == [0, 0, 0, 0]
+    assert replace(plan(form, long), packed=0.0).peak == plan(form, long).peak - 4000
+
+
 def test_cpu_keeps_what_sampling_used() -> None:
     assert MemoryPlan(**PARTS).peak == RUNTIME + 121 + 8 + 40
 

@@ -10,6 +10,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hydralign.config.model import HydraForm
+from hydralign.loops.checks import check_start
 from hydralign.models import logprobs
 from hydralign.models.causal import CausalModel
 from hydralign.models.heads import OutputHead
@@ -175,6 +177,45 @@ def test_entropies_carry_a_gradient_only_when_asked() -> None:
     (gradient,) = torch.autograd.grad(asked.entropy_BR.sum(), parameter)
     assert gradient.abs().max() > 1e-3
     assert not plain.entropy_BR.requires_grad
+
+
+# The head while sampling.
+
+
+@pytest.mark.parametrize("states", [1, 3, 8, 32, 33])
+@pytest.mark.parametrize("family", ["llama", "gemma2", "granite"])
+def test_a_head_laid_out_for_few_states_gives_the_same_logits(family: str, states: int) -> None:
+    head = OutputHead(new_model(family, vocab_size=2500).requires_grad_(False))
+    hidden_ND = torch.randn(40, 1, 32, generator=torch.Generator().manual_seed(2))[:states, -1]
+    with torch.no_grad():
+        plain_NV = head(hidden_ND)
+        head.pack()
+        assert head._packed is not None
+        torch.testing.assert_close(head(hidden_ND), plain_NV, atol=1e-5, rtol=0)
+        head.linear.weight.mul_(2)
+        torch.testing.assert_close(head(hidden_ND), head._shaped(hidden_ND @ head.linear.weight.t()), atol=1e-5, rtol=0)
+
+
+def test_only_frozen_heads_and_long_answers_are_laid_out(tokenizer: Any) -> None:
+    def packed(precision: str = "fp32", new_tokens: int = 32, **form: Any) -> bool:
+        policy = new_policy("llama", HydraForm(unfrozen_layers=1, **form), tokenizer, precision=precision)
+        policy.start([(5, 6, 7)], new_tokens)
+        return policy.whole.head._packed is not None
+
+    assert packed()
+    assert not packed(new_tokens=31)
+    assert not packed("bf16")
+    full = OutputHead(new_model("llama"))
+    full.pack()
+    assert full._packed is None
+
+
+@pytest.mark.parametrize("form", ["k1", "lora2"])
+def test_long_answers_from_a_laid_out_head_pass_the_start_checks(form: str, tokenizer: Any) -> None:
+    policy = new_policy("mistral", form, tokenizer)
+    experience = collected(policy, max_new_tokens=36)
+    assert policy.whole.head._packed is not None
+    assert check_start(policy, experience, fresh=True)["sampler/logprob_drift_max"] < 1e-4
 
 
 # Token embeddings.

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.generation.sampler import DRAWN_ELEMENTS
+from hydralign.models.heads import PACKED_FROM
 from hydralign.models.logprobs import BLOCK_ELEMENTS, PASSING_ROWS, STORED_ELEMENTS
 from hydralign.models.sizes import ModelSizes
 
@@ -90,6 +91,8 @@ class MemoryPlan:
     """While updating: gradients inside one layer, after the logits are gone."""
     loading: float
     """The whole model in fp32 as it is read or made, before its frozen weights are rounded."""
+    packed: float = 0.0
+    """A frozen head laid out once more, for long answers."""
     accumulates: bool = False
     """Whether gradients live while an update goes forward."""
     cpu: bool = True
@@ -104,7 +107,7 @@ class MemoryPlan:
         """
         sampling = self.kv_cache + self.reading + self.sampling_logits
         left, runtime = (sampling, RUNTIME) if self.cpu else (0, 0)
-        lasting = self.weights + self.optimizer + self.trunk_states
+        lasting = self.weights + self.optimizer + self.trunk_states + self.packed
         forward = self.activations + max(self.update_logits, self.backward)
         forward += self.gradients if self.accumulates else 0.0
         return {
@@ -163,6 +166,7 @@ def plan_memory(
         update_logits=_update_logits(sizes, work, precision, cpu, learns_head),
         backward=work.micro_rows * work.columns * sizes.trained.per_token / 2,
         loading=max(model, FP32 * whole + table) if fresh else model,
+        packed=table if cpu and precision == "fp32" and not learns_head and work.answer >= PACKED_FROM else 0.0,
         accumulates=work.accumulates,
         cpu=cpu,
     )
@@ -251,6 +255,7 @@ def memory_lines(own: MemoryPlan, form: Form, others: Mapping[str, MemoryPlan], 
         "gradients": (own.gradients, "one number per trained weight; the last step's stay while sampling"),
         "optimizer": (own.optimizer, "AdamW's two numbers per trained weight"),
         "trunk cache": (own.trunk_states, kept),
+        "head copy": (own.packed, f"laid out for few states, with answers of {PACKED_FROM} tokens and more"),
         "KV cache": (own.kv_cache, f"sampling: {work.decode_rows} rows of up to {work.columns} tokens"),
         "prompts": (own.reading, f"sampling: one layer reads {work.decode_rows} prompts of up to {work.prompt} tokens"),
         "next tokens": (own.sampling_logits, f"sampling: probabilities of the next token of {work.decode_rows} rows"),

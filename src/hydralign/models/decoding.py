@@ -16,7 +16,7 @@ from hydralign.errors import ModelError
 from hydralign.memory import is_out_of_memory
 from hydralign.models.cache import RoomyCache
 from hydralign.models.causal import CausalModel, allowed_gap
-from hydralign.models.heads import ValueHead
+from hydralign.models.heads import PACKED_FROM, ValueHead
 from hydralign.models.narrow import only_at
 from hydralign.models.split import STRANGE, leaving, told
 from hydralign.models.trunk import Trunk
@@ -38,6 +38,8 @@ class CachedDecoding:
         trunk: Trunk | None = None,
     ) -> None:
         self.causal, self.value_head, self.trunk = causal, value_head, trunk
+        if new_tokens >= PACKED_FROM:
+            causal.head.pack()
         device = causal.device
         lengths_B = torch.tensor([len(ids) for ids in prompt_ids])
         rows, columns = len(prompt_ids), int(lengths_B.max())
