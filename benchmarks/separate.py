@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hydralign.errors import ModelError
 from hydralign.models.causal import CausalModel
 from hydralign.models.full import FullPolicy
 from hydralign.models.heads import ValueHead
@@ -45,7 +46,7 @@ class SeparatePolicy(FullPolicy):
 
     def export(self, folder: Path) -> None:
         """Refused: this exists to be timed."""
-        raise NotImplementedError(folder)
+        raise ModelError(f"{folder}: this set-up is timed and then dropped. Save a policy of the full form instead.")
 
 
 class FullSizeReward:

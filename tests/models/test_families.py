@@ -15,18 +15,9 @@ from hydralign.models.loading import prepare_model
 from hydralign.rollout import collect
 from hydralign.testing import LengthReward, tiny_prompts
 from hydralign.types import SamplingPlan
+from tests.models import test_split as split
 
-SIZES = {
-    "vocab_size": 300,
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "intermediate_size": 64,
-    "max_position_embeddings": 64,
-    "bos_token_id": 0,
-    "eos_token_id": 0,
-    "pad_token_id": 1,
-}
+SIZES = {**split.SIZES, "num_hidden_layers": 2}
 GROUPED = {**SIZES, "num_key_value_heads": 1, "head_dim": 16}
 OLD = {"vocab_size": 300, "n_layer": 2, "n_head": 2, "bos_token_id": 0, "eos_token_id": 0}
 FAMILIES: dict[str, dict[str, Any]] = {
