@@ -16,15 +16,15 @@ from typing import Any
 from hydralign.config import PPOConfig, Recipe
 from hydralign.config.compare import CompareConfig
 from hydralign.config.ppo import SamplingConfig
-from hydralign.data import load_prompts
-from hydralign.errors import ConfigError, DataError
+from hydralign.data import fingerprint, load_prompts
+from hydralign.errors import ConfigError
 from hydralign.evaluation.comparison import FACTS, Comparison, Share, as_record, check_shares, compare_answers
 from hydralign.evaluation.held_out import Answers, answer_held_out
 from hydralign.evaluation.report import AnswerPair, Report, write_report
 from hydralign.evaluation.statistics import Difference
 from hydralign.generation.sampler import check_context
 from hydralign.loops.ppo import sampling_plan
-from hydralign.loops.ppo_run import kept_answers, tell
+from hydralign.loops.ppo_run import choose_prompts, kept_answers, tell
 from hydralign.loops.section import RESULT, write_config, write_json
 from hydralign.models.reader import Reader
 from hydralign.models.whole import load_whole
@@ -71,8 +71,9 @@ def run_compare(recipe: Recipe, config: CompareConfig, folder: Path, processes: 
         kept = {loaded.names.get(name, name): values for name, values in given.metrics.items()}
         return replace(given, metrics={name: values for name, values in kept.items() if name})
 
-    before = kept_answers(folder / "before.json", partial(answers, loaded.before, "before"), processes)
-    after = kept_answers(folder / "after.json", partial(answers, loaded.after, "after"), processes)
+    rows = fingerprint(loaded.prompts)
+    before = kept_answers(folder / "before.json", rows, partial(answers, loaded.before, "before"), processes)
+    after = kept_answers(folder / "after.json", rows, partial(answers, loaded.after, "after"), processes)
     shares = _shares(config)
     comparison = compare_answers(before, after, shares=shares, confidence=config.confidence)
     if processes.main:
@@ -111,12 +112,8 @@ def load_parts(recipe: Recipe, config: CompareConfig, processes: Processes) -> L
         names[f"reward/{terms[0].name}"] = ""  # a single reward is the score
     seed = recipe.seed if config.seed is None else config.seed
     plan = sampling_plan(sampling, seed)
-    prompts = load_prompts(recipe.data.prompts, before.tokenizer, seed=recipe.seed).held_out[: config.prompts]
-    if len(prompts) < max(2, processes.count):
-        raise DataError(
-            f"{len(prompts)} prompts are held out, at least {max(2, processes.count)} are needed: nothing could be "
-            "told from chance. Set data.prompts.held_out, such as {by: hash, percent: 5}, or name more prompts."
-        )
+    data = load_prompts(recipe.data.prompts, before.tokenizer, seed=recipe.seed)
+    prompts = choose_prompts(data, config.prompts, at_least=max(2, processes.count))
     for reader in (before, after):
         check_context(reader, prompts, plan)
     return Loaded(before, after, prompts, (*terms, *judges), names, plan)

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from hydralign.config.base import Config
 from hydralign.config.loading import dump_config
 from hydralign.processes import Processes
+from hydralign.progress import say
 from hydralign.tracking import JsonLines, Tracker, open_trackers
 
 Made = TypeVar("Made")
@@ -61,15 +62,28 @@ def write_json(path: Path, record: Mapping[str, Any]) -> None:
 
 def kept(
     path: Path,
+    rows: str,
     make: Callable[[], Made],
     processes: Processes,
     *,
-    load: Callable[[Path], Made],
+    load: Callable[[Path], tuple[str, Made]],
     save: Callable[[Path, Made], None],
 ) -> Made:
-    """What lies in a file of this run, or what is made now and written there. Every process returns the same."""
+    """What lies in a file of this run, or what is made now and written there. Every process returns the same.
+
+    `rows` is the fingerprint of the rows that are measured. `load` gives that of the file besides; a file about other
+    rows is made anew, so that before and after are always of the same ones.
+    """
     if path.exists():
-        return load(path)
+        stored, made = load(path)
+        if stored == rows:
+            return made
+        if processes.main:
+            say(
+                f"{path} is about other held-out rows than those chosen now, or was written by a version that took the "
+                "first rows of the data: it is measured again. If training began with another choice, some of these "
+                f"rows may have been trained on. Delete {path.parent} to begin anew."
+            )
     made = make()
     processes.wait()
     if processes.main:
@@ -78,14 +92,20 @@ def kept(
     return made
 
 
-def kept_numbers(path: Path, make: Callable[[], list[float]], processes: Processes) -> list[float]:
+def kept_numbers(path: Path, rows: str, make: Callable[[], list[float]], processes: Processes) -> list[float]:
     """`kept`, for one number per held-out row."""
+
+    def load(file: Path) -> tuple[str, list[float]]:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        return stored.get("rows", ""), stored["values"]
+
     return kept(
         path,
+        rows,
         make,
         processes,
-        load=lambda file: json.loads(file.read_text(encoding="utf-8"))["values"],
-        save=lambda file, values: write_json(file, {"values": values}),
+        load=load,
+        save=lambda file, values: write_json(file, {"rows": rows, "values": values}),
     )
 
 
