@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hydralign.data.detokenise import decode_tokens
 from hydralign.errors import NonFiniteError, RewardError
 from hydralign.generation.sampler import Sampler, sample
 from hydralign.memory import MicroRows
@@ -116,10 +117,12 @@ def shared_columns(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
 
 def completion_tokens(rows: Rows, tokenizer: Any) -> list[list[str]]:
     """The text of every real response token, end-of-sequence tokens included, so that lists match `_BR` columns."""
-    response_BR, lengths = rows.response_BR.cpu(), rows.response_lengths_B.tolist()
-    ids = response_BR[rows.mask_BR.cpu()].unique().tolist()
-    text = dict(zip(ids, tokenizer.batch_decode([[i] for i in ids]), strict=True))
-    return [[text[i] for i in row[:length].tolist()] for row, length in zip(response_BR, lengths, strict=True)]
+    prompts, answers = [], []
+    lengths = zip(rows.prompt_lengths_B.tolist(), rows.response_lengths_B.tolist(), strict=True)
+    for ids, (prompt, answer) in zip(rows.tokens_BT.tolist(), lengths, strict=True):
+        prompts.append(ids[:prompt])
+        answers.append(ids[prompt : prompt + answer])
+    return decode_tokens(tokenizer, prompts, answers)
 
 
 def by_micro_batch(rows: Rows, micro_rows: int, read: Callable[[Rows], Sequence[Tensor]]) -> list[Tensor]:

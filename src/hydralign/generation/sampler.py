@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hydralign.data.detokenise import decode_completions
 from hydralign.errors import ConfigError, DataError, NonFiniteError
 from hydralign.generation.keyed import drawn_lengths, keyed_uniforms
 from hydralign.models.logprobs import shape_logits
@@ -131,7 +132,7 @@ class _Drawn:
             old_logprobs_BR=self.logprobs_BR[:, :width].to(policy.device),
             values_BR=self.values_BR[:, :width].to(policy.device),
             finished_B=self.finished_B.to(policy.device),
-            completions=tuple(policy.tokenizer.batch_decode(answers, skip_special_tokens=True)),
+            completions=tuple(decode_completions(policy.tokenizer, prompt_ids, answers)),
         )
 
 

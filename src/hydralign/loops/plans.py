@@ -14,6 +14,7 @@ from hydralign.config.compare import CompareConfig
 from hydralign.config.model import HydraForm, LoraForm, ModelConfig
 from hydralign.config.reward import Labels, RewardConfig
 from hydralign.config.sft import SFTConfig
+from hydralign.data.detokenise import decode_completions
 from hydralign.data.packing import TokenSequence, packed
 from hydralign.loops import compare_run, ppo_run, reward_run, sft_run
 from hydralign.loops.memory_plan import Stored, Work, memory_lines, other_forms, plan_memory
@@ -50,7 +51,6 @@ def plan_reward(recipe: Recipe, config: RewardConfig, processes: Processes) -> l
     copies = 1 + (config.task.crops.per_text if isinstance(config.task, Labels) and config.task.crops else 0)
     rows = copies * len(loaded.train)
     first = loaded.train[0]
-    decode = scorer.tokenizer.decode
     if isinstance(first, Pair):
         shown = {"sample     chosen": first.chosen, "           rejected": first.rejected}
     else:
@@ -60,7 +60,7 @@ def plan_reward(recipe: Recipe, config: RewardConfig, processes: Processes) -> l
         f"steps      {steps_of(config, rows):,} of {config.batch.rows} rows, out of {rows:,}",
         *_form_lines(config.model or recipe.model, frozen=config.freeze_layers),
         *size_lines(scorer.trained(), scorer.fixed(), config.optimizer.type),
-        *(f"{side}: {decode(ids[-60:])!r} (the end; {len(ids)} tokens)" for side, ids in shown.items()),
+        *(f"{side}: {_end(scorer.tokenizer, ids)!r} (the end; {len(ids)} tokens)" for side, ids in shown.items()),
     ]
 
 
@@ -179,8 +179,14 @@ def _copied(model: ModelConfig) -> str:
     return " (with the reference's own copy of what is trained)"
 
 
+def _end(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The last 60 tokens as text."""
+    return decode_completions(tokenizer, [ids[:-60]], [ids[-60:]], skip_special_tokens=False)[0]
+
+
 def _shown(tokenizer: Any, sequence: TokenSequence, start: int, end: int) -> str:
     """The tokens as text, cut to fit a line, with their number."""
     ids = sequence.ids[start:end].tolist()
-    text = tokenizer.decode(ids[:40])
+    before = sequence.ids[:start].tolist()
+    text = decode_completions(tokenizer, [before], [ids[:40]], skip_special_tokens=False)[0]
     return f"{text!r}{'…' if len(ids) > 40 else ''} ({len(ids)} tokens)"
