@@ -1,7 +1,8 @@
 """Demonstrations to token sequences: what is read, what is learned, and how several share a row.
 
 A sequence is prompt, completion and one end-of-sequence token, unless the completion spells a stop token itself, as
-rendered chats do. Prompt and completion are tokenised apart, so that no token spans both: a completion is learned as it is sampled.
+rendered chats do. Prompt and completion are tokenised apart: no token spans both, so a completion is
+learned as it will be sampled.
 """
 
 from __future__ import annotations

@@ -24,6 +24,20 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> 
     return [ids if ids[: len(first)] == first else first + ids for ids in encode_plain(tokenizer, texts)]
 
 
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text with all special tokens that the tokenizer puts around it, for models that score texts.
+
+    A text that already spells the first of them, as rendered chats do, gets no second one.
+    """
+    ids = list(tokenizer(text, return_attention_mask=False, verbose=False).input_ids)
+    return ids[1:] if starts_twice(tokenizer, ids) else ids
+
+
+def starts_twice(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bool:
+    """Whether two tokens that begin a text stand first: the tokenizer's own, and the one that the text spells."""
+    return len(ids) > 1 and ids[0] == ids[1] and ids[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id)
+
+
 def encode_plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[tuple[int, ...]]:
     """Token ids of each text and of nothing else."""
     if not texts:

@@ -19,6 +19,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import Tensor, nn
 
+from hydralign.data import tokens
 from hydralign.errors import ModelError, did_you_mean
 from hydralign.memory import MicroRows
 from hydralign.rewards.batches import pad_right, score_batched
@@ -127,12 +128,13 @@ class ClassifierReward:
 
 def encode_text(tokenizer: Any, text: str, max_tokens: int) -> Encoded:
     """The text as the tokenizer writes it, with its own special tokens; above `max_tokens` it is cut at the
-    tokenizer's `truncation_side`. Empty texts may have no ids.
+    tokenizer's `truncation_side`. Empty texts may have no ids. A first token that the text spells comes once.
     """
-    ids = tokenizer(text, verbose=False)["input_ids"]
+    ids = tokens.encode_text(tokenizer, text)
     if len(ids) <= max_tokens:
         return Encoded(tuple(ids))
     kept = tokenizer(text, truncation=True, max_length=max_tokens)["input_ids"]
+    kept = kept[1:] if tokens.starts_twice(tokenizer, kept) else kept
     return Encoded(tuple(kept), len(ids) - len(kept))
 
 

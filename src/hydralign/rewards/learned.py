@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hydralign.data.tokens import encode_text
 from hydralign.errors import ModelError, RewardError
 from hydralign.memory import MicroRows
 from hydralign.rewards.batches import pad_right, score_batched
@@ -34,10 +35,10 @@ class Encoded:
 def encode(tokenizer: Any, prompt: str, completion: str, finished: bool, max_tokens: int | None = None) -> Encoded:
     """Prompt and completion tokenised as one text; EOS at the end if, and only if, the answer finished.
 
-    A tokenizer that adds EOS by itself is overruled for unfinished answers; one without EOS adds none. Above
+    A chat that spells its beginning-of-sequence token gets no second one. A tokenizer that adds EOS by itself is overruled for unfinished answers; one without EOS adds none. Above
     `max_tokens` the beginning is cut, since the score is read at the end. Raises RewardError when no token is left.
     """
-    ids = list(tokenizer(prompt + completion, verbose=False)["input_ids"])
+    ids = encode_text(tokenizer, prompt + completion)
     eos_id = tokenizer.eos_token_id
     if eos_id is not None:
         ids = ids[:-1] if ids and ids[-1] == eos_id else ids
