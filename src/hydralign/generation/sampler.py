@@ -257,8 +257,11 @@ def truncate(probabilities_BV: Tensor, *, top_k: int, top_p: float) -> Tensor:
 
 
 def check_logits(logits_BV: Tensor, position: int, rows_B: Tensor) -> None:
-    """Raise NonFiniteError naming the first global row and position whose logits hold NaN or infinity."""
-    bad_B = ~torch.isfinite(logits_BV).all(dim=-1)
+    """Raise NonFiniteError naming the first global row and position whose logits hold NaN or infinity.
+
+    Minus infinity rules a token out, and is an error only where it rules out all of them.
+    """
+    bad_B = ~torch.isfinite(logits_BV.amax(dim=-1))
     if bool(bad_B.any()):
         row = int(rows_B[bad_B.cpu()].min())
         raise NonFiniteError(

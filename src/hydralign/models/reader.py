@@ -37,7 +37,7 @@ class Reader:
             store_matrices_in_bf16(model)
         self.tokenizer, self.precision = tokenizer, precision
         self.stop_ids, self.context = stop_ids_of(model, tokenizer), context_of(model)
-        self.causal = CausalModel(model, precision=precision)
+        self.causal = CausalModel(model, tokenizer=tokenizer, precision=precision)
         self.causal.check_readout()
         self._reference = reference or self.causal
         self._no_values = ValueHead(model.config.hidden_size).to(self.causal.device)
