@@ -7,6 +7,9 @@ trains towards the opposite. Three read-outs of the label's logit z:
     log_odds      z - logsumexp(other logits) = log p/(1-p); z itself when labels are independent of each other
     probability   p = sigmoid(log_odds), which is softmax (or, for independent labels, the plain sigmoid)
 
+Labels are independent (sigmoid) or exclude each other (softmax): `activation` says which, else the model's own
+`problem_type`. Most published configs lack that; then softmax is taken, as transformers takes it, and said aloud.
+
 Texts are right-padded with an attention mask and scored in fp32, so neither padding nor company changes a score.
 """
 
@@ -22,19 +25,21 @@ from torch import Tensor, nn
 from hydralign.data import tokens
 from hydralign.errors import ModelError, did_you_mean
 from hydralign.memory import MicroRows
+from hydralign.progress import say
 from hydralign.rewards.batches import pad_right, score_batched
 from hydralign.rewards.learned import Encoded
 from hydralign.rewards.loading import load_classifier, longest_text
 
 Output = Literal["logit", "log_odds", "probability"]
+Activation = Literal["softmax", "sigmoid"]
 TextPart = Literal["completion", "prompt+completion"]
 
 
 class ClassifierReward:
     """The score of `label` for each row's text. `truncated` counts the texts that were too long so far.
 
-    `text` is the completion, or prompt and completion joined with nothing between. Of a joint text that is too
-    long the beginning goes, of a lone completion the end.
+    `text` is the completion, or prompt and completion joined with nothing between. Of a text that is too long the
+    beginning goes, so that the answer's end is read.
     """
 
     def __init__(
@@ -45,11 +50,13 @@ class ClassifierReward:
         label: str,
         output: Output = "logit",
         text: TextPart = "prompt+completion",
+        activation: Activation | None = None,
         batch_rows: int = 32,
     ) -> None:
         """Takes a transformers sequence classifier in eval mode. Raises ModelError when it cannot be read so."""
-        for value, allowed in ((output, get_args(Output)), (text, get_args(TextPart))):
-            if value not in allowed:
+        choices = ((output, get_args(Output)), (text, get_args(TextPart)), (activation, get_args(Activation)))
+        for value, allowed in choices:
+            if value is not None and value not in allowed:
                 raise ModelError(
                     f"{value!r} is no way to read a classifier: its score would be undefined. "
                     f"{did_you_mean(value, allowed)}"
@@ -74,9 +81,9 @@ class ClassifierReward:
         self.batch_rows = MicroRows(batch_rows, name="batch_rows")
         self.truncated = 0
         self._pad_id = int(pad_id)
-        self._independent = config.problem_type == "multi_label_classification"
-        self._longest = longest_text(model, tokenizer)
-        tokenizer.truncation_side = "left" if text == "prompt+completion" else "right"
+        self._independent = _are_independent(config, activation, output)
+        self.max_tokens = longest_text(model, tokenizer)
+        tokenizer.truncation_side = "left"
 
     @classmethod
     def from_folder(
@@ -86,6 +93,7 @@ class ClassifierReward:
         label: str,
         output: Output = "logit",
         text: TextPart = "prompt+completion",
+        activation: Activation | None = None,
         batch_rows: int = 32,
         device: torch.device | str = "cpu",
     ) -> ClassifierReward:
@@ -96,7 +104,9 @@ class ClassifierReward:
                 f"the config.json of {str(path)!r} names no labels: which output means {label!r} would be a guess. "
                 "Add id2label to it."
             )
-        return cls(model, tokenizer, label=label, output=output, text=text, batch_rows=batch_rows)
+        return cls(
+            model, tokenizer, label=label, output=output, text=text, activation=activation, batch_rows=batch_rows
+        )
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
         """One float per row."""
@@ -107,7 +117,7 @@ class ClassifierReward:
         return score_batched([self._encode(text) for text in texts], self._forward, batch_rows=self.batch_rows)
 
     def _encode(self, text: str) -> Sequence[int]:
-        encoded = encode_text(self.tokenizer, text, self._longest)
+        encoded = encode_text(self.tokenizer, text, self.max_tokens)
         self.truncated += encoded.cut > 0
         if encoded.ids:
             return encoded.ids
@@ -124,6 +134,23 @@ class ClassifierReward:
         others_BC = torch.cat([logits_BC[:, : self.label_column], logits_BC[:, self.label_column + 1 :]], dim=1)
         log_odds_B = logit_B if self._independent else logit_B - others_BC.logsumexp(dim=1)
         return log_odds_B if self.output == "log_odds" else log_odds_B.sigmoid()
+
+
+def _are_independent(config: Any, activation: Activation | None, output: Output) -> bool:
+    """Whether each label has a probability of its own: as `activation` says, else as the model does, else not.
+
+    Where neither says it, and `output` depends on it, the assumption is named.
+    """
+    if activation is not None:
+        return activation == "sigmoid"
+    if config.problem_type is None and output != "logit":
+        labels = ", ".join(map(repr, config.id2label.values()))
+        say(
+            f"Warning: the classifier's config.json has no problem_type, so {output} takes it that its labels ({labels}) "
+            "exclude each other (softmax). If a text can have several of them, as in toxicity models, set "
+            "activation: sigmoid; if not, activation: softmax ends this warning."
+        )
+    return bool(config.problem_type == "multi_label_classification")
 
 
 def encode_text(tokenizer: Any, text: str, max_tokens: int) -> Encoded:

@@ -155,11 +155,18 @@ def _checked(
     if len(returned) != len(prompts):
         raise RewardError(
             f"reward {name!r} returned {len(returned)} entries for {len(prompts)} rows: it is unclear which belongs "
-            "to which. Return one entry per row, None where the reward does not apply."
+            "to which. Return one entry per row, None where the reward does not apply; a tensor has the shape "
+            f"[{len(prompts)}] or [{len(prompts)}, 1]."
         )
+    values = [value.tolist() if hasattr(value, "tolist") else value for value in returned]
+    lists = [value for value in values if isinstance(value, list | tuple)]
+    if all(len(value) == 1 for value in lists):
+        # A column of shape [B, 1], as a model's head gives it: one score per row, put where a score per token of a
+        # completion with one token would be.
+        column = [value[0] if isinstance(value, list | tuple) else value for value in values]
+        return [None if x is None else _number(x, name, row, prompts[row]) for row, x in enumerate(column)]
     entries: list[Entry] = []
-    for row, value in enumerate(returned):
-        value = value.tolist() if hasattr(value, "tolist") else value
+    for row, value in enumerate(values):
         if not isinstance(value, list | tuple):
             entries.append(None if value is None else _number(value, name, row, prompts[row]))
             continue
@@ -167,7 +174,7 @@ def _checked(
             raise RewardError(
                 f"reward {name!r} returned {len(value)} numbers for row {row}, whose completion has "
                 f"{len(completion_tokens[row])} tokens: they cannot be put on tokens. "
-                "Return one number per entry of completion_tokens[row]."
+                "Return one number per row, or one per entry of completion_tokens[row]."
             )
         entries.append(tuple(_number(item, name, row, prompts[row]) for item in value))
     return entries
