@@ -100,7 +100,7 @@ def score(rollout: Rollout, reward: Callable[..., Any] | Sequence[RewardTerm], t
         finished=rollout.finished_B.tolist(),
         completion_tokens=completion_tokens(rollout.rows, tokenizer),
     )
-    return Scores(scores.scores_B.to(rollout.rows.tokens_BT.device), scores.token_scores, scores.terms)
+    return replace(scores, scores_B=scores.scores_B.to(rollout.rows.tokens_BT.device))
 
 
 def shared_columns(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:

@@ -16,6 +16,7 @@ from hydralign.config.reward import Labels, RewardConfig
 from hydralign.config.sft import SFTConfig
 from hydralign.data.detokenise import decode_completions
 from hydralign.data.packing import TokenSequence, packed
+from hydralign.data.tokens import encode_text
 from hydralign.loops import compare_run, ppo_run, reward_run, sft_run
 from hydralign.loops.memory_plan import Stored, Work, memory_lines, other_forms, plan_memory
 from hydralign.loops.ppo import sampling_plan
@@ -26,6 +27,10 @@ from hydralign.models.forms import whole_model
 from hydralign.models.sizes import sizes_of
 from hydralign.models.whole import adapter_of
 from hydralign.processes import Processes
+from hydralign.rewards.classifier import ClassifierReward
+from hydralign.rewards.combine import RewardTerm
+from hydralign.rewards.learned import RewardModel
+from hydralign.types import Prompt
 
 
 def plan_sft(recipe: Recipe, config: SFTConfig, processes: Processes) -> list[str]:
@@ -77,6 +82,7 @@ def plan_ppo(recipe: Recipe, config: PPOConfig, processes: Processes) -> list[st
         f"{parameter_line(policy.trained(), policy.fixed())}{_copied(config.model or recipe.model)}",
         *_memory_of_ppo(recipe, config, loaded, processes),
         f"answers    up to {sampling_plan(config.sampling, recipe.seed).longest} tokens; context {policy.context}",
+        *_reward_lines(loaded.terms, loaded.prompts.train, sampling_plan(config.sampling, recipe.seed).longest),
         f"prompt     {ppo_run.prompt_preview(loaded.prompts.train[0], source)}",
     ]
 
@@ -146,7 +152,32 @@ def plan_compare(recipe: Recipe, config: CompareConfig, processes: Processes) ->
         f"models     {config.before} and {config.after}",
         f"answers    {len(loaded.prompts):,} held-out prompts, up to {loaded.plan.longest} tokens each, by both",
         f"metrics    {terms}",
+        *_reward_lines(loaded.terms, loaded.prompts, loaded.plan.longest),
     ]
+
+
+def _reward_lines(terms: Sequence[RewardTerm], prompts: Sequence[Prompt], answer: int) -> list[str]:
+    """For each reward model and classifier: how long its texts may be, and how many prompts would be cut for it."""
+    lines = []
+    for term in terms:
+        reward = term.reward
+        if not isinstance(reward, RewardModel | ClassifierReward):
+            continue
+        alone = isinstance(reward, ClassifierReward) and reward.text == "completion"
+        texts = [""] if alone else [prompt.text for prompt in prompts]
+        lengths = [len(encode_text(reward.tokenizer, text)) + answer for text in texts]
+        too_long = sum(length > reward.max_tokens for length in lengths)
+        if not too_long:
+            line = f"reads up to {reward.max_tokens:,} tokens; the longest text may have about {max(lengths):,}"
+        elif alone:
+            line = f"reads up to {reward.max_tokens:,} tokens; answers may have {answer:,} and would be cut"
+        else:
+            line = (
+                f"reads up to {reward.max_tokens:,} tokens; with the longest answers {too_long:,} of {len(texts):,} "
+                f"prompts would be cut at the beginning (the longest text may have about {max(lengths):,})"
+            )
+        lines.append(f"reward     {term.name} {line}")
+    return lines
 
 
 def size_lines(

@@ -27,7 +27,7 @@ from hydralign.errors import ModelError, did_you_mean
 from hydralign.memory import MicroRows
 from hydralign.progress import say
 from hydralign.rewards.batches import pad_right, score_batched
-from hydralign.rewards.learned import Encoded
+from hydralign.rewards.learned import Encoded, count_cut
 from hydralign.rewards.loading import load_classifier, longest_text
 
 Output = Literal["logit", "log_odds", "probability"]
@@ -65,10 +65,11 @@ class ClassifierReward:
         labels = {int(column): name for column, name in config.id2label.items()}
         self.label_column = find_label(label, [labels[column] for column in sorted(labels)])
         self.label = labels[self.label_column]
-        if len(labels) == 1 and output != "logit":
+        independent = _are_independent(config, activation, output)
+        if len(labels) == 1 and output != "logit" and not independent:
             raise ModelError(
                 f"the classifier has the single output {self.label!r}: {output} needs another label to compare with. "
-                "Use output: logit."
+                "Use output: logit, or activation: sigmoid if the output was trained so."
             )
         pad_id = config.pad_token_id if config.pad_token_id is not None else tokenizer.pad_token_id
         if pad_id is None:
@@ -81,7 +82,7 @@ class ClassifierReward:
         self.batch_rows = MicroRows(batch_rows, name="batch_rows")
         self.truncated = 0
         self._pad_id = int(pad_id)
-        self._independent = _are_independent(config, activation, output)
+        self._independent = independent
         self.max_tokens = longest_text(model, tokenizer)
         tokenizer.truncation_side = "left"
 
@@ -114,11 +115,11 @@ class ClassifierReward:
             texts = list(completions)
         else:
             texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-        return score_batched([self._encode(text) for text in texts], self._forward, batch_rows=self.batch_rows)
+        encoded = [encode_text(self.tokenizer, text, self.max_tokens) for text in texts]
+        self.truncated += count_cut(encoded, self.max_tokens, f"classifier for {self.label!r}", self.truncated)
+        return score_batched([self._ids(one) for one in encoded], self._forward, batch_rows=self.batch_rows)
 
-    def _encode(self, text: str) -> Sequence[int]:
-        encoded = encode_text(self.tokenizer, text, self.max_tokens)
-        self.truncated += encoded.cut > 0
+    def _ids(self, encoded: Encoded) -> Sequence[int]:
         if encoded.ids:
             return encoded.ids
         # An empty text has no token to be read at; a model without [CLS] gets its start-of-text token.
@@ -143,7 +144,7 @@ def _are_independent(config: Any, activation: Activation | None, output: Output)
     """
     if activation is not None:
         return activation == "sigmoid"
-    if config.problem_type is None and output != "logit":
+    if config.problem_type is None and output != "logit" and len(config.id2label) > 1:
         labels = ", ".join(map(repr, config.id2label.values()))
         say(
             f"Warning: the classifier's config.json has no problem_type, so {output} takes it that its labels ({labels}) "

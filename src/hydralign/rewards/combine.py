@@ -75,8 +75,11 @@ def score_rollout(
     totals = [0.0] * len(prompts)
     per_token: list[tuple[float, ...] | None] = [None] * len(prompts)
     logged: dict[str, list[float | None]] = {}
+    cut: dict[str, int] = {}
     for term in terms:
-        entries = _entries_of(term, prompts, completions, columns)
+        entries, cut_rows = _entries_of(term, prompts, completions, columns)
+        if cut_rows is not None:
+            cut[term.name] = cut_rows
         logged[term.name] = [math.fsum(entry) if isinstance(entry, tuple) else entry for entry in entries]
         for row, entry in enumerate(entries):
             if isinstance(entry, tuple):
@@ -85,7 +88,8 @@ def score_rollout(
             elif entry is not None:
                 totals[row] += term.weight * entry
     spoke_per_token = any(row is not None for row in per_token)
-    return Scores(torch.tensor(totals, dtype=torch.float32), tuple(per_token) if spoke_per_token else None, logged)
+    dense = tuple(per_token) if spoke_per_token else None
+    return Scores(torch.tensor(totals, dtype=torch.float32), dense, logged, cut)
 
 
 def require_applied(applied: Mapping[str, float], rows: int) -> None:
@@ -103,19 +107,23 @@ def require_applied(applied: Mapping[str, float], rows: int) -> None:
 
 def _entries_of(
     term: RewardTerm, prompts: Sequence[str], completions: Sequence[str], columns: Mapping[str, Sequence[Any]]
-) -> list[Entry]:
-    """The term's checked entries, minus those of the reference answers where it asks for that."""
+) -> tuple[list[Entry], int | None]:
+    """The term's checked entries, minus those of the reference answers where it asks for that; and how many answers
+    were cut to be read, None where the reward counts none.
+    """
+    before = getattr(term.reward, "truncated", None)
     returned = call(term.reward, prompts, completions, columns, name=term.name)
+    cut = getattr(term.reward, "truncated", before) - before if isinstance(before, int) else None
     entries = _checked(returned, term.name, prompts, columns["completion_tokens"])
     if term.minus_reference is None:
-        return entries
+        return entries, cut
     references = _references(term, term.minus_reference, columns)
     # Reference answers are whole, and were never sampled: they have no completion tokens.
     others = {name: column for name, column in columns.items() if name != "completion_tokens"}
     others["finished"] = [True] * len(references)
     returned = call(term.reward, prompts, references, others, name=term.name)
     bases = _checked(returned, term.name, prompts, None)
-    return [_difference(term, entry, base) for entry, base in zip(entries, bases, strict=True)]
+    return [_difference(term, entry, base) for entry, base in zip(entries, bases, strict=True)], cut
 
 
 def _references(term: RewardTerm, column: str, columns: Mapping[str, Sequence[Any]]) -> list[str]:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hydralign.data.tokens import encode_text
 from hydralign.errors import ModelError, RewardError
 from hydralign.memory import MicroRows
+from hydralign.progress import say
 from hydralign.rewards.batches import pad_right, score_batched
 from hydralign.rewards.loading import load_classifier, longest_text
 
@@ -50,6 +51,18 @@ def encode(tokenizer: Any, prompt: str, completion: str, finished: bool, max_tok
         )
     cut = 0 if max_tokens is None else max(0, len(ids) - max_tokens)
     return Encoded(tuple(ids[cut:]), cut)
+
+
+def count_cut(encoded: Sequence[Encoded], max_tokens: int, reader: str, before: int) -> int:
+    """How many of these texts were cut; the first time (`before` is 0) a line says what that means."""
+    cut = sum(row.cut > 0 for row in encoded)
+    if cut and not before:
+        say(
+            f"Warning: {cut} of {len(encoded)} texts are longer than the {max_tokens} tokens that the {reader} reads: "
+            "their beginnings are cut off before they are scored. Use shorter prompts (filter.max_tokens) or answers, "
+            "or a model with a longer context. Said once; the metric reward/<name>/cut is the share of such texts."
+        )
+    return cut
 
 
 def chat_end(tokenizer: Any) -> re.Pattern[str]:
@@ -133,7 +146,7 @@ class RewardModel:
         """One float per row."""
         answers = zip(prompts, completions, finished, strict=True)
         encoded = [encode(self.tokenizer, *answer, self.max_tokens) for answer in answers]
-        self.truncated += sum(row.cut > 0 for row in encoded)
+        self.truncated += count_cut(encoded, self.max_tokens, "reward model", self.truncated)
         return score_batched(
             [row.ids for row in encoded],
             lambda rows: scores(self.model, rows, self._pad_id).float(),
