@@ -21,6 +21,7 @@ from hydralign.data.prompts import cut_to_prompts, prompt_drafter, tokenised
 from hydralign.data.reading import read_table
 from hydralign.data.report import DataReport, DataSet
 from hydralign.data.rows import EmptyTextError, Row, Table
+from hydralign.data.spelled import special_tokens, spelled_in
 from hydralign.data.splits import in_part, split_rows
 from hydralign.errors import ConfigError, DataError
 from hydralign.types import Demonstration, LabelledText, Preference, Prompt
@@ -50,6 +51,7 @@ class _Gathered(Generic[Record]):
     rows_read: int
     keyed: tuple[tuple[str, Record], ...]
     dropped: Counter[str]
+    spelled: Counter[str]
 
 
 def load_prompts(
@@ -126,6 +128,7 @@ def _load(
         train=len(sides.train),
         held_out=len(sides.held_out),
         dropped=dict(dropped),
+        spelled=dict((main.spelled + (other.spelled if other else Counter())).most_common()),
     )
     if not sides.train:
         raise DataError(
@@ -146,6 +149,8 @@ def _gather(
 ) -> _Gathered[Record]:
     keyed: list[tuple[str, Record]] = []
     dropped: Counter[str] = Counter()
+    spelled: Counter[str] = Counter()
+    special = special_tokens(tokenizer)
     drafter = kind.drafter(table)
     starts = range(0, len(table.rows), _BLOCK)
     blocks = (_worked(table.rows[start : start + _BLOCK], drafter, bounds, tokenizer, kind) for start in starts)
@@ -159,7 +164,8 @@ def _gather(
             dropped[f"outside the part {part.low:g}-{part.high:g} %"] += 1
         else:
             keyed.append(outcome)
-    return _Gathered(table.source, len(table.rows), tuple(keyed), dropped)
+            spelled.update(spelled_in(table.rows[place], special))
+    return _Gathered(table.source, len(table.rows), tuple(keyed), dropped, spelled)
 
 
 def _worked(

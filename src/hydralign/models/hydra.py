@@ -76,9 +76,7 @@ class HydraPolicy:
 
     def _branch(self, body: Any) -> CausalModel:
         entry = layers_of(body)[0]
-        return CausalModel(
-            self.whole.model, tokenizer=self.tokenizer, precision=self.precision, body=body, entry=entry
-        )
+        return CausalModel(self.whole.model, tokenizer=self.tokenizer, precision=self.precision, body=body, entry=entry)
 
     @property
     def device(self) -> torch.device:
