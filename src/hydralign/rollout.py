@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hydralign.config.data import RESERVED_COLUMNS
 from hydralign.data.detokenise import decode_tokens
 from hydralign.errors import NonFiniteError, RewardError
 from hydralign.generation.sampler import Sampler, sample
@@ -22,8 +23,6 @@ from hydralign.models.policy import Policy
 from hydralign.models.trunk import Trunk
 from hydralign.rewards.combine import RewardTerm, score_rollout
 from hydralign.types import Evaluation, Experience, Prompt, Rollout, Rows, SamplingPlan, Scores
-
-RESERVED_COLUMNS = frozenset({"prompts", "completions", "finished", "completion_tokens"})
 
 
 def collect(
@@ -109,8 +108,8 @@ def shared_columns(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
     taken = RESERVED_COLUMNS & names.keys()
     if taken:
         raise RewardError(
-            f"The data have a column {sorted(taken)[0]!r}: rewards get an argument of that name from the sampler, so "
-            "one of the two would be lost. Rename it with data.prompts.columns."
+            f"Prompts have a column {sorted(taken)[0]!r}: rewards get an argument of that name from the sampler, so "
+            "one of the two would be lost. Give the column another name in the prompts' `columns`."
         )
     return {name: [prompt.columns.get(name) for prompt in prompts] for name in names}
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from hydralign.config.data import FilterConfig, PartConfig, PromptSourceConfig, SourceConfig, SourceSplit
+from hydralign.config.data import RESERVED_COLUMNS, FilterConfig, PartConfig, PromptSourceConfig, SourceConfig, SourceSplit
 from hydralign.data.comparisons import comparison_drafter
 from hydralign.data.demonstrations import demonstration_drafter, labelled_drafter
 from hydralign.data.drafts import Draft, Drafter, LeftOut
@@ -59,7 +59,7 @@ def load_prompts(
 ) -> DataSet[Prompt]:
     """Prompts to answer, tokenised; with `config.cut`, the first tokens of texts, whose lengths `seed` draws.
 
-    A prompt's `columns` are all columns of its row. `rows` stand in for `config.source`. Raises DataError (RowError
+    A prompt's `columns` are all columns of its row whose names are not those of sampled things. `rows` stand in for `config.source`. Raises DataError (RowError
     for one row), TokenizerError for chats without a template.
     """
 
@@ -68,10 +68,14 @@ def load_prompts(
             return tokenised(drafts, tokenizer)
         return cut_to_prompts(drafts, tokenizer, config.cut, seed=seed)
 
+    withheld: set[str] = set()
+
     def drafter(table: Table) -> Drafter[Prompt]:
+        withheld.update(RESERVED_COLUMNS & set(table.columns))
         return prompt_drafter(table, tokenizer, from_text=config.cut is not None)
 
-    return _load(config, tokenizer, rows, _Kind(drafter, finish))
+    loaded = _load(config, tokenizer, rows, _Kind(drafter, finish))
+    return replace(loaded, report=replace(loaded.report, withheld=tuple(sorted(withheld))))
 
 
 def load_demonstrations(

@@ -21,6 +21,9 @@ class DataReport:
     spelled: Mapping[str, int] = field(default_factory=dict)
     """Special tokens of the tokenizer that texts spell out, and in how many of the rows that were used."""
 
+    withheld: tuple[str, ...] = ()
+    """Columns that rewards do not get, since the sampler gives them something else under these names."""
+
     @property
     def kept(self) -> int:
         """Rows on either side of the split."""
@@ -39,6 +42,11 @@ class DataReport:
         if self.spelled:
             counts = ", ".join(f"{token!r} in {count:,} rows" for token, count in self.spelled.items())
             lines.append(f"Special tokens spelled out in texts, which are read as the real tokens: {counts}.")
+        for name in self.withheld:
+            lines.append(
+                f"Column {name!r} is not passed to rewards, which get what was sampled under that name. To pass it, name "
+                f"it otherwise: data.prompts.columns: {{data_{name}: {name}}}."
+            )
         return "\n".join(lines)
 
 

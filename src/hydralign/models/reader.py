@@ -40,6 +40,9 @@ class Reader:
         self.causal = CausalModel(model, tokenizer=tokenizer, precision=precision)
         self.causal.check_readout()
         self._reference = reference or self.causal
+        # What the reference cannot say has no KL to it, so it is not said here.
+        absent = {*self.causal.head.absent_ids.tolist(), *self._reference.head.absent_ids.tolist()}
+        self.causal.head.absent_ids = torch.tensor(sorted(absent), dtype=torch.long)
         self._no_values = ValueHead(model.config.hidden_size).to(self.causal.device)
         if self._reference.vocabulary != self.causal.vocabulary:
             raise ModelError(

@@ -147,8 +147,8 @@ def _are_independent(config: Any, activation: Activation | None, output: Output)
     if config.problem_type is None and output != "logit" and len(config.id2label) > 1:
         labels = ", ".join(map(repr, config.id2label.values()))
         say(
-            f"Warning: the classifier's config.json has no problem_type, so {output} takes it that its labels ({labels}) "
-            "exclude each other (softmax). If a text can have several of them, as in toxicity models, set "
+            f"Warning: the classifier's config.json has no problem_type, so {output} assumes that its labels "
+            f"({labels}) exclude each other (softmax). If a text can have several of them, as in toxicity models, set "
             "activation: sigmoid; if not, activation: softmax ends this warning."
         )
     return bool(config.problem_type == "multi_label_classification")

@@ -36,8 +36,9 @@ class Encoded:
 def encode(tokenizer: Any, prompt: str, completion: str, finished: bool, max_tokens: int | None = None) -> Encoded:
     """Prompt and completion tokenised as one text; EOS at the end if, and only if, the answer finished.
 
-    A chat that spells its beginning-of-sequence token gets no second one. A tokenizer that adds EOS by itself is overruled for unfinished answers; one without EOS adds none. Above
-    `max_tokens` the beginning is cut, since the score is read at the end. Raises RewardError when no token is left.
+    A chat that spells its beginning-of-sequence token gets no second one. A tokenizer that adds EOS by itself is
+    overruled for unfinished answers; one without EOS adds none. Above `max_tokens` the beginning is cut, since the
+    score is read at the end. Raises RewardError when no token is left.
     """
     ids = encode_text(tokenizer, prompt + completion)
     eos_id = tokenizer.eos_token_id
