@@ -14,7 +14,9 @@ from tests.tokenizers_of_every_kind import llama_tokenizer
 def test_tokenizers_of_equal_size_with_other_tokens_are_refused() -> None:
     first, second = tiny_tokenizer(), train_tokenizer(["other words altogether, quite unlike: zebras"], vocabulary=300)
     assert len(first) >= len(second) > 280
-    with pytest.raises(TokenizerError, match=r"different tokenizers: id \d+ is '.*' in the first and '.*' in the second"):
+    with pytest.raises(
+        TokenizerError, match=r"different tokenizers: id \d+ is '.*' in the first and '.*' in the second"
+    ):
         require_same_tokens(first, second)
     with pytest.raises(TokenizerError, match="have different tokenizers"):
         require_same_tokens(first, llama_tokenizer())

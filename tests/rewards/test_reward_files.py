@@ -60,7 +60,9 @@ def test_reward_file_and_module_import_from_the_working_folder(tmp_path: Path, m
 def test_error_of_an_import_names_the_module_that_is_missing_and_where_it_may_stand(tmp_path: Path) -> None:
     (tmp_path / "outer.py").write_text("import neighbour\n")
     (tmp_path / "neighbour.py").write_text("import not_there_at_all.part\n")
-    with pytest.raises(RewardError, match=r"needs the module 'not_there_at_all'.*Put not_there_at_all\.py there") as caught:
+    with pytest.raises(
+        RewardError, match=r"needs the module 'not_there_at_all'.*Put not_there_at_all\.py there"
+    ) as caught:
         load_function(f"{tmp_path / 'outer.py'}:f")
     assert str(tmp_path) in str(caught.value)
     assert "plain Python" not in str(caught.value)

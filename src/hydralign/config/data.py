@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 
 from hydralign.config.base import Config
 
-
 RESERVED_COLUMNS = frozenset({"prompts", "completions", "finished", "completion_tokens"})
 """What rewards are given by these names comes from the sampler, never from a column of the data."""
 

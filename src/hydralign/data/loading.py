@@ -12,7 +12,14 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from hydralign.config.data import RESERVED_COLUMNS, FilterConfig, PartConfig, PromptSourceConfig, SourceConfig, SourceSplit
+from hydralign.config.data import (
+    RESERVED_COLUMNS,
+    FilterConfig,
+    PartConfig,
+    PromptSourceConfig,
+    SourceConfig,
+    SourceSplit,
+)
 from hydralign.data.comparisons import comparison_drafter
 from hydralign.data.demonstrations import demonstration_drafter, labelled_drafter
 from hydralign.data.drafts import Draft, Drafter, LeftOut
@@ -52,6 +59,7 @@ class _Gathered(Generic[Record]):
     keyed: tuple[tuple[str, Record], ...]
     dropped: Counter[str]
     spelled: Counter[str]
+    shortened: int = 0
 
 
 def load_prompts(
@@ -124,6 +132,7 @@ def _load(
         other = _gather(table, config.filter, tokenizer, kind)
     sides = split_rows(main.keyed, config.held_out, other.keyed if other else ())
     dropped = main.dropped + (other.dropped if other else Counter())
+    spelled = main.spelled + (other.spelled if other else Counter())
     if sides.leaking:
         dropped["whose prompt is held out"] = sides.leaking
     report = DataReport(
@@ -132,7 +141,8 @@ def _load(
         train=len(sides.train),
         held_out=len(sides.held_out),
         dropped=dict(dropped),
-        spelled=dict((main.spelled + (other.spelled if other else Counter())).most_common()),
+        shortened=main.shortened + (other.shortened if other else 0),
+        spelled=dict(sorted(spelled.items(), key=lambda item: (-item[1], item[0]))),
     )
     if not sides.train:
         raise DataError(
@@ -154,7 +164,7 @@ def _gather(
     keyed: list[tuple[str, Record]] = []
     dropped: Counter[str] = Counter()
     spelled: Counter[str] = Counter()
-    special = special_tokens(tokenizer)
+    special, shortened = special_tokens(tokenizer), 0
     drafter = kind.drafter(table)
     starts = range(0, len(table.rows), _BLOCK)
     blocks = (_worked(table.rows[start : start + _BLOCK], drafter, bounds, tokenizer, kind) for start in starts)
@@ -167,9 +177,10 @@ def _gather(
         elif part and not in_part(outcome[0], part):
             dropped[f"outside the part {part.low:g}-{part.high:g} %"] += 1
         else:
-            keyed.append(outcome)
+            keyed.append(outcome[:2])
+            shortened += outcome[2]
             spelled.update(spelled_in(table.rows[place], special))
-    return _Gathered(table.source, len(table.rows), tuple(keyed), dropped, spelled)
+    return _Gathered(table.source, len(table.rows), tuple(keyed), dropped, spelled, shortened)
 
 
 def _worked(
@@ -178,8 +189,8 @@ def _worked(
     bounds: FilterConfig,
     tokenizer: PreTrainedTokenizerBase | None,
     kind: _Kind[Record],
-) -> Iterator[tuple[str, Record] | LeftOut]:
-    """What became of each row, in order."""
+) -> Iterator[tuple[str, Record, bool] | LeftOut]:
+    """What became of each row, in order: the key of its split, the record, and whether a template shortened it."""
     drafts = within_bounds([_drafted(row, drafter, bounds) for row in rows], bounds, tokenizer)
     finished = iter(kind.finish([draft for draft in drafts if isinstance(draft, Draft)]))
     for draft in drafts:
@@ -187,7 +198,7 @@ def _worked(
             yield draft
         else:
             record = next(finished)
-            yield record if isinstance(record, LeftOut) else (draft.key, record)
+            yield record if isinstance(record, LeftOut) else (draft.key, record, draft.shortened)
 
 
 def _drafted(row: Row, drafter: Drafter[Record], bounds: FilterConfig) -> Draft[Record] | LeftOut:

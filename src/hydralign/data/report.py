@@ -24,6 +24,9 @@ class DataReport:
     withheld: tuple[str, ...] = ()
     """Columns that rewards do not get, since the sampler gives them something else under these names."""
 
+    shortened: int = 0
+    """Rows of which the chat template left out part of an answer."""
+
     @property
     def kept(self) -> int:
         """Rows on either side of the split."""
@@ -42,6 +45,11 @@ class DataReport:
         if self.spelled:
             counts = ", ".join(f"{token!r} in {count:,} rows" for token, count in self.spelled.items())
             lines.append(f"Special tokens spelled out in texts, which are read as the real tokens: {counts}.")
+        if self.shortened:
+            lines.append(
+                f"Of {self.shortened:,} rows the chat template leaves out part of the assistant's text (as templates do "
+                "with thinking): that part is not learned."
+            )
         for name in self.withheld:
             lines.append(
                 f"Column {name!r} is not passed to rewards, which get what was sampled under that name. To pass it, name "

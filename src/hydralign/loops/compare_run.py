@@ -34,7 +34,6 @@ from hydralign.rewards.build import build_terms
 from hydralign.rewards.combine import RewardTerm
 from hydralign.types import Prompt, SamplingPlan
 
-
 PROBES = ("The film was good, and its 2nd end  bad.\n\tWhy?", "Été à Zürich – 東京 🙂", "def f(x):\n    return x+1")
 """Texts on which two tokenizers that are the same agree: letters, blanks, digits, marks, other scripts."""
 
