@@ -67,8 +67,9 @@ def load_prompts(
 ) -> DataSet[Prompt]:
     """Prompts to answer, tokenised; with `config.cut`, the first tokens of texts, whose lengths `seed` draws.
 
-    A prompt's `columns` are all columns of its row whose names are not those of sampled things. `rows` stand in for `config.source`. Raises DataError (RowError
-    for one row), TokenizerError for chats without a template.
+    A prompt's `columns` are all columns of its row but those with a reserved name, which belong to sampled things.
+    `rows` stand in for `config.source`. Raises DataError (RowError for one row), TokenizerError for chats without a
+    template.
     """
 
     def finish(drafts: Sequence[Draft[Prompt]]) -> Sequence[Prompt | LeftOut]:

@@ -47,13 +47,13 @@ class DataReport:
             lines.append(f"Special tokens spelled out in texts, which are read as the real tokens: {counts}.")
         if self.shortened:
             lines.append(
-                f"Of {self.shortened:,} rows the chat template leaves out part of the assistant's text (as templates do "
-                "with thinking): that part is not learned."
+                f"Of {self.shortened:,} rows the chat template leaves out part of the assistant's text (as templates "
+                "do with thinking): that part is not learned."
             )
         for name in self.withheld:
             lines.append(
-                f"Column {name!r} is not passed to rewards, which get what was sampled under that name. To pass it, name "
-                f"it otherwise: data.prompts.columns: {{data_{name}: {name}}}."
+                f"Column {name!r} is not passed to rewards, which get what was sampled under that name. To pass it, "
+                f"name it otherwise: data.prompts.columns: {{data_{name}: {name}}}."
             )
         return "\n".join(lines)
 

@@ -150,8 +150,8 @@ def require_same_tokens(before: Any, after: Any) -> None:
     if unequal is not None:
         raise TokenizerError(
             f"compare.before and compare.after have tokenizers that encode {unequal!r} differently (they share "
-            f"{shared:,} of {whole:,} tokens): the second model would read prompts in a way that it was not trained on. Compare "
-            "models that share a tokenizer."
+            f"{shared:,} of {whole:,} tokens): the second model would read prompts in a way that it was not "
+            "trained on. Compare models that share a tokenizer."
         )
 
 

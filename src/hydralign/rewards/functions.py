@@ -141,7 +141,8 @@ def _module(place: str) -> ModuleType:
         if error.name is None or not (place == error.name or place.startswith(f"{error.name}.")):
             raise _import_failed(place, error) from error
         raise RewardError(
-            f"there is no module {error.name!r} on this interpreter's path or in {str(Path.cwd())!r}: the reward in {place!r} cannot be loaded. "
+            f"there is no module {error.name!r} on this interpreter's path or in {str(Path.cwd())!r}: the reward "
+            f"in {place!r} cannot be loaded. "
             "Install it, or give the file itself as path/to/file.py:function."
         ) from error
     except Exception as error:
@@ -174,9 +175,9 @@ def _import_failed(place: str, error: Exception) -> RewardError:
     if isinstance(error, ModuleNotFoundError) and error.name:
         folder = Path(place).resolve().parent if place.endswith(".py") else Path.cwd()
         return RewardError(
-            f"importing {place!r} failed with ModuleNotFoundError: it needs the module {error.name!r}, which is neither "
-            f"in {str(folder)!r}, nor in the working folder, nor installed: the reward in it cannot be loaded. Put "
-            f"{error.name.partition('.')[0]}.py there, or install it."
+            f"importing {place!r} failed with ModuleNotFoundError: it needs the module {error.name!r}, which is "
+            f"neither in {str(folder)!r}, nor in the working folder, nor installed: the reward in it cannot be loaded. "
+            f"Put {error.name.partition('.')[0]}.py there, or install it."
         )
     return RewardError(
         f"importing {place!r} failed with {type(error).__name__} ({error}): the reward in it cannot be loaded. "
