@@ -63,7 +63,7 @@ class HydraPolicy:
             prepare_model(model, tokenizer)
         if precision == "bf16":
             store_frozen_in_bf16(model)
-        self.whole = CausalModel(model, precision=precision)
+        self.whole = CausalModel(model, tokenizer=tokenizer, precision=precision)
         dtype = torch.bfloat16 if (states or precision) == "bf16" else torch.float32
         self.trunk = Trunk(self.whole, first, dtype=dtype, offload=offload)
         top = part(model.base_model, first, first + unfrozen_layers)
@@ -75,7 +75,8 @@ class HydraPolicy:
             store_frozen_in_bf16(self.frozen.body)
 
     def _branch(self, body: Any) -> CausalModel:
-        return CausalModel(self.whole.model, precision=self.precision, body=body, entry=layers_of(body)[0])
+        entry = layers_of(body)[0]
+        return CausalModel(self.whole.model, tokenizer=self.tokenizer, precision=self.precision, body=body, entry=entry)
 
     @property
     def device(self) -> torch.device:

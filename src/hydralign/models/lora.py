@@ -62,7 +62,7 @@ class LoraPolicy:
             self.peft.load_adapter(adapter, adapter_name=REFERENCE, is_trainable=False)
             self.peft.base_model.set_adapter(TRAINED)
         prepare_model(model, tokenizer)
-        self.causal = CausalModel(model, precision=precision)
+        self.causal = CausalModel(model, tokenizer=tokenizer, precision=precision)
 
     @property
     def device(self) -> torch.device:
