@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import hydralign  # noqa: F401  (before torch, so that products do not depend on addresses)
+
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests compare runs to the bit, or to 1e-5: one kind of device for all
 
 import pytest
-
-import hydralign  # noqa: F401, I001  (before torch, so that products do not depend on addresses)
 import torch
 
 from hydralign.config.model import Form, FullForm, HydraForm, LoraForm

@@ -149,7 +149,9 @@ def read_checkpoint(
         optimizer.state[trained[name]][entry] = tensor.to(trained[name].device)
     about = json.loads((path / "state.json").read_text())
     then, now = about["environment"], environment()
-    differences = [f"{key} was {then.get(key, 'not recorded')}, is {now[key]}" for key in now if then.get(key) != now[key]]
+    differences = [
+        f"{key} was {then.get(key, 'not recorded')}, is {now[key]}" for key in now if then.get(key) != now[key]
+    ]
     if now["products"] != SAME_BITS and then.get("products") == now["products"]:
         differences.append(f"{now['products']} on this machine ({products_setting()})")
     return about, differences
