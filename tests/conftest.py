@@ -8,6 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hydralign  # noqa: F401  (before torch, so that products do not depend on addresses)
+
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests compare runs to the bit, or to 1e-5: one kind of device for all
 
 import pytest

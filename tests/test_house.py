@@ -25,7 +25,7 @@ ROOT = Path(__file__).parent.parent
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 60
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
+    ("errors", "reproducible"),
     ("types", "config"),
     ("algorithms", "tracking", "progress", "processes"),
     ("memory",),

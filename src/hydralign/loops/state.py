@@ -12,6 +12,7 @@ import platform
 import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 
 from hydralign.errors import RunFolderError
 from hydralign.models.saving import whole_folder
+from hydralign.reproducible import products_setting
 from hydralign.rewards.normalise import RunningMoments
 
 
@@ -37,6 +39,26 @@ class PPOState:
     """Poisoned iterations in a row."""
 
 
+SAME_BITS = "same bits at every address"
+
+
+@cache
+def products_repeat() -> bool:
+    """Whether fp32 products of equal numbers at different addresses have equal bits here, as measured on a few."""
+    generator = torch.Generator().manual_seed(0)
+    for rows, width, columns in ((1, 32, 96), (2, 64, 64), (7, 48, 160)):
+        left, right = (torch.randn(size, width, generator=generator) for size in (rows, columns))
+        products = [_shifted(left, offset) @ _shifted(right, 3 * offset % 16).T for offset in range(16)]
+        if not all(torch.equal(product, products[0]) for product in products):
+            return False
+    return True
+
+
+def _shifted(x: torch.Tensor, offset: int) -> torch.Tensor:
+    """A copy that begins `offset` numbers after an allocation does."""
+    return torch.empty(x.numel() + offset)[offset:].view(x.shape).copy_(x)
+
+
 def environment() -> dict[str, Any]:
     """What bit-for-bit equality depends on."""
     return {
@@ -46,6 +68,8 @@ def environment() -> dict[str, Any]:
         "processes": os.environ.get("WORLD_SIZE", "1"),
         "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
         "cpu": f"{platform.machine()} {torch.backends.cpu.get_cpu_capability()}",
+        "products": SAME_BITS if products_repeat() else "bits depend on addresses",
+        "products_setting": products_setting(),
     }
 
 
@@ -125,7 +149,12 @@ def read_checkpoint(
         optimizer.state[trained[name]][entry] = tensor.to(trained[name].device)
     about = json.loads((path / "state.json").read_text())
     then, now = about["environment"], environment()
-    return about, [f"{key} was {then.get(key)}, is {now[key]}" for key in now if then.get(key) != now[key]]
+    differences = [
+        f"{key} was {then.get(key, 'not recorded')}, is {now[key]}" for key in now if then.get(key) != now[key]
+    ]
+    if now["products"] != SAME_BITS and then.get("products") == now["products"]:
+        differences.append(f"{now['products']} on this machine ({products_setting()})")
+    return about, differences
 
 
 def _optimizer_tensors(
