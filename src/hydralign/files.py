@@ -67,8 +67,12 @@ def _own_number(error: BaseException) -> int | None:
 
 def write_text(path: Path, text: str, *, errors: str = "strict") -> None:
     """Write a UTF-8 file whole or not at all. Raises StorageError."""
+    write_bytes(path, text.encode("utf-8", errors))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all. Raises StorageError."""
     temporary = path.with_name(f".{path.name}.partial")
-    data = text.encode("utf-8", errors)
     with writing(path):
         try:
             with temporary.open("wb") as file:
