@@ -26,7 +26,7 @@ LONGEST_FILE = 400
 LONGEST_FUNCTION = 60
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "reproducible"),
-    ("types", "config"),
+    ("types", "config", "files", "streams"),
     ("algorithms", "tracking", "progress", "processes"),
     ("memory",),
     ("data", "models"),

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 
 from hydralign.config.model import LoraForm
 from hydralign.errors import ModelError
+from hydralign.files import whole_folder
 from hydralign.models.causal import CausalModel
 from hydralign.models.decoding import CachedDecoding
 from hydralign.models.heads import ValueHead
 from hydralign.models.loading import context_of, prepare_model, stop_ids_of
 from hydralign.models.lora import adapt, save_adapter
 from hydralign.models.precision import store_frozen_in_bf16
-from hydralign.models.saving import save_model, save_value_branch, save_value_head, whole_folder
+from hydralign.models.saving import save_model, save_value_branch, save_value_head
 from hydralign.models.split import after_layers, check_split, copy_of_trained, layers_of, part
 from hydralign.models.trunk import Trunk
 from hydralign.types import Evaluation, Rows

@@ -18,13 +18,14 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from hydralign.errors import ModelError
+from hydralign.files import whole_folder
 from hydralign.memory import is_out_of_memory
 from hydralign.models.causal import CausalModel
 from hydralign.models.decoding import CachedDecoding
 from hydralign.models.heads import ValueHead
 from hydralign.models.loading import context_of, prepare_model, read_adapter, stop_ids_of
 from hydralign.models.precision import store_frozen_in_bf16
-from hydralign.models.saving import save_value_head, whole_folder
+from hydralign.models.saving import save_value_head
 from hydralign.models.split import layers_of
 from hydralign.models.trunk import Trunk
 from hydralign.types import Evaluation, Rows

@@ -1,14 +1,11 @@
 """Write and read policy folders: ordinary transformers or PEFT folders, the value head beside them.
 
-A folder appears whole or not at all: everything is written to a temporary sibling, then moved into place.
+A folder appears whole or not at all (`whole_folder`).
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,26 +14,11 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from hydralign.errors import ModelError
+from hydralign.files import whole_folder
 from hydralign.models.heads import ValueHead
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 VALUE_BRANCH_FILE = "value_branch.safetensors"
-
-
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `folder` when the block ends without an error."""
-    temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary.rename(folder)
 
 
 def save_model(model: Any, folder: Path) -> None:

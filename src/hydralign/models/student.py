@@ -14,10 +14,10 @@ from torch import Tensor
 
 from hydralign.config.model import Form, LoraForm
 from hydralign.errors import ModelError
+from hydralign.files import whole_folder
 from hydralign.models.causal import CausalModel
 from hydralign.models.loading import context_of, load_model, own_tokenizer, prepare_model, stop_ids_of
 from hydralign.models.lora import adapt, save_adapter
-from hydralign.models.saving import whole_folder
 from hydralign.models.split import top_layers
 
 

@@ -23,10 +23,10 @@ from transformers.pytorch_utils import Conv1D
 
 from hydralign.config.model import Form, LoraForm
 from hydralign.errors import ModelError
+from hydralign.files import whole_folder
 from hydralign.models.loading import prepare_model
 from hydralign.models.making import PAD
 from hydralign.models.precision import store_matrices_in_bf16
-from hydralign.models.saving import whole_folder
 from hydralign.rewards.learned import outputs
 from hydralign.rewards.loading import longest_text
 from hydralign.rewards.starting import head_names, last_layer, load_start
