@@ -91,7 +91,7 @@ def test_damaged_checkpoint_is_said_and_the_one_before_it_taken(
     assert optimizer.state[trained["w"]]["step"] == 1
     shown = capsys.readouterr().err
     assert "step-4 is damaged" in shown
-    assert "Going on from step-2." in shown
+    assert "Resuming from step-2." in shown
     # It is out of the way of the checkpoints to come, which would be deleted as older ones.
     save_checkpoint(tmp_path, PPOState(step=3), trained, optimizer, metrics_position=0, keep=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged-step-4", "step-3"]

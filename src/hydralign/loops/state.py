@@ -21,15 +21,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-<<<<<<< HEAD
-from hydralign.errors import RunFolderError
-from hydralign.models.saving import whole_folder
-from hydralign.reproducible import products_setting
-=======
 from hydralign.errors import RunFolderError, StorageError
 from hydralign.files import delete, whole_folder
 from hydralign.progress import say
->>>>>>> g7
+from hydralign.reproducible import products_setting
 from hydralign.rewards.normalise import RunningMoments
 
 Kept = TypeVar("Kept")
@@ -204,11 +199,17 @@ def _report(path: Path, damaged: list[tuple[Path, str]], then: Mapping[str, Any]
                 "checkpoint. Delete it."
             ) from error
         say(f"{bad.name} is damaged and left out ({reason}); it lies in {aside} now.")
-    say(f"Going on from {path.name}.")
-    now = environment()
-    for key in now:
-        if then.get(key) != now[key]:
-            say(f"Not bit-equal to an uninterrupted run: {key} was {then.get(key)}, is {now[key]}.")
+    say(f"Resuming from {path.name}.")
+    for difference in _differences(then, environment()):
+        say(f"Not bit-equal to an uninterrupted run: {difference}.")
+
+
+def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """What bit-for-bit equality depends on and is not as it was, or does not hold on this machine."""
+    found = [f"{key} was {then.get(key, 'not recorded')}, is {now[key]}" for key in now if then.get(key) != now[key]]
+    if now["products"] != SAME_BITS and then.get("products") == now["products"]:
+        found.append(f"{now['products']} on this machine ({products_setting()})")
+    return found
 
 
 @dataclass(frozen=True)
@@ -261,16 +262,6 @@ def _restore(stored: _Stored[Any], trained: Mapping[str, torch.nn.Parameter], op
     for key, tensor in stored.moments.items():
         name, entry = key.rsplit("|", 1)
         optimizer.state[trained[name]][entry] = tensor.to(trained[name].device)
-<<<<<<< HEAD
-    about = json.loads((path / "state.json").read_text())
-    then, now = about["environment"], environment()
-    differences = [
-        f"{key} was {then.get(key, 'not recorded')}, is {now[key]}" for key in now if then.get(key) != now[key]
-    ]
-    if now["products"] != SAME_BITS and then.get("products") == now["products"]:
-        differences.append(f"{now['products']} on this machine ({products_setting()})")
-    return about, differences
-=======
 
 
 def read_ppo_state(about: Mapping[str, Any]) -> PPOState:
@@ -295,7 +286,6 @@ def whole_number(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
         raise ValueError(f"{value!r} is no count")
     return value
->>>>>>> g7
 
 
 def _optimizer_tensors(
