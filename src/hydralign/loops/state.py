@@ -76,7 +76,9 @@ def write_checkpoint(
     with whole_folder(folder / f"step-{step}") as partial:
         save_file({name: p.detach().contiguous() for name, p in trained.items()}, partial / "trained.safetensors")
         save_file(_optimizer_tensors(trained, optimizer), partial / "optimizer.safetensors")
-        (partial / "state.json").write_text(json.dumps({**about, "environment": environment()}, indent=2) + "\n")
+        (partial / "state.json").write_text(
+            json.dumps({**about, "environment": environment()}, indent=2) + "\n", encoding="utf-8"
+        )
     for old in checkpoints(folder)[:-keep]:
         shutil.rmtree(old)
 
@@ -123,7 +125,7 @@ def read_checkpoint(
     for key, tensor in load_file(path / "optimizer.safetensors").items():
         name, entry = key.rsplit("|", 1)
         optimizer.state[trained[name]][entry] = tensor.to(trained[name].device)
-    about = json.loads((path / "state.json").read_text())
+    about = json.loads((path / "state.json").read_text(encoding="utf-8"))
     then, now = about["environment"], environment()
     return about, [f"{key} was {then.get(key)}, is {now[key]}" for key in now if then.get(key) != now[key]]
 
