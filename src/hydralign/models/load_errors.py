@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -133,12 +134,9 @@ def _check_shards(folder: Path, index: dict[str, Any]) -> None:
 
 
 def _check_sentencepiece(folder: Path) -> None:
-    try:
-        import google.protobuf  # noqa: F401
-        import sentencepiece  # noqa: F401
-    except ImportError as error:
+    if find_spec("sentencepiece") is None or find_spec("google") is None:
         raise ModelError(
             f"The tokenizer of {str(folder)!r} could not be loaded: it lies there as a SentencePiece model "
             "(tokenizer.model) only, and the packages sentencepiece and protobuf that read it are not both installed. "
             "Name a folder that has a tokenizer.json, or install both."
-        ) from error
+        )
