@@ -20,6 +20,7 @@ from hydralign.models.heads import OutputHead, ValueHead, absent_ids
 from hydralign.models.logprobs import token_logprobs
 from hydralign.models.lookup import looked_up
 from hydralign.models.split import STRANGE, entering, told
+from hydralign.models.weights import require_finite_weights
 from hydralign.types import Evaluation, Rows
 
 
@@ -158,6 +159,7 @@ class CausalModel:
             ours = self.head.all_logits(states_BTD)
         gap = (whole - ours).abs().max().item()
         if not gap <= allowed_gap(self.precision, whole.abs().max().item()):
+            require_finite_weights(self.model, type(self.model).__name__)
             raise ModelError(
                 f"{type(self.model).__name__}: logits from its body and its head differ from its own by {gap:.2g}: "
                 "this architecture changes them in a way that is not known here, and every log-probability would be "

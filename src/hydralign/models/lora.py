@@ -19,10 +19,10 @@ from transformers.pytorch_utils import Conv1D
 
 from hydralign.errors import ModelError
 from hydralign.files import whole_folder
-from hydralign.memory import is_out_of_memory
 from hydralign.models.causal import CausalModel
 from hydralign.models.decoding import CachedDecoding
 from hydralign.models.heads import ValueHead
+from hydralign.models.load_errors import named_load_errors
 from hydralign.models.loading import context_of, prepare_model, read_adapter, stop_ids_of
 from hydralign.models.precision import store_frozen_in_bf16
 from hydralign.models.saving import save_value_head
@@ -200,12 +200,6 @@ def _trained_adapter(model: Any, adapter: str) -> Any:
             "Name a folder that PEFT saved, or leave it out to start with fresh adapters."
         )
     config = read_adapter(adapter)
-    try:
+    way_out = "Name the base that the adapter was trained on under model.path."
+    with named_load_errors(f"Adapter {adapter!r} does not fit this base model", way_out):
         return PeftModel.from_pretrained(model, adapter, adapter_name=TRAINED, is_trainable=True, config=config)
-    except (RuntimeError, ValueError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise ModelError(
-            f"Adapter {adapter!r} does not fit this base model: {str(error).splitlines()[0]} "
-            "Name the base that the adapter was trained on under model.path."
-        ) from error

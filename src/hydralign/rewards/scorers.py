@@ -27,6 +27,7 @@ from hydralign.files import whole_folder
 from hydralign.models.loading import prepare_model
 from hydralign.models.making import PAD
 from hydralign.models.precision import store_matrices_in_bf16
+from hydralign.models.weights import require_finite_weights
 from hydralign.rewards.learned import outputs
 from hydralign.rewards.loading import longest_text
 from hydralign.rewards.starting import head_names, last_layer, load_start
@@ -106,6 +107,7 @@ class Scorer:
         gap = (ours_C - whole_C).abs().max().item()
         tolerance = 1e-3 if self.precision == "fp32" else 3e-2
         if not gap <= tolerance * max(1.0, whole_C.abs().max().item()):
+            require_finite_weights(self.model, type(self.model).__name__)
             raise ModelError(
                 f"{type(self.model).__name__}: outputs read at a text's last token differ from its own by {gap:.2g}: "
                 "this architecture is read in a way that is not known here, so a saved model would score otherwise "
