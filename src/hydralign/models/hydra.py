@@ -9,7 +9,7 @@ reads it later starts from the states that the rollout carries.
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any, Literal
 
 import torch
@@ -127,7 +127,7 @@ class HydraPolicy:
         both = [*self.whole.model.parameters(), *self.frozen.body.parameters()]
         return list({id(p): p for p in both if not p.requires_grad}.values())
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: str | os.PathLike[str]) -> None:
         """Write a plain transformers folder, branch and trunk in one, or a PEFT folder; values in their own files."""
         with whole_folder(folder) as partial:
             if self.peft is None:

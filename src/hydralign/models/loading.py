@@ -5,6 +5,7 @@ No remote code, safetensors only; the network is used only when `path` is no loc
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -95,13 +96,18 @@ def own_tokenizer(adapter: str | None) -> str | None:
 
 
 def load_model(
-    path: str, *, tokenizer: str | None = None, pad_token: str | None = None, device: str | torch.device = "cpu"
+    path: str | os.PathLike[str],
+    *,
+    tokenizer: str | None = None,
+    pad_token: str | None = None,
+    device: str | torch.device = "cpu",
 ) -> tuple[Any, Any]:
     """(model, tokenizer) in fp32, eval mode, dropout off, SDPA attention; `tokenizer` is a folder of its own.
 
     Raises ModelError for a folder without weights or an unknown architecture, TokenizerError for a tokenizer that
     lacks a pad or an end-of-sequence token.
     """
+    path = os.fspath(path)
     where = check_folder(path)
     try:
         encoder = AutoTokenizer.from_pretrained(tokenizer or where)

@@ -6,6 +6,7 @@ base model would be another model, and KL would not start at 0.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -108,7 +109,7 @@ class LoraPolicy:
         """The base model, and the adapter that training started from."""
         return [p for p in self.peft.parameters() if not p.requires_grad]
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: str | os.PathLike[str]) -> None:
         """Write a PEFT adapter folder with tokenizer and value head; it names its base model."""
         with whole_folder(folder) as partial:
             save_adapter(self.peft, partial)

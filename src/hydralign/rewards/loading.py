@@ -6,6 +6,7 @@ confident face, so here it is an error. safetensors only, no code from the folde
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from hydralign.errors import ModelError
 from hydralign.memory import is_out_of_memory
 
 
-def load_classifier(path: str | Path, device: torch.device | str) -> tuple[nn.Module, Any, Mapping[str, Any]]:
+def load_classifier(
+    path: str | os.PathLike[str], device: torch.device | str
+) -> tuple[nn.Module, Any, Mapping[str, Any]]:
     """Model, tokenizer and the raw contents of config.json of a folder or hub id. Raises ModelError."""
     folder = Path(path).expanduser()
     if folder.is_dir():

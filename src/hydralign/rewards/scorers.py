@@ -9,9 +9,9 @@ for a text's last: where no such token is named, `<pad>` is used, and added with
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -90,7 +90,7 @@ class Scorer:
         for parameter in self._last.parameters():
             parameter.div_(temperature)
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: str | os.PathLike[str]) -> None:
         """Write a plain classifier folder with its tokenizer, fp32 safetensors; training can go on afterwards."""
         with whole_folder(folder) as partial:
             self.model.save_pretrained(partial, state_dict=_merged(self.model))
