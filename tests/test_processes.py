@@ -66,8 +66,9 @@ def write_recipe(folder: Path, tokenizer: Any, form: dict[str, Any]) -> Path:
 
 def numbers(folder: Path) -> list[dict[str, float]]:
     rows = [json.loads(line) for line in (folder / "ppo/metrics.jsonl").read_text().splitlines()]
-    # How much fills a batch hangs on which rows share it.
-    told = [{n: value for n, value in row.items() if n != "trunk_pad_share"} for row in rows]
+    # How much fills a batch, and whether a rounding gap is 0, hang on which rows share it.
+    shared = {"trunk_pad_share", "start/ref_gap_is_zero"}
+    told = [{n: value for n, value in row.items() if n not in shared} for row in rows]
     return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in told]
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from hydralign import reproducible as _reproducible  # noqa: F401  (acts on import, before anything loads torch)
+
 if TYPE_CHECKING:
     __version__: str
     from hydralign.config.loading import load_recipe as load_recipe

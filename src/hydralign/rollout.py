@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hydralign.config.data import RESERVED_COLUMNS
+from hydralign.data.detokenise import decode_tokens
 from hydralign.errors import NonFiniteError, RewardError
 from hydralign.generation.sampler import Sampler, encoded_prompts, sample
 from hydralign.memory import MicroRows
@@ -21,8 +23,6 @@ from hydralign.models.policy import Policy
 from hydralign.models.trunk import Trunk
 from hydralign.rewards.combine import RewardTerm, as_terms, score_rollout
 from hydralign.types import Evaluation, Experience, Prompt, Rollout, Rows, SamplingPlan, Scores
-
-RESERVED_COLUMNS = frozenset({"prompts", "completions", "finished", "completion_tokens"})
 
 
 def collect(
@@ -100,7 +100,7 @@ def score(rollout: Rollout, reward: Callable[..., Any] | Sequence[RewardTerm], t
         finished=rollout.finished_B.tolist(),
         completion_tokens=completion_tokens(rollout.rows, tokenizer),
     )
-    return Scores(scores.scores_B.to(rollout.rows.tokens_BT.device), scores.token_scores, scores.terms)
+    return replace(scores, scores_B=scores.scores_B.to(rollout.rows.tokens_BT.device))
 
 
 def shared_columns(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
@@ -109,18 +109,20 @@ def shared_columns(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
     taken = RESERVED_COLUMNS & names.keys()
     if taken:
         raise RewardError(
-            f"The data have a column {sorted(taken)[0]!r}: rewards get an argument of that name from the sampler, so "
-            "one of the two would be lost. Rename it with data.prompts.columns."
+            f"Prompts have a column {sorted(taken)[0]!r}: rewards get an argument of that name from the sampler, so "
+            "one of the two would be lost. Give the column another name in the prompts' `columns`."
         )
     return {name: [prompt.columns.get(name) for prompt in prompts] for name in names}
 
 
 def completion_tokens(rows: Rows, tokenizer: Any) -> list[list[str]]:
     """The text of every real response token, end-of-sequence tokens included, so that lists match `_BR` columns."""
-    response_BR, lengths = rows.response_BR.cpu(), rows.response_lengths_B.tolist()
-    ids = response_BR[rows.mask_BR.cpu()].unique().tolist()
-    text = dict(zip(ids, tokenizer.batch_decode([[i] for i in ids]), strict=True))
-    return [[text[i] for i in row[:length].tolist()] for row, length in zip(response_BR, lengths, strict=True)]
+    prompts, answers = [], []
+    lengths = zip(rows.prompt_lengths_B.tolist(), rows.response_lengths_B.tolist(), strict=True)
+    for ids, (prompt, answer) in zip(rows.tokens_BT.tolist(), lengths, strict=True):
+        prompts.append(ids[:prompt])
+        answers.append(ids[prompt : prompt + answer])
+    return decode_tokens(tokenizer, prompts, answers)
 
 
 def by_micro_batch(rows: Rows, micro_rows: int, read: Callable[[Rows], Sequence[Tensor]]) -> list[Tensor]:

@@ -11,7 +11,7 @@ from dataclasses import replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-from hydralign.config.data import CutConfig
+from hydralign.config.data import RESERVED_COLUMNS, CutConfig
 from hydralign.data.chat import is_chat, messages_of, render_prompt
 from hydralign.data.drafts import Draft, Drafter, LeftOut
 from hydralign.data.rows import Row, Table
@@ -38,7 +38,7 @@ def prompt_drafter(table: Table, tokenizer: PreTrainedTokenizerBase, *, from_tex
             text = render_prompt(row, name, messages_of(row, name), tokenizer)
         else:
             text = row.text(name)
-        return Draft(Prompt(text, (), row.values), text, (text,))
+        return Draft(Prompt(text, (), row.without(*RESERVED_COLUMNS)), text, (text,))
 
     return draft
 

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hydralign.data.detokenise import decode_completions
 from hydralign.data.prompts import as_prompts
 from hydralign.errors import ConfigError, DataError, ModelError, NonFiniteError
 from hydralign.generation.keyed import drawn_lengths, keyed_uniforms
@@ -144,7 +145,7 @@ class _Drawn:
             old_logprobs_BR=self.logprobs_BR[:, :width].to(policy.device),
             values_BR=self.values_BR[:, :width].to(policy.device),
             finished_B=self.finished_B.to(policy.device),
-            completions=tuple(policy.tokenizer.batch_decode(answers, skip_special_tokens=True)),
+            completions=tuple(decode_completions(policy.tokenizer, prompt_ids, answers)),
         )
 
 
@@ -269,8 +270,11 @@ def truncate(probabilities_BV: Tensor, *, top_k: int, top_p: float) -> Tensor:
 
 
 def check_logits(logits_BV: Tensor, position: int, rows_B: Tensor) -> None:
-    """Raise NonFiniteError naming the first global row and position whose logits hold NaN or infinity."""
-    bad_B = ~torch.isfinite(logits_BV).all(dim=-1)
+    """Raise NonFiniteError naming the first global row and position whose logits hold NaN or infinity.
+
+    Minus infinity rules a token out, and is an error only where it rules out all of them.
+    """
+    bad_B = ~torch.isfinite(logits_BV.amax(dim=-1))
     if bool(bad_B.any()):
         row = int(rows_B[bad_B.cpu()].min())
         raise NonFiniteError(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -28,7 +29,9 @@ from hydralign.config import (
 )
 from hydralign.errors import ConfigError, RunFolderError, did_you_mean
 from hydralign.evaluation.statistics import Difference
+from hydralign.files import write_text, writing
 from hydralign.loops.compare_run import run_compare
+from hydralign.loops.lock import locked
 from hydralign.loops.plans import later_lines, plan_compare, plan_ppo, plan_reward, plan_sft
 from hydralign.loops.ppo_run import run_ppo
 from hydralign.loops.results import RunResult, read_results
@@ -37,6 +40,7 @@ from hydralign.loops.section import RESULT
 from hydralign.loops.sft_run import run_sft
 from hydralign.processes import Processes, launched_processes
 from hydralign.progress import say
+from hydralign.streams import lasting_output
 
 C = TypeVar("C", bound=Config)
 
@@ -79,11 +83,24 @@ def items_of(recipe: Recipe, section: str) -> list[Item]:
 
 
 def run_recipe(recipe: Recipe | str | os.PathLike[str]) -> RunResult:
-    """Run every section that the recipe (or the recipe in that file) has, going on at the first unfinished one."""
+    """Run every section that the recipe (or the recipe in that file) has, going on at the first unfinished one.
+
+    Raises RunFolderError when another process runs in the same output folder.
+    """
     recipe = resolved_recipe(recipe)
-    differences = {name: run_section(recipe, name) for name in present_sections(recipe)}
-    titles = [item.title for name in differences for item in items_of(recipe, name)]
-    return read_results(Path(recipe.output).expanduser(), titles, differences)
+    output, names = Path(recipe.output).expanduser(), present_sections(recipe)
+    with alone_in(output, launched_processes()):
+        differences = {name: run_section(recipe, name) for name in names}
+    titles = [item.title for name in names for item in items_of(recipe, name)]
+    return read_results(output, titles, differences)
+
+
+@contextmanager
+def alone_in(output: Path, processes: Processes) -> Iterator[None]:
+    """Hold the output folder, locked by the main process, with output that cannot end the run."""
+    with lasting_output(), ExitStack() as held:
+        processes.agreed(lambda: held.enter_context(locked(output)) if processes.main else None)
+        yield
 
 
 def present_sections(recipe: Recipe) -> list[str]:
@@ -103,20 +120,21 @@ def run_section(recipe: Recipe | str | os.PathLike[str], name: str, *, tell_sett
     disable_progress_bar()
     processes = launched_processes()
     output = Path(recipe.output).expanduser()
-    if processes.main:
-        claim_folder(output, recipe)
-    processes.wait()
     differences = []
-    for item in items:
-        folder = output / item.title
-        if (folder / RESULT).exists():
-            if processes.main:
-                say(f"{item.title} is finished: see {folder}. To run it again, delete that folder.")
-            continue
-        require_made(recipe, item)
-        if processes.main and tell_settings:
-            say(describe_item(recipe, item, processes))
-        differences += SECTIONS[name].run(recipe, item.config, folder, processes)
+    with alone_in(output, processes):
+        if processes.main:
+            claim_folder(output, recipe)
+        processes.wait()
+        for item in items:
+            folder = output / item.title
+            if (folder / RESULT).exists():
+                if processes.main:
+                    say(f"{item.title} is finished: see {folder}. To run it again, delete that folder.")
+                continue
+            require_made(recipe, item)
+            if processes.main and tell_settings:
+                say(describe_item(recipe, item, processes))
+            differences += SECTIONS[name].run(recipe, item.config, folder, processes)
     return differences
 
 
@@ -180,15 +198,9 @@ def claim_folder(output: Path, recipe: Recipe) -> None:
             f"output={str(output)!r} holds the results of another recipe, and going on would mix two runs. They "
             f"differ in (there ≠ here):{listed}\nName another output, or delete what was made with the other settings."
         )
-    try:
+    with writing(stored):
         output.mkdir(parents=True, exist_ok=True)
-        partial = output / ".recipe.yaml.partial"
-        partial.write_text(dump_recipe(recipe), encoding="utf-8")
-        partial.rename(stored)
-    except OSError as error:
-        raise RunFolderError(
-            f"output={str(output)!r} cannot be written ({error.strerror}): results would be lost. Name another folder."
-        ) from error
+        write_text(stored, dump_recipe(recipe))
 
 
 def conflicts(stored: Recipe, recipe: Recipe, output: Path) -> list[str]:

@@ -23,11 +23,11 @@ from hydralign.loops.interruption import interruptible
 from hydralign.loops.remedies import supervised_remedies
 from hydralign.loops.schedule import learning_rate_at, set_learning_rate
 from hydralign.loops.section import Records
-from hydralign.loops.state import checkpoints, read_checkpoint, write_checkpoint
+from hydralign.loops.state import resume, whole_number, write_checkpoint
 from hydralign.loops.update import apply_gradients, make_optimizer
 from hydralign.memory import MicroRows, is_out_of_memory
 from hydralign.processes import ALONE, Processes
-from hydralign.progress import progress, say
+from hydralign.progress import progress
 
 Item = TypeVar("Item")
 
@@ -210,19 +210,14 @@ def _resumed(
     lesson: Lesson[Any], folder: Path, records: Records, optimizer: torch.optim.Optimizer, processes: Processes
 ) -> tuple[int, int]:
     """(steps done, bad steps in a row) of the newest checkpoint, put back into place; (0, 0) of a fresh run."""
-    saved = checkpoints(folder / "checkpoints")
-    if not saved:
-        if records.local:
-            records.local.cut_back(0)
-        return 0, 0
-    about, differences = read_checkpoint(saved[-1], lesson.trained, optimizer)
+    resumed = resume(folder / "checkpoints", lesson.trained, optimizer, _counts, main=processes.main)
     if records.local:
-        records.local.cut_back(about["metrics_position"])
-    if processes.main:
-        say(f"Going on from {saved[-1].name}.")
-        for difference in differences:
-            say(f"Not bit-equal to an uninterrupted run: {difference}.")
-    return about["step"], about["bad_steps"]
+        records.local.cut_back(resumed.metrics_position if resumed else 0)
+    return resumed.state if resumed else (0, 0)
+
+
+def _counts(about: Mapping[str, Any]) -> tuple[int, int]:
+    return whole_number(about["step"]), whole_number(about["bad_steps"])
 
 
 def _save(

@@ -31,8 +31,8 @@ class FullPolicy:
         frozen = copy.deepcopy(model).requires_grad_(False)
         if precision == "bf16":
             store_matrices_in_bf16(frozen)
-        self.causal = CausalModel(model, precision=precision)
-        self.frozen = CausalModel(frozen, precision=precision)
+        self.causal = CausalModel(model, tokenizer=tokenizer, precision=precision)
+        self.frozen = CausalModel(frozen, tokenizer=tokenizer, precision=precision)
         self.stop_ids = stop_ids_of(model, tokenizer)
         self.context = context_of(model)
 

@@ -25,7 +25,7 @@ from hydralign.models.decoding import CachedDecoding
 from hydralign.models.heads import ValueHead
 from hydralign.models.loading import context_of, prepare_model, read_adapter, stop_ids_of
 from hydralign.models.precision import store_frozen_in_bf16
-from hydralign.models.saving import save_value_head, whole_folder
+from hydralign.models.saving import model_folder, save_value_head
 from hydralign.models.split import layers_of
 from hydralign.models.trunk import Trunk
 from hydralign.types import Evaluation, Rows
@@ -63,7 +63,7 @@ class LoraPolicy:
             self.peft.load_adapter(adapter, adapter_name=REFERENCE, is_trainable=False)
             self.peft.base_model.set_adapter(TRAINED)
         prepare_model(model, tokenizer)
-        self.causal = CausalModel(model, precision=precision)
+        self.causal = CausalModel(model, tokenizer=tokenizer, precision=precision)
 
     @property
     def device(self) -> torch.device:
@@ -111,7 +111,7 @@ class LoraPolicy:
 
     def export(self, folder: str | os.PathLike[str]) -> None:
         """Write a PEFT adapter folder with tokenizer and value head; it names its base model."""
-        with whole_folder(folder) as partial:
+        with model_folder(folder) as partial:
             save_adapter(self.peft, partial)
             self.tokenizer.save_pretrained(partial)
             save_value_head(partial, self.value_head)

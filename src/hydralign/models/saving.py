@@ -1,15 +1,13 @@
 """Write and read policy folders: ordinary transformers or PEFT folders, the value head beside them.
 
-A folder appears whole or not at all: everything is written to a temporary sibling, then moved into place.
+A folder appears whole or not at all (`whole_folder`).
 """
 
 from __future__ import annotations
 
 import json
 import os
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +16,19 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from hydralign.errors import ConfigError, ModelError, RunFolderError
+from hydralign.files import whole_folder
 from hydralign.models.heads import ValueHead
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 VALUE_BRANCH_FILE = "value_branch.safetensors"
 
 
-@contextmanager
-def whole_folder(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """A temporary folder that takes the place of `folder` when the block ends without an error.
+def model_folder(folder: str | os.PathLike[str]) -> AbstractContextManager[Path]:
+    """A temporary folder that takes the place of the model folder `folder` when the block ends without an error.
 
-    Raises as `require_replaceable` does, and RunFolderError where no folder can be made.
+    Raises as `require_replaceable` and `whole_folder` do.
     """
-    folder = require_replaceable(folder)
-    temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    try:
-        temporary.mkdir(parents=True)
-    except OSError as error:
-        raise RunFolderError(
-            f"{str(folder)!r} cannot be written ({error.strerror}): the model would be lost. Name another folder."
-        ) from error
-    try:
-        yield temporary
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary.rename(folder)
+    return whole_folder(require_replaceable(folder))
 
 
 def require_replaceable(folder: str | os.PathLike[str]) -> Path:
@@ -87,7 +69,7 @@ def save_model(model: Any, folder: Path) -> None:
 
 def save_policy_folder(folder: str | os.PathLike[str], model: Any, tokenizer: Any, value_head: ValueHead) -> None:
     """Model, tokenizer and value head; the model loads without this library."""
-    with whole_folder(folder) as partial:
+    with model_folder(folder) as partial:
         save_model(model, partial)
         tokenizer.save_pretrained(partial)
         save_value_head(partial, value_head)

@@ -17,7 +17,7 @@ from hydralign.errors import ModelError
 from hydralign.models.causal import CausalModel
 from hydralign.models.loading import context_of, load_model, own_tokenizer, prepare_model, stop_ids_of
 from hydralign.models.lora import adapt, save_adapter
-from hydralign.models.saving import whole_folder
+from hydralign.models.saving import model_folder
 from hydralign.models.split import top_layers
 
 
@@ -64,7 +64,7 @@ class Student:
 
     def export(self, folder: str | os.PathLike[str]) -> None:
         """Write a plain transformers folder, or a PEFT folder that names its base, with the tokenizer."""
-        with whole_folder(folder) as partial:
+        with model_folder(folder) as partial:
             if self._peft:
                 save_adapter(self._peft, partial)
             else:

@@ -26,7 +26,7 @@ from hydralign.errors import ModelError
 from hydralign.models.loading import prepare_model
 from hydralign.models.making import PAD
 from hydralign.models.precision import store_matrices_in_bf16
-from hydralign.models.saving import whole_folder
+from hydralign.models.saving import model_folder
 from hydralign.rewards.learned import outputs
 from hydralign.rewards.loading import longest_text
 from hydralign.rewards.starting import head_names, last_layer, load_start
@@ -92,7 +92,7 @@ class Scorer:
 
     def export(self, folder: str | os.PathLike[str]) -> None:
         """Write a plain classifier folder with its tokenizer, fp32 safetensors; training can go on afterwards."""
-        with whole_folder(folder) as partial:
+        with model_folder(folder) as partial:
             self.model.save_pretrained(partial, state_dict=_merged(self.model))
             self.tokenizer.save_pretrained(partial)
 
