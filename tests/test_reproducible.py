@@ -40,16 +40,21 @@ def test_importing_any_part_of_the_package_sets_it_without_torch() -> None:
 
 
 def test_checkpoint_names_products_that_repeat_no_longer_and_those_that_never_did(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     weight = torch.nn.Parameter(torch.ones(2))
     optimizer = torch.optim.SGD([weight], lr=0.1)
 
     def differences(then: bool, now: bool) -> list[str]:
         monkeypatch.setattr(state, "products_repeat", lambda: then)
-        state.write_checkpoint(tmp_path / f"{then}{now}", 1, {}, {"w": weight}, optimizer, keep=1)
+        state.write_checkpoint(
+            tmp_path / f"{then}{now}", 1, {"step": 1, "metrics_position": 0}, {"w": weight}, optimizer, keep=1
+        )
         monkeypatch.setattr(state, "products_repeat", lambda: now)
-        return state.read_checkpoint(tmp_path / f"{then}{now}" / "step-1", {"w": weight}, optimizer)[1]
+        capsys.readouterr()
+        state.resume(tmp_path / f"{then}{now}", {"w": weight}, optimizer, dict)
+        said = "".join(capsys.readouterr().err.split("Not bit-equal to an uninterrupted run: ")[1:])
+        return [line.removesuffix(".") for line in said.splitlines()]
 
     assert differences(True, True) == []
     assert differences(True, False) == ["products was same bits at every address, is bits depend on addresses"]
