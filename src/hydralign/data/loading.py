@@ -6,11 +6,12 @@ the end. Rows are worked on in blocks, so that a `limit` stops early and tokenis
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from hydralign.config.data import (
     RESERVED_COLUMNS,
@@ -25,7 +26,7 @@ from hydralign.data.demonstrations import demonstration_drafter, labelled_drafte
 from hydralign.data.drafts import Draft, Drafter, LeftOut
 from hydralign.data.filters import within_bounds
 from hydralign.data.prompts import cut_to_prompts, prompt_drafter, tokenised
-from hydralign.data.reading import read_table
+from hydralign.data.reading import IN_MEMORY, read_table
 from hydralign.data.report import DataReport, DataSet
 from hydralign.data.rows import EmptyTextError, Row, Table
 from hydralign.data.spelled import special_tokens, spelled_in
@@ -37,7 +38,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Record = TypeVar("Record")
+Settings = TypeVar("Settings", bound=SourceConfig)
 InMemory = Iterable[Mapping[str, Any]]
+Source = (
+    SourceConfig | str | os.PathLike[str] | Mapping[str, Any] | Iterable[str | os.PathLike[str] | Mapping[str, Any]]
+)
+"""A config, the path of a file, the settings of a config, a list of paths, or rows."""
 
 _BLOCK = 2048
 
@@ -63,14 +69,20 @@ class _Gathered(Generic[Record]):
 
 
 def load_prompts(
-    config: PromptSourceConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int, rows: InMemory | None = None
+    config: Source, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0, rows: InMemory | None = None
 ) -> DataSet[Prompt]:
     """Prompts to answer, tokenised; with `config.cut`, the first tokens of texts, whose lengths `seed` draws.
 
-    A prompt's `columns` are all columns of its row but those with a reserved name, which belong to sampled things.
-    `rows` stand in for `config.source`. Raises DataError (RowError for one row), TokenizerError for chats without a
-    template.
+    `config` may be the file's path, its settings as a mapping, or rows in memory. A prompt's `columns` are all columns
+    of its row but those with a reserved name, which belong to sampled things. `rows` stand in for `config.source`.
+    Raises DataError (RowError for one row), TokenizerError for chats without a template, ConfigError for what is no
+    source or no tokenizer.
     """
+    config, rows = source_config(PromptSourceConfig, config, rows)
+    if not callable(tokenizer):
+        raise ConfigError(
+            f"tokenizer={tokenizer!r:.80} is none: prompts could not be encoded. Give the policy's, policy.tokenizer."
+        )
 
     def finish(drafts: Sequence[Draft[Prompt]]) -> Sequence[Prompt | LeftOut]:
         if config.cut is None:
@@ -88,34 +100,59 @@ def load_prompts(
 
 
 def load_demonstrations(
-    config: SourceConfig, tokenizer: PreTrainedTokenizerBase | None = None, *, rows: InMemory | None = None
+    config: Source, tokenizer: PreTrainedTokenizerBase | None = None, *, rows: InMemory | None = None
 ) -> DataSet[Demonstration]:
     """Texts to imitate, not tokenised. The tokenizer is needed for chats and for filters on tokens only.
 
     `rows` stand in for `config.source`. Raises as `load_prompts` does.
     """
+    config, rows = source_config(SourceConfig, config, rows)
     return _load(config, tokenizer, rows, _Kind(lambda table: demonstration_drafter(table, tokenizer), _records))
 
 
 def load_comparisons(
-    config: SourceConfig, tokenizer: PreTrainedTokenizerBase | None = None, *, rows: InMemory | None = None
+    config: Source, tokenizer: PreTrainedTokenizerBase | None = None, *, rows: InMemory | None = None
 ) -> DataSet[Preference]:
     """Pairs of answers, not tokenised; pairs of equal answers are left out and counted.
 
     The tokenizer is needed for chats and for filters on tokens only. `rows` stand in for `config.source`. Raises as
     `load_prompts` does.
     """
+    config, rows = source_config(SourceConfig, config, rows)
     return _load(config, tokenizer, rows, _Kind(lambda table: comparison_drafter(table, tokenizer), _records))
 
 
 def load_labelled(
-    config: SourceConfig, tokenizer: PreTrainedTokenizerBase | None = None, *, rows: InMemory | None = None
+    config: Source, tokenizer: PreTrainedTokenizerBase | None = None, *, rows: InMemory | None = None
 ) -> DataSet[LabelledText]:
     """Texts with the names of their classes; a label that is a number becomes its digits.
 
     The tokenizer is needed for filters on tokens only. `rows` stand in for `config.source`. Raises DataError.
     """
+    config, rows = source_config(SourceConfig, config, rows)
     return _load(config, tokenizer, rows, _Kind(labelled_drafter, _records))
+
+
+def source_config(
+    kind: type[Settings], source: Source, rows: InMemory | None = None
+) -> tuple[Settings, InMemory | None]:
+    """The settings that `source` stands for, and the rows in memory, if it holds them. Raises ConfigError."""
+    if isinstance(source, kind):
+        return source, rows
+    if isinstance(source, SourceConfig):
+        return kind(**source.model_dump()), rows
+    if isinstance(source, Mapping):
+        return kind(**source), rows
+    if isinstance(source, str | os.PathLike):
+        return kind(source=os.fspath(source)), rows
+    if isinstance(source, list | tuple) and source and all(isinstance(one, str | os.PathLike) for one in source):
+        return kind(source=tuple(map(os.fspath, source))), rows
+    if isinstance(source, Iterable):
+        return kind(source=IN_MEMORY), cast(InMemory, source)
+    raise ConfigError(
+        f"source={source!r:.80} of type {type(source).__name__}: there is nothing to read. Give the path of a file, "
+        "rows, or a SourceConfig."
+    )
 
 
 def _load(

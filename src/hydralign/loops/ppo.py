@@ -37,7 +37,7 @@ from hydralign.rewards.combine import RewardTerm
 from hydralign.rewards.normalise import RunningMoments
 from hydralign.rollout import collect
 from hydralign.tracking import JsonLines, Tracker
-from hydralign.types import Estimates, Experience, Prompt, SamplingPlan
+from hydralign.types import Estimates, Experience, SamplingPlan
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,7 @@ def _collect(
 ) -> Experience:
     """This process's share of the iteration's rows: each prompt `samples_per_prompt` times, neighbours."""
     batch = config.batch
-    prompts: list[Prompt] = [
-        prompt for prompt in parts.prompts.batch(step, batch.prompts) for _ in range(batch.samples_per_prompt)
-    ]
+    prompts = [prompt for prompt in parts.prompts.batch(step, batch.prompts) for _ in range(batch.samples_per_prompt)]
     share = parts.processes.share(len(prompts))
     return collect(
         parts.policy,

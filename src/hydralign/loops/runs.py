@@ -7,6 +7,7 @@ OUT/<section>/<name>/     the same, of sections that are lists
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -15,7 +16,17 @@ from typing import Any, TypeVar
 
 from transformers.utils.logging import disable_progress_bar
 
-from hydralign.config import Config, HydraForm, Recipe, describe, diff, dump_recipe, load_config, load_recipe
+from hydralign.config import (
+    Config,
+    HydraForm,
+    Recipe,
+    describe,
+    diff,
+    dump_recipe,
+    load_config,
+    load_recipe,
+    resolved_recipe,
+)
 from hydralign.errors import ConfigError, RunFolderError, did_you_mean
 from hydralign.evaluation.statistics import Difference
 from hydralign.files import write_text, writing
@@ -23,6 +34,7 @@ from hydralign.loops.compare_run import run_compare
 from hydralign.loops.lock import locked
 from hydralign.loops.plans import later_lines, plan_compare, plan_ppo, plan_reward, plan_sft
 from hydralign.loops.ppo_run import run_ppo
+from hydralign.loops.results import RunResult, read_results
 from hydralign.loops.reward_run import run_reward
 from hydralign.loops.section import RESULT
 from hydralign.loops.sft_run import run_sft
@@ -70,15 +82,17 @@ def items_of(recipe: Recipe, section: str) -> list[Item]:
     return [] if value is None else [Item(section, section, value)]
 
 
-def run_recipe(recipe: Recipe) -> None:
-    """Run every section that the recipe has, in order, going on at the first unfinished one.
+def run_recipe(recipe: Recipe | str | os.PathLike[str]) -> RunResult:
+    """Run every section that the recipe (or the recipe in that file) has, going on at the first unfinished one.
 
     Raises RunFolderError when another process runs in the same output folder.
     """
-    names = present_sections(recipe)
-    with alone_in(Path(recipe.output).expanduser(), launched_processes()):
-        for name in names:
-            run_section(recipe, name)
+    recipe = resolved_recipe(recipe)
+    output, names = Path(recipe.output).expanduser(), present_sections(recipe)
+    with alone_in(output, launched_processes()):
+        differences = {name: run_section(recipe, name) for name in names}
+    titles = [item.title for name in names for item in items_of(recipe, name)]
+    return read_results(output, titles, differences)
 
 
 @contextmanager
@@ -99,8 +113,9 @@ def present_sections(recipe: Recipe) -> list[str]:
     return present
 
 
-def run_section(recipe: Recipe, name: str, *, tell_settings: bool = True) -> list[Difference]:
+def run_section(recipe: Recipe | str | os.PathLike[str], name: str, *, tell_settings: bool = True) -> list[Difference]:
     """Run one section into its folder, unless it is finished there already (said so; returns nothing then)."""
+    recipe = resolved_recipe(recipe)
     items = required_items(recipe, name)
     disable_progress_bar()
     processes = launched_processes()

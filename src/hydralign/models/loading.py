@@ -6,6 +6,7 @@ No remote code, safetensors only; the network is used only when `path` is no loc
 from __future__ import annotations
 
 import difflib
+import os
 from pathlib import Path
 from typing import Any
 
@@ -119,13 +120,18 @@ def own_tokenizer(adapter: str | None) -> str | None:
 
 
 def load_model(
-    path: str, *, tokenizer: str | None = None, pad_token: str | None = None, device: str | torch.device = "cpu"
+    path: str | os.PathLike[str],
+    *,
+    tokenizer: str | None = None,
+    pad_token: str | None = None,
+    device: str | torch.device = "cpu",
 ) -> tuple[Any, Any]:
     """(model, tokenizer) in fp32, eval mode, dropout off, SDPA attention; `tokenizer` is a folder of its own.
 
     Raises ModelError for a folder without weights or an unknown architecture, TokenizerError for a tokenizer that
     lacks a pad or an end-of-sequence token.
     """
+    path = os.fspath(path)
     where = check_folder(path)
     taken_for = "" if Path(where).exists() else " (no such folder here, so it was taken for a hub id)"
     way_out = "Check that it is a causal language model with its tokenizer, saved by transformers."

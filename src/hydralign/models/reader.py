@@ -5,7 +5,7 @@ Nothing is trained here, so there is no frozen copy, no value head and nothing t
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any
 
 import torch
@@ -82,6 +82,6 @@ class Reader:
         """All weights."""
         return list(self.causal.model.parameters())
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: str | os.PathLike[str]) -> None:
         """Refused: the model is saved already, where it was read from."""
         raise ModelError(f"{folder}: a reader writes no model, since it changes none. Copy the folder it came from.")

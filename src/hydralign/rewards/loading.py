@@ -6,6 +6,7 @@ confident face, so here it is an error. safetensors only, no code from the folde
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,9 @@ from hydralign.models.load_errors import check_model_files, named_load_errors
 from hydralign.models.weights import require_finite_weights, require_ids_have_rows
 
 
-def load_classifier(path: str | Path, device: torch.device | str) -> tuple[nn.Module, Any, Mapping[str, Any]]:
+def load_classifier(
+    path: str | os.PathLike[str], device: torch.device | str
+) -> tuple[nn.Module, Any, Mapping[str, Any]]:
     """Model, tokenizer and the raw contents of config.json of a folder or hub id. Raises ModelError."""
     folder = Path(path).expanduser()
     if folder.is_dir():
