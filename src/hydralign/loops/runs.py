@@ -7,24 +7,40 @@ OUT/<section>/<name>/     the same, of sections that are lists
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
 from transformers.utils.logging import disable_progress_bar
 
-from hydralign.config import Config, HydraForm, Recipe, describe, diff, dump_recipe, load_config, load_recipe
+from hydralign.config import (
+    Config,
+    HydraForm,
+    Recipe,
+    describe,
+    diff,
+    dump_recipe,
+    load_config,
+    load_recipe,
+    resolved_recipe,
+)
 from hydralign.errors import ConfigError, RunFolderError, did_you_mean
 from hydralign.evaluation.statistics import Difference
+from hydralign.files import write_text, writing
 from hydralign.loops.compare_run import run_compare
+from hydralign.loops.lock import locked
 from hydralign.loops.plans import later_lines, plan_compare, plan_ppo, plan_reward, plan_sft
 from hydralign.loops.ppo_run import run_ppo
+from hydralign.loops.results import RunResult, read_results
 from hydralign.loops.reward_run import run_reward
 from hydralign.loops.section import RESULT
 from hydralign.loops.sft_run import run_sft
 from hydralign.processes import Processes, launched_processes
 from hydralign.progress import say
+from hydralign.streams import lasting_output
 
 C = TypeVar("C", bound=Config)
 
@@ -66,10 +82,25 @@ def items_of(recipe: Recipe, section: str) -> list[Item]:
     return [] if value is None else [Item(section, section, value)]
 
 
-def run_recipe(recipe: Recipe) -> None:
-    """Run every section that the recipe has, in order, going on at the first unfinished one."""
-    for name in present_sections(recipe):
-        run_section(recipe, name)
+def run_recipe(recipe: Recipe | str | os.PathLike[str]) -> RunResult:
+    """Run every section that the recipe (or the recipe in that file) has, going on at the first unfinished one.
+
+    Raises RunFolderError when another process runs in the same output folder.
+    """
+    recipe = resolved_recipe(recipe)
+    output, names = Path(recipe.output).expanduser(), present_sections(recipe)
+    with alone_in(output, launched_processes()):
+        differences = {name: run_section(recipe, name) for name in names}
+    titles = [item.title for name in names for item in items_of(recipe, name)]
+    return read_results(output, titles, differences)
+
+
+@contextmanager
+def alone_in(output: Path, processes: Processes) -> Iterator[None]:
+    """Hold the output folder, locked by the main process, with output that cannot end the run."""
+    with lasting_output(), ExitStack() as held:
+        processes.agreed(lambda: held.enter_context(locked(output)) if processes.main else None)
+        yield
 
 
 def present_sections(recipe: Recipe) -> list[str]:
@@ -82,26 +113,28 @@ def present_sections(recipe: Recipe) -> list[str]:
     return present
 
 
-def run_section(recipe: Recipe, name: str, *, tell_settings: bool = True) -> list[Difference]:
+def run_section(recipe: Recipe | str | os.PathLike[str], name: str, *, tell_settings: bool = True) -> list[Difference]:
     """Run one section into its folder, unless it is finished there already (said so; returns nothing then)."""
+    recipe = resolved_recipe(recipe)
     items = required_items(recipe, name)
     disable_progress_bar()
     processes = launched_processes()
     output = Path(recipe.output).expanduser()
-    if processes.main:
-        claim_folder(output, recipe)
-    processes.wait()
     differences = []
-    for item in items:
-        folder = output / item.title
-        if (folder / RESULT).exists():
-            if processes.main:
-                say(f"{item.title} is finished: see {folder}. To run it again, delete that folder.")
-            continue
-        require_made(recipe, item)
-        if processes.main and tell_settings:
-            say(describe_item(recipe, item, processes))
-        differences += SECTIONS[name].run(recipe, item.config, folder, processes)
+    with alone_in(output, processes):
+        if processes.main:
+            claim_folder(output, recipe)
+        processes.wait()
+        for item in items:
+            folder = output / item.title
+            if (folder / RESULT).exists():
+                if processes.main:
+                    say(f"{item.title} is finished: see {folder}. To run it again, delete that folder.")
+                continue
+            require_made(recipe, item)
+            if processes.main and tell_settings:
+                say(describe_item(recipe, item, processes))
+            differences += SECTIONS[name].run(recipe, item.config, folder, processes)
     return differences
 
 
@@ -165,15 +198,9 @@ def claim_folder(output: Path, recipe: Recipe) -> None:
             f"output={str(output)!r} holds the results of another recipe, and going on would mix two runs. They "
             f"differ in (there ≠ here):{listed}\nName another output, or delete what was made with the other settings."
         )
-    try:
+    with writing(stored):
         output.mkdir(parents=True, exist_ok=True)
-        partial = output / ".recipe.yaml.partial"
-        partial.write_text(dump_recipe(recipe), encoding="utf-8")
-        partial.rename(stored)
-    except OSError as error:
-        raise RunFolderError(
-            f"output={str(output)!r} cannot be written ({error.strerror}): results would be lost. Name another folder."
-        ) from error
+        write_text(stored, dump_recipe(recipe))
 
 
 def conflicts(stored: Recipe, recipe: Recipe, output: Path) -> list[str]:

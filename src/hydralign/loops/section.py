@@ -11,6 +11,7 @@ from typing import Any, TypeVar
 
 from hydralign.config.base import Config
 from hydralign.config.loading import dump_config
+from hydralign.files import write_text
 from hydralign.processes import Processes
 from hydralign.progress import say
 from hydralign.tracking import JsonLines, Tracker, open_trackers
@@ -50,14 +51,12 @@ def opened(folder: Path, config: Any, processes: Processes) -> Iterator[Records]
 
 def write_config(folder: Path, config: Config) -> None:
     """config.yaml: the section as the run resolved it."""
-    (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    write_text(folder / "config.yaml", dump_config(config))
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.partial")
-    unfinished.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    unfinished.rename(path)
+    write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def kept(
@@ -71,19 +70,25 @@ def kept(
 ) -> Made:
     """What lies in a file of this run, or what is made now and written there. Every process returns the same.
 
-    `rows` is the fingerprint of the rows that are measured. `load` gives that of the file besides; a file about other
-    rows is made anew, so that before and after are always of the same ones.
+    A damaged file is said and made again. `rows` is the fingerprint of the rows that are measured, and `load` gives
+    that of the file besides: a file about other rows is said and made again too, so that before and after are always
+    of the same ones.
     """
     if path.exists():
-        stored, made = load(path)
-        if stored == rows:
-            return made
-        if processes.main:
-            say(
+        try:
+            stored, made = load(path)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            told = f"{path} is damaged ({type(error).__name__}: {error}): measured again."
+        else:
+            if stored == rows:
+                return made
+            told = (
                 f"{path} is about other held-out rows than those chosen now, or was written by a version that took the "
-                "first rows of the data: it is measured again. If training began with another choice, some of these "
-                f"rows may have been trained on. Delete {path.parent} to begin anew."
+                "first rows of the data: measured again. If training began with another choice, some of these rows "
+                f"may have been trained on. Delete {path.parent} to begin anew."
             )
+        if processes.main:
+            say(told)
     made = make()
     processes.wait()
     if processes.main:
@@ -97,7 +102,7 @@ def kept_numbers(path: Path, rows: str, make: Callable[[], list[float]], process
 
     def load(file: Path) -> tuple[str, list[float]]:
         stored = json.loads(file.read_text(encoding="utf-8"))
-        return stored.get("rows", ""), stored["values"]
+        return str(stored.get("rows", "")), [float(x) for x in stored["values"]]
 
     return kept(
         path,

@@ -5,7 +5,7 @@ Nothing is trained here, so there is no frozen copy, no value head and nothing t
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any
 
 import torch
@@ -37,9 +37,12 @@ class Reader:
             store_matrices_in_bf16(model)
         self.tokenizer, self.precision = tokenizer, precision
         self.stop_ids, self.context = stop_ids_of(model, tokenizer), context_of(model)
-        self.causal = CausalModel(model, precision=precision)
+        self.causal = CausalModel(model, tokenizer=tokenizer, precision=precision)
         self.causal.check_readout()
         self._reference = reference or self.causal
+        # What the reference cannot say has no KL to it, so it is not said here.
+        absent = {*self.causal.head.absent_ids.tolist(), *self._reference.head.absent_ids.tolist()}
+        self.causal.head.absent_ids = torch.tensor(sorted(absent), dtype=torch.long)
         self._no_values = ValueHead(model.config.hidden_size).to(self.causal.device)
         if self._reference.vocabulary != self.causal.vocabulary:
             raise ModelError(
@@ -79,6 +82,6 @@ class Reader:
         """All weights."""
         return list(self.causal.model.parameters())
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: str | os.PathLike[str]) -> None:
         """Refused: the model is saved already, where it was read from."""
         raise ModelError(f"{folder}: a reader writes no model, since it changes none. Copy the folder it came from.")

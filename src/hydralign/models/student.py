@@ -5,7 +5,7 @@ No value head and no reference: those belong to policies.
 
 from __future__ import annotations
 
-from os.path import expanduser
+import os
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from hydralign.errors import ModelError
 from hydralign.models.causal import CausalModel
 from hydralign.models.loading import context_of, load_model, own_tokenizer, prepare_model, stop_ids_of
 from hydralign.models.lora import adapt, save_adapter
-from hydralign.models.saving import whole_folder
+from hydralign.models.saving import model_folder
 from hydralign.models.split import top_layers
 
 
@@ -62,9 +62,9 @@ class Student:
     def _whole(self) -> Any:
         return self._peft or self.causal.model
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: str | os.PathLike[str]) -> None:
         """Write a plain transformers folder, or a PEFT folder that names its base, with the tokenizer."""
-        with whole_folder(folder) as partial:
+        with model_folder(folder) as partial:
             if self._peft:
                 save_adapter(self._peft, partial)
             else:
@@ -73,7 +73,7 @@ class Student:
 
 
 def load_student(
-    path: str,
+    path: str | os.PathLike[str],
     *,
     form: Form | None = None,
     precision: str = "fp32",
@@ -82,7 +82,7 @@ def load_student(
     seed: int = 0,
 ) -> Student:
     """A student from a model folder or hub id. Raises ModelError or TokenizerError when it cannot be trained from."""
-    path = expanduser(path)
+    path = os.path.expanduser(path)
     if (Path(path) / "adapter_config.json").exists():
         raise ModelError(
             f"model.path={path!r} is an adapter, not a whole model: what it adapts is unknown here. Name the base "
