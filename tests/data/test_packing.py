@@ -49,7 +49,8 @@ def test_long_texts_are_counted(tokenizer: Any, too_long: Any, lengths: list[int
         [Demonstration("", text)], tokenizer, [tokenizer.eos_token_id], max_tokens=10, too_long=too_long
     )
     if too_long == "split":
-        lengths = [10] * (whole // 10) + ([whole % 10] if whole % 10 > 1 else [])
+        lengths = [10] * (whole // 10) + ([whole % 10] if whole % 10 else [])
+        assert whole % 10 != 1
     assert [len(one.ids) for one in made] == lengths
     assert sum(value for reason, value in counts.items() if count in reason) == 1
 
@@ -58,9 +59,30 @@ def test_split_pieces_hold_every_token_in_order(tokenizer: Any) -> None:
     text = " ".join(["that and this thing of words"] * 9)
     made, _ = sequences([Demonstration("", text)], tokenizer, [tokenizer.eos_token_id], max_tokens=8, too_long="split")
     joined = np.concatenate([one.ids for one in made]).tolist()
-    whole = [*tokenizer(text).input_ids, tokenizer.eos_token_id]
-    assert joined == whole[: len(joined)]
-    assert len(whole) - len(joined) <= 1  # a last piece of one token has nothing to learn
+    assert joined == [*tokenizer(text).input_ids, tokenizer.eos_token_id]
+
+
+@pytest.mark.parametrize(
+    ("tokens", "lengths"), [(16, [8, 8]), (17, [8, 7, 2]), (18, [8, 8, 2]), (9, [7, 2]), (8, [8]), (25, [8, 8, 7, 2])]
+)
+def test_split_learns_the_end_however_long_the_last_piece_is(tokenizer: Any, tokens: int, lengths: list[int]) -> None:
+    text = "x" * (tokens - 1)
+    assert len(tokenizer(text).input_ids) == tokens - 1
+    made, counts = sequences(
+        [Demonstration("", text)], tokenizer, [tokenizer.eos_token_id], max_tokens=8, too_long="split"
+    )
+    assert [len(one.ids) for one in made] == lengths
+    assert made[-1].ids[-1] == tokenizer.eos_token_id
+    assert made[-1].learned >= 1
+    assert "with pieces of a single token, which were left out" not in counts
+
+
+def test_pieces_of_a_single_token_are_counted_where_they_cannot_be_avoided(tokenizer: Any) -> None:
+    made, counts = sequences(
+        [Demonstration("", "xxxx")], tokenizer, [tokenizer.eos_token_id], max_tokens=2, too_long="split"
+    )
+    assert [len(one.ids) for one in made] == [2, 2]
+    assert counts["with pieces of a single token, which were left out"] == 1
 
 
 def test_demonstration_whose_prompt_fills_the_row_is_left_out_and_counted(tokenizer: Any) -> None:

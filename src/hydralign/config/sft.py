@@ -21,7 +21,7 @@ class SFTConfig(SupervisedConfig):
     data: SourceConfig | None = None
     """Demonstrations; None is the recipe's data.demonstrations."""
     max_tokens: int | None = Field(default=None, ge=8)
-    """Longest sequence; None is the model's context."""
+    """Longest sequence; None is the model's context, but no more than 1,024, since memory grows with it."""
     packing: bool = True
     """Fill each sequence with several demonstrations, which cannot see each other."""
     too_long: Literal["cut", "split", "leave_out"] = "cut"

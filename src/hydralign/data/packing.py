@@ -64,7 +64,7 @@ def sequences(
                 continue
             elif too_long == "split" and prompt == 0:
                 counts[f"longer than {max_tokens:,} tokens, split"] += 1
-                pieces = [TokenSequence(ids[at : at + max_tokens], 0) for at in range(0, len(ids), max_tokens)]
+                pieces = [TokenSequence(piece, 0) for piece in _pieces(ids, max_tokens)]
             else:
                 counts[f"longer than {max_tokens:,} tokens, cut at the end"] += 1
                 pieces = [TokenSequence(ids[:max_tokens], prompt)]
@@ -72,7 +72,19 @@ def sequences(
             made += taught
             if not taught:
                 counts["without a token to learn, left out"] += 1
+            elif len(taught) < len(pieces):
+                counts["with pieces of a single token, which were left out"] += 1
     return tuple(made), dict(counts)
+
+
+def _pieces(ids: NDArray[np.int32], max_tokens: int) -> list[NDArray[np.int32]]:
+    """The ids in pieces of `max_tokens` and a shorter last one, never of one token while the piece before it has three:
+    a single token, which may be the end, could not be learned.
+    """
+    cuts = list(range(max_tokens, len(ids), max_tokens))
+    if max_tokens > 2 and cuts and len(ids) - cuts[-1] == 1:
+        cuts[-1] -= 1
+    return np.split(ids, cuts)
 
 
 def _encoded(

@@ -31,6 +31,9 @@ from hydralign.processes import ALONE, Processes
 
 Row = Sequence[TokenSequence]
 
+LONGEST_ROW = 1024
+"""Tokens of a row where sft.max_tokens does not say otherwise and the context holds more."""
+
 
 @dataclass(frozen=True)
 class SFTParts:
@@ -75,8 +78,8 @@ def train(config: SFTConfig, parts: SFTParts, *, seed: int = 0) -> None:
 
 
 def max_tokens_of(config: SFTConfig, student: Student) -> int:
-    """The longest row in tokens."""
-    longest = config.max_tokens or min(student.context, 1024)
+    """The longest row in tokens. Raises DataError for more than the model's context."""
+    longest = config.max_tokens or min(student.context, LONGEST_ROW)
     if longest > student.context:
         raise DataError(
             f"sft.max_tokens={longest} is above the {student.context} positions of the model: it could not read such "
