@@ -9,8 +9,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
-
 from hydralign.config import Config, Recipe
 from hydralign.config.compare import CompareConfig
 from hydralign.config.loading import load_config
@@ -21,9 +19,7 @@ from hydralign.processes import Processes
 C = TypeVar("C", bound=Config)
 
 
-def resolve_precision(
-    recipe: Recipe, config: C, folder: Path, processes: Processes
-) -> tuple[Recipe, C, str | None]:
+def resolve_precision(recipe: Recipe, config: C, folder: Path, processes: Processes) -> tuple[Recipe, C, str | None]:
     """The recipe and the section's config with fp32 or bf16 in place of `auto`, the same on every process, and a line.
 
     The line tells what `auto` became, or that the bf16 that was asked for is slow here; None where nothing is to be
