@@ -21,7 +21,12 @@ from hydralign.loops.precision import choose_precision, precision_of, resolve_pr
 from hydralign.loops.section import write_config
 from hydralign.models import bf16_speed as measuring
 from hydralign.models.bf16_speed import describe_speed, faster_precision
+from hydralign.models.forms import make_policy
+from hydralign.models.making import make_classifier
+from hydralign.models.reader import Reader
+from hydralign.models.student import Student
 from hydralign.processes import Processes
+from hydralign.rewards.scorers import make_scorer
 from hydralign.testing import tiny_model
 
 MEASURE = measuring.bf16_speed
@@ -182,6 +187,17 @@ def test_processes_take_the_main_ones_choice(tmp_path: Path, monkeypatch: pytest
     recipe: Any = load_recipe(written({"output": str(tmp_path / "out"), "model": {"path": "m"}, "sft": {}}))
     used, chosen, line = resolve_precision(recipe, config, tmp_path, other)
     assert (used.model.precision, precision_of(chosen), line) == ("bf16", "bf16", None)
+
+
+def test_python_functions_take_auto_and_no_unknown_precision(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    makers: list[Any] = [make_policy, Student, Reader, make_scorer]
+    models = [tiny_model(tokenizer) for _ in makers[:3]]
+    models.append(make_classifier(tokenizer, family="gpt2", labels=["score"], layers=1, width=32, heads=2, context=64))
+    at(FAST, monkeypatch)
+    for make, model in zip(makers, models, strict=True):
+        with pytest.raises(ConfigError, match="precision='fp16'"):
+            make(model, tokenizer, precision="fp16")
+        assert make(model, tokenizer, precision="auto").precision == "bf16"
 
 
 def test_damaged_config_of_a_begun_section_is_named(tmp_path: Path) -> None:

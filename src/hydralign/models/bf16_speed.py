@@ -12,6 +12,8 @@ from typing import Literal
 
 import torch
 
+from hydralign.errors import ConfigError
+
 Precision = Literal["fp32", "bf16"]
 
 CLEARLY_FASTER = 1.2
@@ -56,6 +58,18 @@ def _measured(rows: int, inner: int, columns: int, *, times: int) -> float:
 def faster_precision(speed: float) -> Precision:
     """What `auto` stands for where bf16 products run at this speed."""
     return "bf16" if speed >= CLEARLY_FASTER else "fp32"
+
+
+def concrete_precision(precision: str, device: torch.device) -> Precision:
+    """fp32 or bf16 as given, or what `auto` stands for on the device. Raises ConfigError for anything else."""
+    if precision == "auto":
+        return faster_precision(bf16_speed(device.type))
+    if precision not in ("fp32", "bf16"):
+        raise ConfigError(
+            f"precision={precision!r} is none that models are computed in here: results would be those of another. "
+            "Give auto, fp32 or bf16."
+        )
+    return "bf16" if precision == "bf16" else "fp32"
 
 
 def describe_speed(speed: float) -> str:

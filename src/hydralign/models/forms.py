@@ -10,6 +10,7 @@ import torch
 
 from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.errors import ModelError
+from hydralign.models.bf16_speed import concrete_precision
 from hydralign.models.causal import CausalModel
 from hydralign.models.decoding import check_decoding
 from hydralign.models.full import FullPolicy
@@ -70,7 +71,7 @@ def make_policy(
 
     Raises ModelError when the model is not understood, or cannot be sampled or trained in this form.
     """
-    form = form or FullForm()
+    form, precision = form or FullForm(), concrete_precision(precision, model.device)
     prepare_model(model, tokenizer)
     causal = CausalModel(model)
     causal.check_readout()
