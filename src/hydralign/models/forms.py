@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
-from hydralign.config.model import Form, FullForm, HydraForm, LoraForm, ModelConfig
+from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.errors import ConfigError, ModelError, did_you_mean
+from hydralign.models.bf16_speed import concrete_precision
 from hydralign.models.causal import CausalModel
 from hydralign.models.decoding import check_decoding
 from hydralign.models.full import FullPolicy
@@ -43,7 +44,7 @@ def load_policy(
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise ConfigError(f"path={path!r:.80} names no model: there is nothing to load. Give a folder or a hub id.")
     path, form = os.path.expanduser(path), _form_of(form)
-    _require_precision(precision)
+    precision = concrete_precision(precision, torch.device(device))
     if isinstance(form, LoraForm) and (Path(path) / "adapter_config.json").exists():
         raise ModelError(
             f"model.path={path!r} is an adapter, not a whole model: what it adapts is unknown here. Name the base "
@@ -77,8 +78,7 @@ def make_policy(
 
     Raises ModelError when the model is not understood, or cannot be sampled or trained in this form.
     """
-    form = _form_of(form)
-    _require_precision(precision)
+    form, precision = _form_of(form), concrete_precision(precision, model.device)
     prepare_model(model, tokenizer)
     causal = CausalModel(model)
     causal.check_readout()
@@ -121,15 +121,6 @@ def _form_of(form: Form | str | None) -> Form:
         f"form={form!r:.80} is no form of a policy: what would be trained is unknown. "
         f"{did_you_mean(str(form), FORMS)} Or give a FullForm, LoraForm or HydraForm."
     )
-
-
-def _require_precision(precision: str) -> None:
-    known = get_args(ModelConfig.model_fields["precision"].annotation)
-    if precision not in known:
-        raise ConfigError(
-            f"precision={precision!r:.80} is not known: how weights are stored depends on it. "
-            f"{did_you_mean(str(precision), known)}"
-        )
 
 
 def whole_model(policy: Policy) -> CausalModel:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from hydralign.errors import ModelError
+from hydralign.models.bf16_speed import concrete_precision
 from hydralign.models.causal import CausalModel
 from hydralign.models.decoding import CachedDecoding, check_decoding
 from hydralign.models.heads import ValueHead
@@ -26,11 +27,13 @@ class Reader:
 
     trunk: Trunk | None = None
     samples_values = True
+    precision: str
 
     def __init__(
         self, model: Any, tokenizer: Any, *, reference: CausalModel | None = None, precision: str = "fp32"
     ) -> None:
         """Takes the model over. Raises ModelError when it cannot be sampled, or reference has other tokens."""
+        precision = concrete_precision(precision, model.device)
         model.requires_grad_(False)
         check_decoding(CausalModel(model))
         if precision == "bf16":

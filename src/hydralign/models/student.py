@@ -14,6 +14,7 @@ from torch import Tensor
 
 from hydralign.config.model import Form, LoraForm
 from hydralign.errors import ModelError
+from hydralign.models.bf16_speed import concrete_precision
 from hydralign.models.causal import CausalModel
 from hydralign.models.loading import context_of, load_model, own_tokenizer, prepare_model, stop_ids_of
 from hydralign.models.lora import adapt, save_adapter
@@ -28,6 +29,7 @@ class Student:
         self, model: Any, tokenizer: Any, *, form: Form | None = None, precision: str = "fp32", seed: int = 0
     ) -> None:
         """Takes the model over; `seed` seeds fresh adapters. Raises ModelError when its head is not understood."""
+        precision = concrete_precision(precision, model.device)
         prepare_model(model, tokenizer)
         self.tokenizer, self.precision = tokenizer, precision
         self.stop_ids, self.context = stop_ids_of(model, tokenizer), context_of(model)

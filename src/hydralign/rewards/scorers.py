@@ -23,6 +23,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hydralign.config.model import Form, LoraForm
 from hydralign.errors import ModelError
+from hydralign.models.bf16_speed import concrete_precision
 from hydralign.models.loading import prepare_model
 from hydralign.models.making import PAD
 from hydralign.models.precision import store_matrices_in_bf16
@@ -133,6 +134,7 @@ def make_scorer(
     `max_tokens` None is the longest text that the model can read; `seed` seeds fresh adapters.
     Raises ModelError when freezing, adapters, length or architecture do not fit.
     """
+    precision = concrete_precision(precision, model.device)
     _give_pad_token(model, tokenizer, pad_token)
     prepare_model(model, tokenizer)
     model.requires_grad_(True)
