@@ -24,6 +24,7 @@ from hydralign.errors import ConfigError, NonFiniteError
 from hydralign.generation.keyed import SHUFFLE, keyed_uniforms
 from hydralign.loops.metrics import Sums
 from hydralign.memory import MicroRows
+from hydralign.models.precision import require_fp32
 from hydralign.models.policy import Policy
 from hydralign.processes import ALONE, Processes
 from hydralign.rollout import count_anew
@@ -299,7 +300,8 @@ def make_optimizer(
     eps: float = 1e-5,
     weight_decay: float = 0.0,
 ) -> torch.optim.Optimizer:
-    """AdamW (fused) or plain SGD over the trained parameters only."""
+    """AdamW (fused) or plain SGD over the trained parameters only. Raises ModelError unless these are fp32."""
+    require_fp32(trained)
     parameters = list(trained.values())
     if type == "sgd":
         return torch.optim.SGD(parameters, lr=learning_rate, weight_decay=weight_decay)

@@ -19,6 +19,7 @@ from hydralign.config.model import LoraForm
 from hydralign.errors import ModelError
 from hydralign.models.causal import CausalModel
 from hydralign.models.decoding import CachedDecoding
+from hydralign.models.fixed import freeze_fixed
 from hydralign.models.heads import ValueHead
 from hydralign.models.loading import context_of, prepare_model, stop_ids_of
 from hydralign.models.lora import adapt, save_adapter
@@ -153,6 +154,7 @@ def _train_top(model: Any, first: int, adapters: LoraForm | None, seed: int) -> 
             module.requires_grad_(True)
         # A module above the layers may share a weight with the embeddings, which belong to the trunk.
         model.get_input_embeddings().requires_grad_(False)
+        freeze_fixed(model)
         return None
     settings = adapters.model_dump(include={"rank", "alpha", "targets", "adapter"})
-    return adapt(model, **settings, precision="fp32", seed=seed, layers=range(first, first + len(top)))
+    return adapt(model, **settings, seed=seed, layers=range(first, first + len(top)))

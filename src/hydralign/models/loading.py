@@ -15,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hydralign.errors import ModelError, TokenizerError
 from hydralign.memory import is_out_of_memory
+from hydralign.models.fixed import freeze_fixed
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -165,6 +166,7 @@ def prepare_model(model: Any, tokenizer: Any) -> Any:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+    freeze_fixed(model)
     return model.eval()
 
 

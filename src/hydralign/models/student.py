@@ -17,6 +17,7 @@ from hydralign.errors import ModelError
 from hydralign.models.causal import CausalModel
 from hydralign.models.loading import context_of, load_model, own_tokenizer, prepare_model, stop_ids_of
 from hydralign.models.lora import adapt, save_adapter
+from hydralign.models.precision import convert_to_fp32, store_frozen_in_bf16
 from hydralign.models.saving import whole_folder
 from hydralign.models.split import top_layers
 
@@ -28,7 +29,7 @@ class Student:
         self, model: Any, tokenizer: Any, *, form: Form | None = None, precision: str = "fp32", seed: int = 0
     ) -> None:
         """Takes the model over; `seed` seeds fresh adapters. Raises ModelError when its head is not understood."""
-        prepare_model(model, tokenizer)
+        prepare_model(convert_to_fp32(model), tokenizer)
         self.tokenizer, self.precision = tokenizer, precision
         self.stop_ids, self.context = stop_ids_of(model, tokenizer), context_of(model)
         self._peft: Any = None
@@ -37,10 +38,11 @@ class Student:
             self._peft = adapt(
                 model,
                 **form.model_dump(exclude={"type", "unfrozen_layers"}),
-                precision=precision,
                 seed=seed,
                 layers=top,
             )
+            if precision == "bf16":
+                store_frozen_in_bf16(model)
             prepare_model(model, tokenizer)
         self.causal = CausalModel(model, precision=precision)
         self.causal.check_readout()

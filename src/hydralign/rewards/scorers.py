@@ -23,9 +23,10 @@ from transformers.pytorch_utils import Conv1D
 
 from hydralign.config.model import Form, LoraForm
 from hydralign.errors import ModelError
+from hydralign.models.fixed import freeze_fixed
 from hydralign.models.loading import prepare_model
 from hydralign.models.making import PAD
-from hydralign.models.precision import store_matrices_in_bf16
+from hydralign.models.precision import convert_to_fp32, store_matrices_in_bf16
 from hydralign.models.saving import whole_folder
 from hydralign.rewards.learned import outputs
 from hydralign.rewards.loading import longest_text
@@ -132,8 +133,9 @@ def make_scorer(
     Raises ModelError when freezing, adapters, length or architecture do not fit.
     """
     _give_pad_token(model, tokenizer, pad_token)
-    prepare_model(model, tokenizer)
+    prepare_model(convert_to_fp32(model), tokenizer)
     model.requires_grad_(True)
+    freeze_fixed(model)
     frozen = max(_bottom(model, freeze_layers), _bottom(model, _below_adapters(model, form)), key=len)
     if precision == "bf16":
         for block in _blocks(model) if isinstance(form, LoraForm) else frozen:
