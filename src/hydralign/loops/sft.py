@@ -79,8 +79,8 @@ def max_tokens_of(config: SFTConfig, student: Student) -> int:
     longest = config.max_tokens or min(student.context, 1024)
     if longest > student.context:
         raise DataError(
-            f"sft.max_tokens={longest} is above the {student.context} positions of the model: it could not read such "
-            "rows. Lower sft.max_tokens."
+            f"sft.max_tokens={longest} is above the {student.context} positions of the model"
+            f"{student.context_note or ': it could not read such rows'}. Set sft.max_tokens to {student.context} or less."
         )
     return longest
 

@@ -24,6 +24,7 @@ from hydralign.models.heads import ValueHead
 from hydralign.models.loading import context_of, prepare_model, stop_ids_of
 from hydralign.models.lora import adapt, save_adapter
 from hydralign.models.precision import store_frozen_in_bf16
+from hydralign.models.rope import explain_rope_limit
 from hydralign.models.saving import save_model, save_value_branch, save_value_head, whole_folder
 from hydralign.models.split import after_layers, check_split, copy_of_trained, layers_of, part
 from hydralign.models.trunk import Trunk
@@ -53,6 +54,7 @@ class HydraPolicy:
         """
         self.tokenizer, self.precision, self.value_head = tokenizer, precision, value_head
         self.stop_ids, self.context = stop_ids_of(model, tokenizer), context_of(model)
+        self.context_note = explain_rope_limit(model)
         if states == "bf16" and precision == "fp32":
             raise ModelError(
                 "states=bf16 with precision=fp32: sampling would read exact states and training rounded ones, so "

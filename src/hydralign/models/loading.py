@@ -16,6 +16,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hydralign.errors import ModelError, TokenizerError
 from hydralign.memory import is_out_of_memory
 from hydralign.models.fixed import freeze_fixed
+from hydralign.models.rope import rope_limit
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -181,10 +182,10 @@ def stop_ids_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
 
 
 def context_of(model: Any) -> int:
-    """Longest sequence in tokens that the model has positions for."""
-    config = model.config
+    """Longest sequence in tokens that the model reads: it has positions for it, and they are the same in any batch."""
+    config, limit = model.config, rope_limit(model)
     for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
         value = getattr(config, name, None)
         if isinstance(value, int):
-            return value
-    return 1 << 30
+            return value if limit is None else min(value, limit)
+    return 1 << 30 if limit is None else limit

@@ -24,6 +24,7 @@ from hydralign.models.heads import ValueHead
 from hydralign.models.fixed import freeze_fixed
 from hydralign.models.loading import context_of, prepare_model, stop_ids_of
 from hydralign.models.precision import store_frozen_in_bf16
+from hydralign.models.rope import explain_rope_limit
 from hydralign.models.saving import save_value_head, whole_folder
 from hydralign.models.split import layers_of
 from hydralign.models.trunk import Trunk
@@ -52,6 +53,7 @@ class LoraPolicy:
         self.tokenizer, self.precision, self.value_head = tokenizer, precision, value_head
         self.stop_ids = stop_ids_of(model, tokenizer)
         self.context = context_of(model)
+        self.context_note = explain_rope_limit(model)
         self.peft = adapt(model, rank=rank, alpha=alpha, targets=targets, adapter=adapter, seed=seed)
         learned = [p for p in self.peft.parameters() if p.requires_grad]
         self._start = AdapterStart(learned) if adapter is not None else None

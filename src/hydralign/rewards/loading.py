@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Pret
 
 from hydralign.errors import ModelError
 from hydralign.memory import is_out_of_memory
+from hydralign.models.rope import rope_limit
 
 
 def load_classifier(path: str | Path, device: torch.device | str) -> tuple[nn.Module, Any, Mapping[str, Any]]:
@@ -51,7 +52,9 @@ def load_classifier(path: str | Path, device: torch.device | str) -> tuple[nn.Mo
 
 
 def longest_text(model: nn.Module, tokenizer: Any) -> int:
-    """Most tokens that the model can read: the lesser of its position table and the tokenizer's own limit."""
+    """Most tokens that the model can read: the least of its position table, the length up to which its rotary
+    positions are the same in any batch, and the tokenizer's own limit.
+    """
     positions = getattr(model.config, "max_position_embeddings", None)
     limits = [int(tokenizer.model_max_length)]
     if isinstance(positions, int) and positions > 0:
@@ -59,7 +62,8 @@ def longest_text(model: nn.Module, tokenizer: Any) -> int:
         tables = (m for n, m in model.named_modules() if n.endswith("position_embeddings"))
         offsets = [m.padding_idx + 1 for m in tables if isinstance(m, nn.Embedding) and m.padding_idx is not None]
         limits.append(positions - max(offsets, default=0))
-    return min(limits)
+    limit = rope_limit(model)
+    return min(limits if limit is None else [*limits, limit])
 
 
 def _require_files(folder: Path) -> None:

@@ -27,6 +27,7 @@ from hydralign.models.fixed import freeze_fixed
 from hydralign.models.loading import prepare_model
 from hydralign.models.making import PAD
 from hydralign.models.precision import convert_to_fp32, store_matrices_in_bf16
+from hydralign.models.rope import explain_rope_limit
 from hydralign.models.saving import whole_folder
 from hydralign.rewards.learned import outputs
 from hydralign.rewards.loading import longest_text
@@ -48,8 +49,8 @@ class Scorer:
         readable = longest_text(model, tokenizer)
         if max_tokens is not None and max_tokens > readable:
             raise ModelError(
-                f"max_tokens={max_tokens}, but {type(model).__name__} reads at most {readable} tokens: it has no "
-                f"positions for more. Use at most {readable}."
+                f"max_tokens={max_tokens}, but {type(model).__name__} reads at most {readable} tokens"
+                f"{explain_rope_limit(model) or ': it has no positions for more'}. Use at most {readable}."
             )
         self.max_tokens = max_tokens or readable
         self._last = last_layer(model)
