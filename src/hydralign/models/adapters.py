@@ -8,7 +8,7 @@ trained biases, whole trained modules (`modules_to_save`) or trained token embed
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -89,7 +89,7 @@ class AdapterStart:
         self.copies: list[Tensor] = [p.detach().clone() for p in self._parameters]
 
     @contextmanager
-    def in_place(self) -> Any:
+    def in_place(self) -> Iterator[None]:
         """Within the block the model has its starting parameters. Not between a forward pass and its backward pass."""
         trained = [p.data for p in self._parameters]
         try:

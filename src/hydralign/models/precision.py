@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -24,6 +25,19 @@ def convert_to_fp32(model: Any) -> Any:
         if tensor.is_floating_point() and torch.finfo(tensor.dtype).bits < 32:
             tensor.data = tensor.data.float()
     return model
+
+
+@contextmanager
+def held_in_fp32(model: Any) -> Iterator[None]:
+    """Within the block, weights that are stored in bf16 are held in fp32; no number changes."""
+    rounded = [p for p in model.parameters() if p.dtype == torch.bfloat16]
+    try:
+        for parameter in rounded:
+            parameter.data = parameter.data.float()
+        yield
+    finally:
+        for parameter in rounded:
+            parameter.data = parameter.data.to(torch.bfloat16)
 
 
 def require_fp32(trained: Mapping[str, torch.nn.Parameter]) -> None:
