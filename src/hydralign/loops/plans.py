@@ -19,6 +19,7 @@ from hydralign.data.packing import TokenSequence, packed
 from hydralign.data.tokens import encode_text
 from hydralign.loops import compare_run, ppo_run, reward_run, sft_run
 from hydralign.loops.memory_plan import Stored, Work, memory_lines, other_forms, plan_memory
+from hydralign.loops.packing_check import require_apart
 from hydralign.loops.ppo import sampling_plan
 from hydralign.loops.reward import Pair
 from hydralign.loops.sft import max_tokens_of
@@ -37,6 +38,8 @@ def plan_sft(recipe: Recipe, config: SFTConfig, processes: Processes) -> list[st
     """Lines about an sft section, with one sequence rendered: what is read, and what of it is learned."""
     loaded = sft_run.load_parts(recipe, config, processes)
     student = loaded.student
+    if config.packing:
+        require_apart(student)
     rows = len(packed(loaded.train, max_tokens_of(config, student))) if config.packing else len(loaded.train)
     sample = loaded.train[0]
     return [

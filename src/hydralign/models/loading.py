@@ -16,7 +16,9 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hydralign.errors import ModelError, TokenizerError
+from hydralign.models.fixed import freeze_fixed
 from hydralign.models.load_errors import check_model_files, named_load_errors
+from hydralign.models.rope import rope_limit
 from hydralign.models.weights import require_finite_file, require_finite_weights, require_ids_have_rows
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
@@ -193,6 +195,7 @@ def prepare_model(model: Any, tokenizer: Any) -> Any:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+    freeze_fixed(model)
     return model.eval()
 
 
@@ -207,10 +210,10 @@ def stop_ids_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
 
 
 def context_of(model: Any) -> int:
-    """Longest sequence in tokens that the model has positions for."""
-    config = model.config
+    """Longest sequence in tokens that the model reads: it has positions for it, and they are the same in any batch."""
+    config, limit = model.config, rope_limit(model)
     for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
         value = getattr(config, name, None)
         if isinstance(value, int):
-            return value
-    return 1 << 30
+            return value if limit is None else min(value, limit)
+    return 1 << 30 if limit is None else limit

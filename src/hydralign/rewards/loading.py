@@ -17,6 +17,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Pret
 
 from hydralign.errors import ModelError
 from hydralign.models.load_errors import check_model_files, named_load_errors
+from hydralign.models.rope import rope_limit
 from hydralign.models.weights import require_finite_weights, require_ids_have_rows
 
 
@@ -54,7 +55,9 @@ def load_classifier(
 
 
 def longest_text(model: nn.Module, tokenizer: Any) -> int:
-    """Most tokens that the model can read: the lesser of its position table and the tokenizer's own limit."""
+    """Most tokens that the model can read: the least of its position table, the length up to which its rotary
+    positions are the same in any batch, and the tokenizer's own limit.
+    """
     positions = getattr(model.config, "max_position_embeddings", None)
     limits = [int(tokenizer.model_max_length)]
     if isinstance(positions, int) and positions > 0:
@@ -62,7 +65,8 @@ def longest_text(model: nn.Module, tokenizer: Any) -> int:
         tables = (m for n, m in model.named_modules() if n.endswith("position_embeddings"))
         offsets = [m.padding_idx + 1 for m in tables if isinstance(m, nn.Embedding) and m.padding_idx is not None]
         limits.append(positions - max(offsets, default=0))
-    return min(limits)
+    limit = rope_limit(model)
+    return min(limits if limit is None else [*limits, limit])
 
 
 def _require_files(folder: Path) -> None:
