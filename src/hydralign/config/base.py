@@ -5,7 +5,12 @@ Import-light on purpose (pydantic only): `hydralign --help` and a wrong recipe m
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+"""One of AdamW's moment decays: at 1 the moment would never forget its start, and its correction divides by 0."""
 
 
 class Config(BaseModel):

@@ -25,6 +25,7 @@ from hydralign.config.model import Form, LoraForm
 from hydralign.errors import ModelError
 from hydralign.files import whole_folder
 from hydralign.models.loading import prepare_model
+from hydralign.models.lora import require_rank_fits
 from hydralign.models.making import PAD
 from hydralign.models.precision import store_matrices_in_bf16
 from hydralign.models.weights import require_finite_weights
@@ -237,6 +238,7 @@ def _adapt(model: Any, form: LoraForm, frozen: Sequence[nn.Module], seed: int) -
             f"model.form.adapter={form.adapter!r}: it was trained to write, so for scoring it belongs to the start, "
             "not to what is trained. Name it under model.path instead; it is merged into its base there."
         )
+    require_rank_fits(model, form.rank, form.targets)
     head = head_names(model)
     heads = {name.rpartition(".")[0] for name in head}
     below = {module for block in frozen for module in block.modules()}
