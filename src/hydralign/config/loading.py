@@ -254,7 +254,7 @@ def _sentences(group: Sequence[tuple[_Place, ErrorDetails]]) -> list[str]:
     if causes := [cause for place, error in group if (cause := _cause(place, error))]:
         return causes
     place, error = group[0]
-    wanted = " or ".join(dict.fromkeys(_wanted(error) for _, error in group))
+    wanted = " or ".join(dict.fromkeys(_wanted(error) for _, error in group)) + _tagged_section(place, error["input"])
     return [f"{place.key}={_short(error['input'])} cannot be used: it sets {_meaning(place)}. Give {wanted}."]
 
 
@@ -286,6 +286,16 @@ def _meaning(place: _Place) -> str:
     """What the setting is for, in the words of its own docstring."""
     text = place.field.description if place.field else None
     return f"“{' '.join(text.split()).rstrip('.')}”" if text else "nothing that is known"
+
+
+def _tagged_section(place: _Place, value: Any) -> str:
+    """An example for a tag that stands where its section should: `--model.form lora`."""
+    for kind in place.kinds:
+        for tag in _tags(kind):
+            if value == tag:
+                name = next(n for n, field in kind.model_fields.items() if get_args(field.annotation) == (tag,))
+                return f", here {{{name}: {tag}}}"
+    return ""
 
 
 def _wanted(error: ErrorDetails) -> str:
