@@ -26,6 +26,7 @@ from typing import Any
 
 from hydralign.data.rows import Row, Table, shortened
 from hydralign.errors import DataError, did_you_mean
+from hydralign.hub import describe_search, hub_access
 
 IN_MEMORY = "rows in memory"
 _SUFFIXES = (".json", ".json.gz", ".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
@@ -241,7 +242,7 @@ def _folder_dataset(source: str, path: Path, split: str) -> Any:
 
 
 def _hub_dataset(source: str, split: str) -> Any:
-    with _quiet_datasets(source) as datasets:
+    with hub_access(source, "dataset"), _quiet_datasets(source) as datasets:
         return datasets.load_dataset(source, split=split)
 
 
@@ -266,7 +267,8 @@ def _quiet_datasets(source: str) -> Iterator[Any]:
         raise
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
-            f"{source} cannot be read: {error}. Check the name, the split and the connection, or name a file."
+            f"{source} cannot be read: {error}{describe_search(source)}. Check the name, the split and the "
+            "connection, or name a file."
         ) from error
     finally:
         datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counted
