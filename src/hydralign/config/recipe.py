@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from os.path import expanduser
 from typing import Any, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hydralign.config.base import Config
 from hydralign.config.compare import CompareConfig
@@ -15,6 +15,7 @@ from hydralign.config.model import LoraForm, ModelConfig
 from hydralign.config.ppo import PPOConfig
 from hydralign.config.reward import RewardConfig
 from hydralign.config.sft import SFTConfig
+from hydralign.config.texts import require_path_fits
 from hydralign.config.training import SupervisedConfig
 
 Item = TypeVar("Item", SFTConfig, RewardConfig)
@@ -28,7 +29,7 @@ class Recipe(Config):
 
     output: str
     """Folder for results. Elsewhere in the recipe, `{output}` stands for it."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
     """Seeds data order, sampling and new weights."""
     model: ModelConfig
     """The model that is taught."""
@@ -42,6 +43,11 @@ class Recipe(Config):
     """Reinforcement learning."""
     compare: CompareConfig | None = None
     """Before and after, with a report."""
+
+    @field_validator("output")
+    @classmethod
+    def _output_fits(cls, output: str) -> str:
+        return require_path_fits(output, "output")
 
     @model_validator(mode="after")
     def _named(self) -> Recipe:

@@ -16,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hydralign.errors import ModelError, TokenizerError
+from hydralign.hub import describe_search, hub_access
 from hydralign.models.fixed import freeze_fixed
 from hydralign.models.load_errors import check_model_files, named_load_errors
 from hydralign.models.rope import rope_limit
@@ -135,12 +136,15 @@ def load_model(
     """
     path = os.fspath(path)
     where = check_folder(path)
-    taken_for = "" if Path(where).exists() else " (no such folder here, so it was taken for a hub id)"
+    taken_for = describe_search(where)
     way_out = "Check that it is a causal language model with its tokenizer, saved by transformers."
     own = tokenizer or where
-    with named_load_errors(f"The tokenizer of {own!r} could not be loaded{taken_for}", way_out):
+    with (
+        hub_access(own, "model"),
+        named_load_errors(f"The tokenizer of {own!r} could not be loaded{taken_for}", way_out),
+    ):
         encoder = AutoTokenizer.from_pretrained(own, trust_remote_code=False)
-    with named_load_errors(f"Model {path!r} could not be loaded{taken_for}", way_out):
+    with hub_access(where, "model"), named_load_errors(f"Model {path!r} could not be loaded{taken_for}", way_out):
         model, info = AutoModelForCausalLM.from_pretrained(
             where, dtype=torch.float32, use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )

@@ -26,6 +26,7 @@ from hydralign.errors import ModelError
 from hydralign.models.bf16_speed import concrete_precision
 from hydralign.models.fixed import freeze_fixed
 from hydralign.models.loading import prepare_model
+from hydralign.models.lora import require_rank_fits
 from hydralign.models.making import PAD
 from hydralign.models.precision import convert_to_fp32, store_matrices_in_bf16
 from hydralign.models.rope import explain_rope_limit
@@ -242,6 +243,7 @@ def _adapt(model: Any, form: LoraForm, frozen: Sequence[nn.Module], seed: int) -
             f"model.form.adapter={form.adapter!r}: it was trained to write, so for scoring it belongs to the start, "
             "not to what is trained. Name it under model.path instead; it is merged into its base there."
         )
+    require_rank_fits(model, form.rank, form.targets)
     head = head_names(model)
     heads = {name.rpartition(".")[0] for name in head}
     below = {module for block in frozen for module in block.modules()}
