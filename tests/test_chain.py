@@ -402,8 +402,18 @@ def test_folder_from_before_inputs_were_recorded_counts_as_finished(
     (copied / "ppo/config.yaml").write_text(
         (copied / "ppo/config.yaml").read_text().replace(str(finished / "out"), str(copied))
     )
-    assert main(["ppo", str(finished / "recipe.yaml"), "--output", str(copied)]) == 0
+    command = [str(finished / "recipe.yaml"), "--output", str(copied)]
+    assert main(["ppo", *command]) == 0
     assert "made before inputs were recorded" in capfd.readouterr().err
+    # A comparison of that time is made again once a model that it read was made since.
+    (copied / "compare/inputs.json").unlink()
+    for record in copied.glob("**/inputs.json"):
+        record.rename(record.with_name("hidden"))
+    text = (copied / "compare/config.yaml").read_text()
+    (copied / "compare/config.yaml").write_text(text.replace(str(finished / "out"), str(copied)))
+    (copied / "ppo/inputs.json").write_text(json.dumps({"output": str(copied), "inputs": {}}))
+    assert main(["compare", *command, "--dry-run"]) == 0
+    assert f"because {copied}/ppo/model is newer" in capfd.readouterr().out
 
 
 def test_finished_ppo_is_trained_longer_from_its_checkpoint(

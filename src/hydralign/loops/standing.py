@@ -93,6 +93,8 @@ def standing(recipe: Recipe, config: Config, folder: Path) -> Standing:
     changed, gone = _changed(recipe, config, folder)
     if isinstance(config, CompareConfig):
         changed += [f"{path} is to be made again" for path in gone if _is_unmade(recipe, path)]
+        if read_record(folder) is None:
+            changed += _newer_inputs(recipe, config)
     if changed:
         shown = [line.replace(OUTPUT, recipe.output.rstrip("/")) for line in changed]
         then = "and to be made again" if isinstance(config, CompareConfig) else "and a run would stop here"
@@ -119,6 +121,18 @@ def standing(recipe: Recipe, config: Config, folder: Path) -> Standing:
 def _changed(recipe: Recipe, config: Config, folder: Path) -> tuple[list[str], list[str]]:
     record = read_record(folder)
     return ([], []) if record is None else changes(record, inputs_of(recipe, config, record))
+
+
+def _newer_inputs(recipe: Recipe, config: Config) -> list[str]:
+    """What a comparison that was made before inputs were recorded reads of sections that were made since."""
+    output = Path(recipe.output).expanduser()
+    texts = (comparable_text(text, recipe.output) for text in _texts(config.model_dump()))
+    made = [text for text in texts if text.startswith(f"{OUTPUT}/")]
+    return [
+        f"{text} is newer"
+        for text in made
+        if (output / text.removeprefix(f"{OUTPUT}/")).parent.joinpath(RECORD).exists()
+    ]
 
 
 def _is_unmade(recipe: Recipe, path: str) -> bool:
