@@ -26,7 +26,8 @@ NAME = "some-org/some-model"
 
 def http_error(status: int) -> HfHubHTTPError:
     request = httpx.Request("GET", "https://hub")
-    return HfHubHTTPError("refused", response=httpx.Response(status, request=request))
+    response: Any = httpx.Response(status, request=request)
+    return HfHubHTTPError("refused", response=response)
 
 
 class Hub:

@@ -6,6 +6,7 @@ limit decides: when the hub does not answer, what is in its cache is used, and w
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,14 +20,14 @@ Kind = Literal["model", "dataset"]
 SECONDS_TO_ANSWER = 10.0
 
 
-def describe_search(path: str | Path) -> str:
+def describe_search(path: str | os.PathLike[str]) -> str:
     """Where a path was looked for, in brackets, when it lies nowhere and is therefore taken for a hub id; else ""."""
     folder = Path(path).expanduser()
     return "" if folder.exists() else f" (no {folder.absolute()} here, so it was taken for a hub id)"
 
 
 @contextmanager
-def hub_access(name: str | Path, kind: Kind) -> Iterator[None]:
+def hub_access(name: str | os.PathLike[str], kind: Kind) -> Iterator[None]:
     """Load `name` inside: from the hub, or from its cache alone when the hub does not answer.
 
     Does nothing for a local path, or where the user has set HF_HUB_OFFLINE. Raises ModelError or DataError when the

@@ -25,7 +25,8 @@ from hydralign.evaluation.statistics import Difference
 from hydralign.generation.sampler import check_context
 from hydralign.loops.ppo import sampling_plan
 from hydralign.loops.ppo_run import kept_answers, tell
-from hydralign.loops.section import RESULT, write_config, write_json
+from hydralign.loops.section import RESULT, write_json
+from hydralign.loops.standing import begin
 from hydralign.models.reader import Reader
 from hydralign.models.whole import load_whole
 from hydralign.processes import Processes
@@ -56,8 +57,7 @@ def run_compare(recipe: Recipe, config: CompareConfig, folder: Path, processes: 
     """Compare as the recipe's `compare` section says; writes OUT/report.json and OUT/report.html."""
     loaded = load_parts(recipe, config, processes)
     if processes.main:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_config(folder, config)
+        begin(recipe, config, folder)
     processes.wait()
 
     def answers(reader: Reader, label: str) -> Answers:

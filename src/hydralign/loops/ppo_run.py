@@ -50,7 +50,7 @@ def run_ppo(recipe: Recipe, config: PPOConfig, folder: Path, processes: Processe
             processes=processes,
         )
 
-    with opened(folder, config, processes) as records:
+    with opened(recipe, config, folder, processes) as records:
         before = kept_answers(folder / "before.json", partial(answers, "before"), processes)
         parts = PPOParts(
             policy=policy,

@@ -70,7 +70,7 @@ def run_reward(recipe: Recipe, config: RewardConfig, folder: Path, processes: Pr
     judge: Any = judge_pairs if isinstance(task, Comparisons) else judge_labels
     if processes.main:
         say(loaded.describe())
-    with opened(folder, config, processes) as records:
+    with opened(recipe, config, folder, processes) as records:
 
         def judged() -> Judged:
             return judge(scorer, loaded.held_out, micro, processes)

@@ -58,7 +58,7 @@ def run_sft(recipe: Recipe, config: SFTConfig, folder: Path, processes: Processe
     student, rows = loaded.student, config.batch.micro_rows
     if processes.main:
         say(loaded.describe())
-    with opened(folder, config, processes) as records:
+    with opened(recipe, config, folder, processes) as records:
 
         def losses() -> tuple[Tensor, Tensor]:
             return held_out_losses(student, loaded.held_out, rows, processes)
