@@ -8,6 +8,7 @@ OUT/<section>/<name>/     the same, of sections that are lists
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -32,8 +33,10 @@ from hydralign.evaluation.statistics import Difference
 from hydralign.files import write_text, writing
 from hydralign.loops.compare_run import run_compare
 from hydralign.loops.lock import locked
+from hydralign.loops.output_checks import check_output
 from hydralign.loops.plans import later_lines, plan_compare, plan_ppo, plan_reward, plan_sft
 from hydralign.loops.ppo_run import run_ppo
+from hydralign.loops.preflight import Step, check_steps, texts_of
 from hydralign.loops.results import RunResult, read_results
 from hydralign.loops.reward_run import run_reward
 from hydralign.loops.section import RESULT
@@ -88,9 +91,10 @@ def run_recipe(recipe: Recipe | str | os.PathLike[str]) -> RunResult:
     Raises RunFolderError when another process runs in the same output folder.
     """
     recipe = resolved_recipe(recipe)
-    output, names = Path(recipe.output).expanduser(), present_sections(recipe)
-    with alone_in(output, launched_processes()):
-        differences = {name: run_section(recipe, name) for name in names}
+    output, names, processes = Path(recipe.output).expanduser(), present_sections(recipe), launched_processes()
+    check_before(recipe, names, processes)
+    with alone_in(output, processes):
+        differences = {name: run_section(recipe, name, checked=True) for name in names}
     titles = [item.title for name in names for item in items_of(recipe, name)]
     return read_results(output, titles, differences)
 
@@ -113,13 +117,20 @@ def present_sections(recipe: Recipe) -> list[str]:
     return present
 
 
-def run_section(recipe: Recipe | str | os.PathLike[str], name: str, *, tell_settings: bool = True) -> list[Difference]:
-    """Run one section into its folder, unless it is finished there already (said so; returns nothing then)."""
+def run_section(
+    recipe: Recipe | str | os.PathLike[str], name: str, *, tell_settings: bool = True, checked: bool = False
+) -> list[Difference]:
+    """Run one section into its folder, unless it is finished there already (said so; returns nothing then).
+
+    `checked` says that `check_before` has passed.
+    """
     recipe = resolved_recipe(recipe)
     items = required_items(recipe, name)
     disable_progress_bar()
     processes = launched_processes()
     output = Path(recipe.output).expanduser()
+    if not checked:
+        check_before(recipe, [name], processes)
     differences = []
     with alone_in(output, processes):
         if processes.main:
@@ -136,6 +147,22 @@ def run_section(recipe: Recipe | str | os.PathLike[str], name: str, *, tell_sett
                 say(describe_item(recipe, item, processes))
             differences += SECTIONS[name].run(recipe, item.config, folder, processes)
     return differences
+
+
+def check_before(recipe: Recipe, names: Sequence[str], processes: Processes, *, dry: bool = False) -> None:
+    """Refuse what can be refused before anything is written, in every unfinished item of these sections.
+
+    `dry` allows models that a section outside of `names` has yet to make. Raises the error that the run would end with.
+    """
+    output = Path(recipe.output).expanduser()
+    steps = [Step(item.section, item.title, item.config) for name in SECTIONS for item in items_of(recipe, name)]
+    items = [item for name in names for item in required_items(recipe, name)]
+    wanted = [item for item in items if not (output / item.title / RESULT).exists()]
+    check_output(recipe, [item.title for item in wanted])
+    require_same_recipe(output, recipe)
+    for item in () if dry else wanted:
+        require_made(recipe, item, besides=names)
+    check_steps(recipe, steps, [item.title for item in wanted], processes)
 
 
 def required_items(recipe: Recipe, name: str) -> list[Item]:
@@ -156,10 +183,15 @@ def describe_item(recipe: Recipe, item: Item, processes: Processes) -> str:
     return describe(recipe.model_copy(update=used), processes=processes.count)
 
 
-def require_made(recipe: Recipe, item: Item) -> None:
-    """Raise RunFolderError when the item needs something out of this recipe's output that is not there yet."""
+def require_made(recipe: Recipe, item: Item, *, besides: Sequence[str] = ()) -> None:
+    """Raise RunFolderError when the item needs something out of this recipe's output that is not there yet.
+
+    What the sections `besides` make does not count.
+    """
     for path in missing_parts(recipe, item):
         maker = path.relative_to(Path(recipe.output)).parts[0]
+        if maker in besides or maker not in SECTIONS:
+            continue
         raise RunFolderError(
             f"{item.title} needs {path}, which is not there: the {maker} section makes it. Run `hydralign run`, which "
             f"runs every section in order, or `hydralign {maker}` first."
@@ -169,38 +201,45 @@ def require_made(recipe: Recipe, item: Item) -> None:
 def missing_parts(recipe: Recipe, item: Item) -> list[Path]:
     """Paths inside the output folder that the item's settings name and that do not exist."""
     output = Path(recipe.output)
-    paths = [
-        Path(text) for text in _texts(item.config.model_dump()) if text.startswith(f"{recipe.output.rstrip('/')}/")
-    ]
+    inside = f"{recipe.output.rstrip('/')}/"
+    # A reward function is written as path/to/file.py:function.
+    texts = (re.sub(r"\.py:\w+\Z", ".py", text) for text in texts_of(item.config.model_dump()))
+    paths = [Path(text) for text in texts if text.startswith(inside)]
     return [path for path in paths if path.is_relative_to(output) and not path.expanduser().exists()]
 
 
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from _texts(part)
-    elif isinstance(value, Sequence):
-        for part in value:
-            yield from _texts(part)
-
-
 def claim_folder(output: Path, recipe: Recipe) -> None:
-    """Store the recipe in its output folder; RunFolderError when a file or another recipe's results are there."""
+    """Store the recipe in its output folder. Raises as `require_same_recipe` does, StorageError."""
+    require_same_recipe(output, recipe)
+    stored = output / "recipe.yaml"
+    with writing(stored):
+        output.mkdir(parents=True, exist_ok=True)
+        write_text(stored, dump_recipe(recipe))
+
+
+def require_same_recipe(output: Path, recipe: Recipe) -> None:
+    """Raise RunFolderError when the output is a file, or holds another recipe's results or a recipe of the user's own.
+
+    A recipe without results beside it may be replaced if a run wrote it.
+    """
     if output.exists() and not output.is_dir():
         raise RunFolderError(f"output={str(output)!r} is a file: results need a folder. Name another.")
     stored = output / "recipe.yaml"
-    differences = conflicts(load_recipe(stored), recipe, output) if stored.exists() else []
+    if not stored.exists():
+        return
+    before = load_recipe(stored)
+    if not _made_items(before, output) and stored.read_text(encoding="utf-8") != dump_recipe(before):
+        raise RunFolderError(
+            f"output={str(output)!r} holds a recipe.yaml that no run wrote: it would be replaced by the resolved one. "
+            "Name a folder of its own for results, or keep that recipe elsewhere."
+        )
+    differences = conflicts(before, recipe, output)
     if differences:
         listed = "\n  ".join(["", *differences[:12]])
         raise RunFolderError(
             f"output={str(output)!r} holds the results of another recipe, and going on would mix two runs. They "
             f"differ in (there ≠ here):{listed}\nName another output, or delete what was made with the other settings."
         )
-    with writing(stored):
-        output.mkdir(parents=True, exist_ok=True)
-        write_text(stored, dump_recipe(recipe))
 
 
 def conflicts(stored: Recipe, recipe: Recipe, output: Path) -> list[str]:
@@ -245,6 +284,7 @@ def plan(recipe: Recipe, section: str | None = None) -> str:
     disable_progress_bar()
     processes = launched_processes()
     names = [section] if section else present_sections(recipe)
+    check_before(recipe, names, processes, dry=True)
     parts = []
     for item in (item for name in names for item in required_items(recipe, name)):
         missing = missing_parts(recipe, item)

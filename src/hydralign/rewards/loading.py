@@ -20,16 +20,22 @@ from hydralign.errors import ModelError
 from hydralign.memory import is_out_of_memory
 
 
+def check_classifier_folder(path: str | os.PathLike[str]) -> str | Path:
+    """The folder, `~` expanded, or the hub id. Raises ModelError for a folder that is missing or incomplete."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        _require_files(folder)
+        return folder
+    if folder.is_absolute() or str(path).startswith(("~", ".")) or str(path).count("/") > 1:
+        raise ModelError(f"there is no folder {str(path)!r}: no reward can be read from it. Correct the path.")
+    return str(path)
+
+
 def load_classifier(
     path: str | os.PathLike[str], device: torch.device | str
 ) -> tuple[nn.Module, Any, Mapping[str, Any]]:
     """Model, tokenizer and the raw contents of config.json of a folder or hub id. Raises ModelError."""
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        path = folder
-        _require_files(folder)
-    elif folder.is_absolute() or str(path).startswith(("~", ".")) or str(path).count("/") > 1:
-        raise ModelError(f"there is no folder {str(path)!r}: no reward can be read from it. Correct the path.")
+    path = check_classifier_folder(path)
     try:
         raw, _ = PretrainedConfig.get_config_dict(path)
         model, report = AutoModelForSequenceClassification.from_pretrained(
