@@ -77,7 +77,9 @@ def plan_ppo(recipe: Recipe, config: PPOConfig, processes: Processes) -> list[st
     policy = loaded.policy
     return [
         loaded.prompts.report.describe(),
-        f"proof      {len(loaded.held_out)} held-out prompts, answered before and after",
+        f"proof      {len(loaded.held_out)} held-out prompts{_fewer(len(loaded.held_out), config.evaluation.prompts)}, "
+        "answered before and after",
+        *_repeated_lines(len(loaded.prompts.train), config.batch.prompts),
         *_start_lines(config.model or recipe.model),
         f"{parameter_line(policy.trained(), policy.fixed())}{_copied(config.model or recipe.model)}",
         *_memory_of_ppo(recipe, config, loaded, processes),
@@ -85,6 +87,18 @@ def plan_ppo(recipe: Recipe, config: PPOConfig, processes: Processes) -> list[st
         *_reward_lines(loaded.terms, loaded.prompts.train, sampling_plan(config.sampling, recipe.seed).longest),
         f"prompt     {ppo_run.prompt_preview(loaded.prompts.train[0], source)}",
     ]
+
+
+def _fewer(there: int, wanted: int) -> str:
+    """Said behind a number of rows when the data hold fewer than the recipe asks for."""
+    return f" (all there are of the {wanted:,} wanted)" if there < wanted else ""
+
+
+def _repeated_lines(prompts: int, wanted: int) -> list[str]:
+    """Said when an iteration takes more prompts than there are."""
+    if prompts >= wanted:
+        return []
+    return [f"prompts    {prompts:,} for {wanted:,} per iteration: some are answered more than once in each"]
 
 
 def _form_lines(model: ModelConfig, *, frozen: int = 0) -> list[str]:
@@ -150,7 +164,7 @@ def plan_compare(recipe: Recipe, config: CompareConfig, processes: Processes) ->
     terms = ", ".join(f"{term.name} (weight {term.weight:g})" for term in loaded.terms)
     return [
         f"models     {config.before} and {config.after}",
-        f"answers    {len(loaded.prompts):,} held-out prompts, up to {loaded.plan.longest} tokens each, by both",
+        f"answers    {len(loaded.prompts):,} held-out prompts{_fewer(len(loaded.prompts), config.prompts)}, up to {loaded.plan.longest} tokens each, by both",
         f"metrics    {terms}",
         *_reward_lines(loaded.terms, loaded.prompts, loaded.plan.longest),
     ]

@@ -95,7 +95,7 @@ def _check_order(step: Step, folders: Mapping[str, Step], later: Sequence[Step])
     """Raise ConfigError when the step reads what it makes itself, or what only a later step makes."""
     for text in texts_of(step.config.model_dump()):
         maker = folders.get(os.path.normpath(text))
-        if maker is step or (maker in later and not Path(text).exists()):
+        if maker is not None and (maker is step or (maker in later and not Path(text).exists())):
             when = "it makes that itself" if maker is step else f"{maker.title} makes that, and runs later"
             raise ConfigError(f"{step.title} reads {text}: {when}. Name a model that is there before.")
 
@@ -262,7 +262,7 @@ def _check_length(facts: ModelFacts, prompts: Sequence[Prompt], sampling: Any, s
         return
     plan = sampling_plan(sampling, seed)
     if facts.tokenizer is not None:
-        check_context(SimpleNamespace(context=facts.context), prompts, plan)  # type: ignore[arg-type]
+        check_context(SimpleNamespace(context=facts.context), prompts, plan)
     elif plan.longest >= facts.context:
         raise ConfigError(
             f"Answers may have {plan.longest} tokens, but the model's context holds {facts.context}, prompt included: "

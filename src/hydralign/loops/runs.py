@@ -157,8 +157,8 @@ def check_before(recipe: Recipe, names: Sequence[str], processes: Processes, *, 
     output = Path(recipe.output).expanduser()
     steps = [Step(item.section, item.title, item.config) for name in SECTIONS for item in items_of(recipe, name)]
     items = [item for name in names for item in required_items(recipe, name)]
+    check_output(recipe, [item.title for item in items])
     wanted = [item for item in items if not (output / item.title / RESULT).exists()]
-    check_output(recipe, [item.title for item in wanted])
     require_same_recipe(output, recipe)
     for item in () if dry else wanted:
         require_made(recipe, item, besides=names)
