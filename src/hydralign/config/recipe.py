@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os.path import expanduser
+from os.path import dirname, expanduser, normpath, sep
 from typing import Any, TypeVar
 
 from pydantic import Field, field_validator, model_validator
@@ -46,7 +46,22 @@ class Recipe(Config):
 
     @field_validator("output")
     @classmethod
-    def _output_fits(cls, output: str) -> str:
+    def _is_a_folder_of_its_own(cls, output: str) -> str:
+        """Refuse what names no folder, and folders that are never there for results alone."""
+        place = normpath(expanduser(output))
+        why = ""
+        if not output.strip():
+            why = "it names no folder"
+        elif OUTPUT in output:
+            why = f"{OUTPUT} stands for this very folder"
+        elif dirname(place) == place or place == normpath(expanduser("~")):
+            why = "results would lie among everything else there"
+        elif set(place.split(sep)) <= {".", ".."}:
+            why = "results would lie among the files of the folder that the command runs in, and replace a recipe.yaml"
+        elif place.startswith("~"):
+            why = "there is no user of that name"
+        if why:
+            raise ValueError(f"output={output!r} cannot be used: {why}. Name a folder of its own, such as runs/first.")
         return require_path_fits(output, "output")
 
     @model_validator(mode="after")

@@ -24,7 +24,7 @@ from hydralign.evaluation.report import AnswerPair, Report, write_report
 from hydralign.evaluation.statistics import Difference
 from hydralign.generation.sampler import check_context
 from hydralign.loops.ppo import sampling_plan
-from hydralign.loops.ppo_run import kept_answers, tell
+from hydralign.loops.ppo_run import kept_answers, required_prompts, tell
 from hydralign.loops.section import RESULT, write_json
 from hydralign.loops.standing import begin
 from hydralign.models.reader import Reader
@@ -96,8 +96,7 @@ def conclusion(comparison: Comparison) -> str:
 def load_parts(recipe: Recipe, config: CompareConfig, processes: Processes) -> Loaded:
     """Everything that a comparison needs, with every check that can be made before the first answer."""
     before_path, after_path, sampling, score = required_settings(recipe.ppo, config)
-    if recipe.data.prompts is None:
-        raise ConfigError("The recipe has no `data.prompts`: there is nothing to answer. Name a source of prompts.")
+    source = required_prompts(recipe)
     pad: dict[str, Any] = {"pad_token": recipe.model.pad_token, "device": processes.device}
     before = Reader(*load_whole(before_path, **pad), precision=config.precision)
     after = Reader(*load_whole(after_path, **pad), reference=before.causal, precision=config.precision)
@@ -108,19 +107,14 @@ def load_parts(recipe: Recipe, config: CompareConfig, processes: Processes) -> L
         replace(judge, name=f"judge/{judge.name}", weight=0.0)
         for judge in (build_terms(config.judges, processes.device) if config.judges else ())
     )
-    rewards = [f"reward/{term.name}" for term in terms] if len(terms) > 1 else []
-    check_shares(_shares(config), ["score", *rewards, *(judge.name for judge in judges), *FACTS])
+    require_shares(config, [term.name for term in terms], [judge.name for judge in judges])
     names = {f"reward/{judge.name}": judge.name for judge in judges}
     if len(terms) == 1 and judges:
         names[f"reward/{terms[0].name}"] = ""  # a single reward is the score
     seed = recipe.seed if config.seed is None else config.seed
     plan = sampling_plan(sampling, seed)
-    prompts = load_prompts(recipe.data.prompts, before.tokenizer, seed=recipe.seed).held_out[: config.prompts]
-    if len(prompts) < max(2, processes.count):
-        raise DataError(
-            f"{len(prompts)} prompts are held out, at least {max(2, processes.count)} are needed: nothing could be "
-            "told from chance. Set data.prompts.held_out, such as {by: hash, percent: 5}, or name more prompts."
-        )
+    prompts = load_prompts(source, before.tokenizer, seed=recipe.seed).held_out[: config.prompts]
+    require_prompts(prompts, processes)
     for reader in (before, after):
         check_context(reader, prompts, plan)
     return Loaded(before, after, prompts, (*terms, *judges), names, plan)
@@ -153,6 +147,21 @@ def require_same_tokens(before: Any, after: Any) -> None:
             f"{shared:,} of {whole:,} tokens): the second model would read prompts in a way that it was not "
             "trained on. Compare models that share a tokenizer."
         )
+
+
+def require_prompts(prompts: Sequence[Prompt], processes: Processes) -> None:
+    """Raise DataError for too few held-out prompts to draw an interval from."""
+    if len(prompts) < max(2, processes.count):
+        raise DataError(
+            f"{len(prompts)} prompts are held out, at least {max(2, processes.count)} are needed: nothing could be "
+            "told from chance. Set data.prompts.held_out, such as {by: hash, percent: 5}, or name more prompts."
+        )
+
+
+def require_shares(config: CompareConfig, rewards: Sequence[str], judges: Sequence[str]) -> None:
+    """Raise ConfigError for shares of what will be no metric; `judges` are called judge/NAME."""
+    several = [f"reward/{name}" for name in rewards] if len(rewards) > 1 else []
+    check_shares(_shares(config), ["score", *several, *judges, *FACTS])
 
 
 def _shares(config: CompareConfig) -> list[Share]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -148,12 +148,14 @@ def load_parts(recipe: Recipe, config: RewardConfig, processes: Processes) -> Lo
     """Everything that a reward section needs, with every check that can be made before the first step."""
     model = config.model or recipe.model
     if isinstance(config.task, Comparisons):
-        return _load_pairs(recipe, config, _source(config, recipe.data.comparisons, "comparisons"), model, processes)
-    return _load_labels(recipe, config, _source(config, recipe.data.labelled, "labelled"), model, processes)
+        return _load_pairs(recipe, config, required_source(recipe, config), model, processes)
+    return _load_labels(recipe, config, required_source(recipe, config), model, processes)
 
 
-def _source(config: RewardConfig, shared: SourceConfig | None, kind: str) -> SourceConfig:
-    source = config.data or shared
+def required_source(recipe: Recipe, config: RewardConfig) -> SourceConfig:
+    """The source of the comparisons or labelled texts. Raises ConfigError when the recipe names none."""
+    kind = "comparisons" if isinstance(config.task, Comparisons) else "labelled"
+    source: SourceConfig | None = config.data or getattr(recipe.data, kind)
     if source is None:
         raise ConfigError(
             f"reward.task is {config.task.type}, and neither reward.data nor data.{kind} names a source: there is "
@@ -173,7 +175,7 @@ def _load_pairs(
     held_out, cut_apart = _pairs(data.held_out[: config.evaluation.rows], scorer)
     judged = load_comparisons(_whole(config.test), scorer.tokenizer) if config.test else None
     test, cut_test = _pairs(judged.train if judged else (), scorer)
-    _require_rows(train, held_out)
+    require_rows(train, held_out)
     counts = {"train": cut, "held out": cut_apart, "test": cut_test}
     return Loaded(scorer, _account(data, judged), train, held_out, test, counts)
 
@@ -233,7 +235,7 @@ def _load_labels(
     held_out, cut_apart = _labelled(data.held_out[: config.evaluation.rows], column_of, scorer)
     judged = load_labelled(_whole(config.test), scorer.tokenizer) if config.test else None
     test, cut_test = _labelled(judged.train if judged else (), column_of, scorer)
-    _require_rows(train, held_out)
+    require_rows(train, held_out)
     counts = {"train": cut, "held out": cut_apart, "test": cut_test}
     return Loaded(scorer, _account(data, judged), train, held_out, test, counts)
 
@@ -262,17 +264,30 @@ def _labelled(
     """The texts as token ids with their columns, and how many were too long: those keep their end."""
     scorer.tokenizer.truncation_side = "left"
     encoded = [encode_text(scorer.tokenizer, record.text, scorer.max_tokens) for record in records]
-    unknown = {record.label for record in records} - column_of.keys()
+    require_known_labels(records, column_of)
+    rows = [Labelled(one.ids, column_of[record.label]) for one, record in zip(encoded, records, strict=True)]
+    return [row for row in rows if row.ids], sum(one.cut > 0 for one in encoded)
+
+
+def require_known_labels(records: Sequence[LabelledText], known: Collection[str]) -> None:
+    """Raise DataError for rows whose label nothing was trained on."""
+    unknown = {record.label for record in records} - set(known)
     if unknown:
         raise DataError(
             f"held-out or test rows have labels that training rows lack: {', '.join(map(repr, sorted(unknown)))}. "
             "They cannot be told right. Leave them out, or train on them too."
         )
-    rows = [Labelled(one.ids, column_of[record.label]) for one, record in zip(encoded, records, strict=True)]
-    return [row for row in rows if row.ids], sum(one.cut > 0 for one in encoded)
 
 
-def _require_rows(train: Sequence[Any], held_out: Sequence[Any]) -> None:
+def require_finished(sets: Sequence[Sequence[Preference]]) -> None:
+    """Raise DataError for a comparison whose columns do not say by yes or no whether an answer ended."""
+    for record in (record for records in sets for record in records):
+        for side in ("chosen", "rejected"):
+            _finished(record.columns.get(f"{side}_finished", True), side)
+
+
+def require_rows(train: Sequence[Any], held_out: Sequence[Any]) -> None:
+    """Raise DataError unless there is something to learn and something to measure."""
     if not train or len(held_out) < 2:
         raise DataError(
             f"{len(train)} rows to train on and {len(held_out)} held out: at least one and two are needed, or nobody "

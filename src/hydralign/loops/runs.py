@@ -8,6 +8,7 @@ OUT/<section>/<name>/     the same, of sections that are lists
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -24,9 +25,11 @@ from hydralign.files import write_text
 from hydralign.loops.compare_run import run_compare
 from hydralign.loops.inputs import kinds_read
 from hydralign.loops.lock import locked
+from hydralign.loops.output_checks import check_output
 from hydralign.loops.plans import later_lines, plan_compare, plan_ppo, plan_reward, plan_sft
 from hydralign.loops.ppo_run import run_ppo
 from hydralign.loops.precision import choose_precision, resolve_precision, same_precision
+from hydralign.loops.preflight import Step, check_steps, texts_of
 from hydralign.loops.results import RunResult, read_results
 from hydralign.loops.reward_run import run_reward
 from hydralign.loops.same_settings import comparable
@@ -89,8 +92,8 @@ def run_recipe(recipe: Recipe | str | os.PathLike[str]) -> RunResult:
     Raises RunFolderError when another process runs in the same output folder.
     """
     recipe = resolved_recipe(recipe)
-    names = present_sections(recipe)
-    output, processes = Path(recipe.output).expanduser(), launched_processes()
+    output, names, processes = Path(recipe.output).expanduser(), present_sections(recipe), launched_processes()
+    check_before(recipe, names, processes)
     with alone_in(output, processes):
         for line in processes.agreed(lambda: _precision_lines(recipe, output, processes)):
             say(line)
@@ -131,6 +134,7 @@ def present_sections(recipe: Recipe) -> list[str]:
 def run_section(recipe: Recipe | str | os.PathLike[str], name: str, *, tell_settings: bool = True) -> list[Difference]:
     """Run one section into its folder, unless it is finished there already (said so; returns nothing then)."""
     recipe = resolved_recipe(recipe)
+    check_before(recipe, [name], launched_processes())
     return _run_items(recipe, name, tell_settings=tell_settings, tell_precision=True)
 
 
@@ -188,6 +192,22 @@ def folder_of(recipe: Recipe, title: str) -> Path:
     return Path(recipe.output).expanduser() / title
 
 
+def check_before(recipe: Recipe, names: Sequence[str], processes: Processes, *, dry: bool = False) -> None:
+    """Refuse what can be refused before anything is written, in every unfinished item of these sections.
+
+    `dry` allows models that a section outside of `names` has yet to make. Raises the error that the run would end with.
+    """
+    output = Path(recipe.output).expanduser()
+    steps = [Step(item.section, item.title, item.config) for name in SECTIONS for item in items_of(recipe, name)]
+    items = [item for name in names for item in required_items(recipe, name)]
+    check_output(recipe, [item.title for item in items])
+    wanted = [item for item in items if standing(recipe, item.config, output / item.title).state != "finished"]
+    require_same_recipe(output, recipe)
+    for item in () if dry else wanted:
+        require_made(recipe, item, besides=names)
+    check_steps(recipe, steps, [item.title for item in wanted], processes)
+
+
 def required_items(recipe: Recipe, name: str) -> list[Item]:
     """The section's items. Raises ConfigError when there is no such section, or the recipe lacks it."""
     if name not in SECTIONS:
@@ -206,10 +226,15 @@ def describe_item(recipe: Recipe, item: Item, processes: Processes) -> str:
     return describe(recipe.model_copy(update=used), processes=processes.count)
 
 
-def require_made(recipe: Recipe, item: Item) -> None:
-    """Raise RunFolderError when the item needs something out of this recipe's output that is not there yet."""
+def require_made(recipe: Recipe, item: Item, *, besides: Sequence[str] = ()) -> None:
+    """Raise RunFolderError when the item needs something out of this recipe's output that is not there yet.
+
+    What the sections `besides` make does not count.
+    """
     for path in missing_parts(recipe, item):
         maker = path.relative_to(Path(recipe.output)).parts[0]
+        if maker in besides or maker not in SECTIONS:
+            continue
         raise RunFolderError(
             f"{item.title} needs {path}, which is not there: the {maker} section makes it. Run `hydralign run`, which "
             f"runs every section in order, or `hydralign {maker}` first."
@@ -219,40 +244,46 @@ def require_made(recipe: Recipe, item: Item) -> None:
 def missing_parts(recipe: Recipe, item: Item) -> list[Path]:
     """Paths inside the output folder that the item's settings name and that do not exist."""
     output = Path(recipe.output)
-    paths = [
-        Path(text) for text in _texts(item.config.model_dump()) if text.startswith(f"{recipe.output.rstrip('/')}/")
-    ]
+    inside = f"{recipe.output.rstrip('/')}/"
+    # A reward function is written as path/to/file.py:function.
+    texts = (re.sub(r"\.py:\w+\Z", ".py", text) for text in texts_of(item.config.model_dump()))
+    paths = [Path(text) for text in texts if text.startswith(inside)]
     return [path for path in paths if path.is_relative_to(output) and not path.expanduser().exists()]
 
 
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from _texts(part)
-    elif isinstance(value, Sequence):
-        for part in value:
-            yield from _texts(part)
-
-
 def claim_folder(output: Path, recipe: Recipe) -> None:
-    """Store the recipe in an output folder that has results; RunFolderError when a file or another recipe's results are
-    there.
+    """Store the recipe in an output folder that has results. Raises as `require_same_recipe` does, StorageError.
+
+    With nothing made yet, the first section that begins writes it: a start that fails leaves nothing in the way.
+    """
+    require_same_recipe(output, recipe)
+    if _made_items(recipe, output):
+        write_text(output / "recipe.yaml", dump_recipe(recipe))
+
+
+def require_same_recipe(output: Path, recipe: Recipe) -> None:
+    """Raise RunFolderError when the output is a file, or holds another recipe's results or a recipe of the user's own.
+
+    A recipe without results beside it may be replaced if a run wrote it.
     """
     if output.exists() and not output.is_dir():
         raise RunFolderError(f"output={str(output)!r} is a file: results need a folder. Name another.")
     stored = output / "recipe.yaml"
-    differences = conflicts(load_recipe(stored), recipe, output) if stored.exists() else []
+    if not stored.exists():
+        return
+    before = load_recipe(stored)
+    if not _made_items(before, output) and stored.read_text(encoding="utf-8") != dump_recipe(before):
+        raise RunFolderError(
+            f"output={str(output)!r} holds a recipe.yaml that no run wrote: it would be replaced by the resolved one. "
+            "Name a folder of its own for results, or keep that recipe elsewhere."
+        )
+    differences = conflicts(before, recipe, output)
     if differences:
         listed = "\n  ".join(["", *differences[:12]])
         raise RunFolderError(
             f"output={str(output)!r} holds the results of another recipe, and going on would mix two runs. They "
             f"differ in (there ≠ here):{listed}\nName another output, or delete what was made with the other settings."
         )
-    # With nothing made yet, the first section that begins writes it: a start that fails leaves nothing in the way.
-    if _made_items(recipe, output):
-        write_text(stored, dump_recipe(recipe))
 
 
 def conflicts(stored: Recipe, recipe: Recipe, output: Path) -> list[str]:
@@ -300,6 +331,7 @@ def plan(recipe: Recipe, section: str | None = None) -> str:
     disable_progress_bar()
     processes = launched_processes()
     names = [section] if section else present_sections(recipe)
+    check_before(recipe, names, processes, dry=True)
     parts = []
     for item in (item for name in names for item in required_items(recipe, name)):
         missing = missing_parts(recipe, item)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from hydralign.config import Recipe
+from hydralign.config.data import SourceConfig
 from hydralign.config.model import ModelConfig
 from hydralign.config.sft import SFTConfig
 from hydralign.data import DataSet, load_demonstrations
 from hydralign.data.packing import TokenSequence, sequences
 from hydralign.errors import ConfigError, DataError
 from hydralign.evaluation.statistics import Difference, compare_paired
+from hydralign.loops.packing_check import require_apart
 from hydralign.loops.section import RESULT, kept_numbers, opened, write_json
 from hydralign.loops.sft import SFTParts, held_out_losses, max_tokens_of, train
 from hydralign.models import make_model, train_tokenizer
@@ -97,13 +99,19 @@ def as_record(difference: Difference, nll_N: Tensor, tokens_N: Tensor) -> dict[s
     }
 
 
-def load_parts(recipe: Recipe, config: SFTConfig, processes: Processes) -> Loaded:
-    """Everything that an sft section needs, with every check that can be made before the first step."""
+def required_source(recipe: Recipe, config: SFTConfig) -> SourceConfig:
+    """The demonstrations' source. Raises ConfigError when the recipe names none."""
     source = config.data or recipe.data.demonstrations
     if source is None:
         raise ConfigError(
             "The recipe has no `data.demonstrations`: SFT has nothing to imitate. Name a source of texts."
         )
+    return source
+
+
+def load_parts(recipe: Recipe, config: SFTConfig, processes: Processes) -> Loaded:
+    """Everything that an sft section needs, with every check that can be made before the first step."""
+    source = required_source(recipe, config)
     model = config.model or recipe.model
     data: DataSet[Demonstration] | None = None
     if model.new is not None:
@@ -116,13 +124,20 @@ def load_parts(recipe: Recipe, config: SFTConfig, processes: Processes) -> Loade
     apart, cut_apart = sequences(
         data.held_out[: config.evaluation.rows], student.tokenizer, student.stop_ids, max_tokens=longest, too_long="cut"
     )
+    require_sequences(made, apart)
+    if config.packing:
+        require_apart(student)
+    held_out_cut = {f"{reason} (held out)": count for reason, count in cut_apart.items()}
+    return Loaded(student, data, made, apart, {**cut, **held_out_cut})
+
+
+def require_sequences(made: Sequence[TokenSequence], apart: Sequence[TokenSequence]) -> None:
+    """Raise DataError unless there is something to learn and something to measure."""
     if not made or len(apart) < 2:
         raise DataError(
             f"{len(made)} sequences to train on and {len(apart)} held out: both are needed, at least one and two. "
             "Name more demonstrations, or hold out others (data.demonstrations.held_out)."
         )
-    held_out_cut = {f"{reason} (held out)": count for reason, count in cut_apart.items()}
-    return Loaded(student, data, made, apart, {**cut, **held_out_cut})
 
 
 def _student(model: ModelConfig, data: DataSet[Demonstration] | None, seed: int, processes: Processes) -> Student:

@@ -22,20 +22,26 @@ from hydralign.models.rope import rope_limit
 from hydralign.models.weights import require_finite_weights, require_ids_have_rows
 
 
-def load_classifier(
-    path: str | os.PathLike[str], device: torch.device | str
-) -> tuple[nn.Module, Any, Mapping[str, Any]]:
-    """Model, tokenizer and the raw contents of config.json of a folder or hub id. Raises ModelError."""
+def check_classifier_folder(path: str | os.PathLike[str]) -> str | Path:
+    """The folder, `~` expanded, or the hub id. Raises ModelError for a folder that is missing or incomplete."""
     folder = Path(path).expanduser()
     if folder.is_dir():
-        path = folder
         _require_files(folder)
         check_model_files(folder)
-    elif folder.is_absolute() or str(path).startswith(("~", ".")) or str(path).count("/") > 1:
+        return folder
+    if folder.is_absolute() or str(path).startswith(("~", ".")) or str(path).count("/") > 1:
         raise ModelError(
             f"there is no folder {str(path)!r} (looked at {folder.absolute()}): no reward can be read from it. "
             "Correct the path."
         )
+    return str(path)
+
+
+def load_classifier(
+    path: str | os.PathLike[str], device: torch.device | str
+) -> tuple[nn.Module, Any, Mapping[str, Any]]:
+    """Model, tokenizer and the raw contents of config.json of a folder or hub id. Raises ModelError."""
+    path = check_classifier_folder(path)
     way_out = (
         "It cannot give a reward. Give a folder or hub id that AutoModelForSequenceClassification loads from "
         "safetensors."
