@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+import hydralign  # noqa: F401  (before torch, so that products do not depend on addresses)
 
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests compare runs to the bit, or to 1e-5: one kind of device for all
 
@@ -19,6 +23,23 @@ from hydralign.types import Prompt, Rows
 torch.set_num_threads(1)
 
 SHARED = Path(__file__).parents[1].parent / "shared"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _imports_out_of_garbage_collection() -> Iterator[None]:
+    """What the imports made lives until the end: collections, which answer each lack of memory, need not visit it."""
+    gc.collect()
+    gc.freeze()
+    yield
+    gc.unfreeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _auto_is_fp32() -> Iterator[None]:
+    """Precision `auto` is fp32 on every machine: no test depends on how fast one CPU multiplies bf16."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hydralign.models.bf16_speed.bf16_speed", lambda kind: 0.5)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
@@ -153,14 +152,12 @@ def test_help_imports_nothing_heavy() -> None:
     assert "--section.key value" in done.stdout
 
 
-def test_help_answers_within_half_a_second() -> None:
-    command = [sys.executable, "-c", "from hydralign.cli import main; main(['--help'])"]
-    fastest = float("inf")
-    for _ in range(5):  # the best of several, since other work on the machine only ever adds time
-        start = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
-        fastest = min(fastest, time.perf_counter() - start)
-        assert done.stdout.startswith("usage: hydralign")
-        if fastest < 0.5:
-            break
-    assert fastest < 0.5
+def test_help_loads_neither_torch_nor_transformers() -> None:
+    code = (
+        "import contextlib, sys\nfrom hydralign.cli import main\n"
+        "with contextlib.suppress(SystemExit): main(['--help'])\n"
+        "print(sorted({'torch', 'transformers', 'datasets', 'scipy', 'matplotlib'} & sys.modules.keys()))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("usage: hydralign")
+    assert done.stdout.splitlines()[-1] == "[]"

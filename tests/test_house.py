@@ -25,8 +25,8 @@ ROOT = Path(__file__).parent.parent
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 60
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
-    ("types", "config"),
+    ("errors", "reproducible"),
+    ("types", "config", "files", "streams"),
     ("algorithms", "tracking", "progress", "processes"),
     ("memory",),
     ("data", "models"),

@@ -13,6 +13,7 @@ import traceback
 from collections.abc import Sequence
 
 from hydralign.errors import HydralignError
+from hydralign.streams import lasting_output, open_missing_descriptors
 
 _COMMANDS = {
     "run": "every section of the recipe in order, going on at the first unfinished one",
@@ -25,6 +26,12 @@ _COMMANDS = {
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; `argv` defaults to the process's arguments."""
+    open_missing_descriptors()
+    with lasting_output():
+        return _run_command(argv)
+
+
+def _run_command(argv: Sequence[str] | None) -> int:
     arguments, overrides = _parser().parse_known_args(argv)
     try:
         if arguments.command == "demo":

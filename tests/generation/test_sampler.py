@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import sys
 import traceback
 from collections import Counter
@@ -18,8 +19,10 @@ from hydralign.generation import sample
 from hydralign.generation.sampler import draw, truncate
 from hydralign.models.heads import OutputHead
 from hydralign.models.policy import Policy
+from hydralign.rollout import collect
 from hydralign.testing import ScriptedSampler, tiny_policy, tiny_prompts
 from hydralign.types import Prompt, SamplingPlan
+from tests.tokenizers_of_every_kind import llama_tokenizer
 
 PLAN = SamplingPlan(max_new_tokens=10, seed=4, temperature=0.8, min_new_tokens=1)
 
@@ -221,3 +224,29 @@ def test_scripted_sampler_says_what_it_was_told(tokenizer: Any) -> None:
     assert rollout.finished_B.tolist() == [False, True, False]
     with torch.no_grad():
         assert torch.equal(rollout.old_logprobs_BR, policy.evaluate(rollout.rows).logprobs_BR)
+
+
+@pytest.mark.parametrize("sampler", ["sampled", "scripted"])
+def test_rewards_see_answers_with_the_space_that_a_decoder_takes_off_a_text(sampler: str) -> None:
+    tokenizer = llama_tokenizer()
+    policy = tiny_policy(family="llama", tokenizer=tokenizer)
+    start, whole = "the capital of France", "the capital of France is Paris"
+    prompt, ids = Prompt(start, tuple(tokenizer(start).input_ids)), tuple(tokenizer(whole).input_ids)
+    seen: dict[str, Any] = {}
+
+    def reward(completions: list[str], completion_tokens: list[list[str]]) -> list[float]:
+        seen.update(texts=completions, tokens=completion_tokens)
+        return [0.0] * len(completions)
+
+    says = ScriptedSampler(((*ids[len(prompt.token_ids) :], tokenizer.eos_token_id),))
+    plan = SamplingPlan(max_new_tokens=6, seed=2)
+    rollout = collect(policy, [prompt] * 4, reward, plan, sampler=says if sampler == "scripted" else sample).rollout
+    for row, text in enumerate(rollout.completions):
+        answer = rollout.rows.response_BR[row, : int(rollout.rows.response_lengths_B[row])].tolist()
+        both = tokenizer.decode([*prompt.token_ids, *answer], skip_special_tokens=True)
+        assert start + text == both
+        assert len(seen["tokens"][row]) == len(answer)
+        assert re.sub("<(s|/s|pad|unk)>", "", "".join(seen["tokens"][row])) == text
+    assert seen["texts"] == list(rollout.completions)
+    if sampler == "scripted":
+        assert rollout.completions == (" is Paris",) * 4

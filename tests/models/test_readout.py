@@ -14,7 +14,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from hydralign.errors import ModelError
 from hydralign.models import make_policy
-from hydralign.models.cache import RoomyCache
+from hydralign.models.cache import RoomyCache, cache_argument
 from hydralign.models.causal import CausalModel
 from hydralign.models.decoding import check_decoding
 from hydralign.models.loading import prepare_model
@@ -92,7 +92,7 @@ def test_states_that_turn_into_no_numbers_while_decoding_are_noticed(
 
     def poisoned(**inputs: Any) -> Any:
         out = forward(**inputs)
-        if inputs.get("past_key_values") is not None and next(calls) == 1:
+        if inputs.keys() & {"past_key_values", "cache"} and next(calls) == 1:
             out.last_hidden_state = out.last_hidden_state * math.nan
         return out
 
@@ -121,3 +121,17 @@ def test_memory_that_runs_out_in_a_check_is_no_fault_of_the_architecture(
     for check in (causal.check_readout, lambda: check_decoding(causal)):
         with pytest.raises(torch.OutOfMemoryError):
             check()
+
+
+class _Renamed:
+    def forward(self, inputs_embeds: Any = None, cache: Any = None, use_cache: bool | None = None) -> None: ...
+
+
+class _Classic:
+    def forward(self, inputs_embeds: Any = None, past_key_values: Any = None, **kwargs: Any) -> None: ...
+
+
+@pytest.mark.parametrize(("body", "name"), [(_Renamed(), "cache"), (_Classic(), "past_key_values")])
+def test_cache_is_passed_by_the_name_that_the_model_takes(body: Any, name: str) -> None:
+    cache = object()
+    assert cache_argument(body, cache) == {name: cache}

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import get_args
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2
 
 from hydralign.errors import ModelError
 from hydralign.rewards import ClassifierReward
-from hydralign.rewards.classifier import TextPart, find_label
+from hydralign.rewards.classifier import Activation, Output, TextPart, find_label
 
 PROMPTS = ["the film was", "a", "the ending was very"]
 COMPLETIONS = [" good", " dull film was the dull very bad ending", " bad"]
@@ -77,6 +78,42 @@ def test_classifier_outputs_use_one_logit_for_independent_labels(bert_folder: Ca
     assert share(["x"], ["good"])[0] == pytest.approx(1 / (1 + math.exp(-z)), abs=1e-6)
 
 
+@pytest.mark.parametrize(
+    ("problem_type", "activation", "sigmoid", "warned"),
+    [
+        (None, None, False, True),
+        (None, "sigmoid", True, False),
+        (None, "softmax", False, False),
+        ("single_label_classification", None, False, False),
+        ("multi_label_classification", None, True, False),
+        ("multi_label_classification", "softmax", False, False),
+        ("single_label_classification", "sigmoid", True, False),
+    ],
+)
+def test_classifier_takes_sigmoid_or_softmax_as_told_and_says_where_nobody_tells(
+    bert_folder: Callable[..., Path],
+    capsys: pytest.CaptureFixture[str],
+    problem_type: str | None,
+    activation: Activation | None,
+    sigmoid: bool,
+    warned: bool,
+) -> None:
+    folder = bert_folder(LABELS, problem_type=problem_type)
+    z = transformers_logits(folder, "good").double()
+    want = {
+        "probability": (z.sigmoid() if sigmoid else z.softmax(-1))[2].item(),
+        "log_odds": (z[2] if sigmoid else z[2] - z[:2].logsumexp(0)).item(),
+        "logit": z[2].item(),
+    }
+    for output in get_args(Output):
+        reward = ClassifierReward.from_folder(
+            folder, label="positive", text="completion", output=output, activation=activation
+        )
+        assert reward(["x"], ["good"])[0] == pytest.approx(want[output], abs=1e-5)
+        said = capsys.readouterr().err
+        assert ("has no problem_type" in said) == (warned and output != "logit")
+
+
 def test_classifier_cuts_the_prompts_beginning_and_counts_it(bert_folder: Callable[..., Path]) -> None:
     folder = bert_folder(LABELS, positions=6)  # [CLS], four words, [SEP]
     reward = ClassifierReward.from_folder(folder, label="positive")
@@ -86,10 +123,10 @@ def test_classifier_cuts_the_prompts_beginning_and_counts_it(bert_folder: Callab
     assert reward.truncated == 1
 
 
-def test_classifier_cuts_the_end_of_a_lone_completion(bert_folder: Callable[..., Path]) -> None:
+def test_classifier_reads_the_end_of_a_lone_completion(bert_folder: Callable[..., Path]) -> None:
     folder = bert_folder(LABELS, positions=6)
     reward = ClassifierReward.from_folder(folder, label="positive", text="completion")
-    got = reward(["x"], ["film was very good bad bad"])
+    got = reward(["x"], ["bad bad film was very good"])
     assert got[0] == pytest.approx(transformers_logits(folder, "film was very good")[2].item(), abs=1e-5)
     assert reward.truncated == 1
 

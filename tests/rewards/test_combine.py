@@ -128,9 +128,9 @@ def test_minus_reference_refuses_missing_columns_empty_rows_and_scores_per_token
         ([1.0, "2"], "'2' of type str for row 1: that is no number"),
         ([1.0, {"score": 2}], "of type dict for row 1"),
         ([1j, 1.0], "of type complex for row 0"),
-        ([[1.0], [1.0]], "1 numbers for row 0, whose completion has 2 tokens"),
+        ([[1.0], [1.0, 1.0]], "1 numbers for row 0, whose completion has 2 tokens"),
         ([[[1.0], [2.0]], None], "of type list for row 0"),
-        (np.ones((2, 1)), "1 numbers for row 0, whose completion has 2 tokens"),
+        (np.ones((2, 3)), "3 numbers for row 0, whose completion has 2 tokens"),
         ([[1.0, None], None], "of type NoneType for row 0"),
     ],
 )
@@ -185,3 +185,42 @@ def test_reward_that_applies_to_no_row_at_all_is_refused_by_name() -> None:
     require_applied({"length": 3, "rare": 1}, rows=3)
     with pytest.raises(RewardError, match="reward 'rare' returned None for all 3 rows"):
         require_applied({"length": 3, "rare": 0}, rows=3)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.tensor([[1.0], [4.0]]),
+        torch.tensor([[1.0], [4.0]], dtype=torch.bfloat16, requires_grad=True),
+        np.array([[1.0], [4.0]]),
+        [[1.0], [4.0]],
+        [np.array([1.0]), torch.tensor([4.0])],
+        [[torch.tensor(1.0)], (np.float64(4.0),)],
+        [[1.0], 4.0],
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_column_of_scores_is_one_score_per_row(value: Any) -> None:
+    got = score(RewardTerm("head", gives(value), weight=2.0))
+    assert got.scores_B.tolist() == [2.0, 8.0]
+    assert got.terms == {"head": [1.0, 4.0]}
+    assert got.token_scores is None
+    minus = RewardTerm("head", gives(value), minus_reference="summary")
+    assert score(minus, columns={"summary": ["a", "b"]}).scores_B.tolist() == [0.0, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("value", "problem"),
+    [
+        (torch.ones(1, 2), r"1 entries for 2 rows.*shape \[2\] or \[2, 1\]"),
+        (torch.ones(2, 1, 1), r"\[1.0\] of type list for row 0: that is no number"),
+        (torch.ones(2, 2, 1), r"2 numbers for row 1|\[1.0\] of type list for row 0"),
+        (torch.ones(2, 3), "3 numbers for row 0, whose completion has 2 tokens.*one number per row"),
+        (torch.tensor(1.0), "of type float: a list with one entry per row"),
+        ([[1.0], [1.0, 2.0]], "1 numbers for row 0, whose completion has 2 tokens"),
+        ([[], [1.0]], "0 numbers for row 0"),
+    ],
+)
+def test_other_shapes_are_refused_by_name(value: Any, problem: str) -> None:
+    with pytest.raises(RewardError, match=problem):
+        score(RewardTerm("odd", gives(value)))

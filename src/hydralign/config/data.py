@@ -8,6 +8,9 @@ from pydantic import Field, model_validator
 
 from hydralign.config.base import Config
 
+RESERVED_COLUMNS = frozenset({"prompts", "completions", "finished", "completion_tokens"})
+"""What rewards are given by these names comes from the sampler, never from a column of the data."""
+
 
 class FilterConfig(Config):
     """Rows outside these bounds are left out, counted and reported. Bounds are inclusive; None is no bound.
@@ -129,6 +132,17 @@ class PromptSourceConfig(SourceConfig):
 
     cut: CutConfig | None = None
     """Cut prompts out of a `text` column."""
+
+    @model_validator(mode="after")
+    def _free_names(self) -> PromptSourceConfig:
+        taken = sorted(RESERVED_COLUMNS & self.columns.keys())
+        if taken:
+            raise ValueError(
+                f"columns.{taken[0]} gives a column a name under which rewards get what was sampled "
+                f"({', '.join(sorted(RESERVED_COLUMNS))}): one of the two would be lost. Choose another name, such as "
+                f"columns: {{data_{taken[0]}: {self.columns[taken[0]]}}}."
+            )
+        return self
 
 
 class DataConfig(Config):

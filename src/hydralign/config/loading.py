@@ -8,6 +8,7 @@ Checks the shape of a recipe only: no file, model or data set that it names is o
 
 from __future__ import annotations
 
+import os
 import re
 import types
 from collections.abc import Hashable, Iterator, Mapping, Sequence
@@ -51,16 +52,21 @@ _WANTED = {
 }
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a YAML file with command-line `overrides` applied, checked and resolved.
 
     Raises `ConfigError` when the file cannot be read, is not a mapping of sections or holds values that cannot
     work (all are listed, one per line), and `UnknownKeyError` when one of them is a key that no section has.
     """
-    values: Any = _read_file(Path(path))
+    values: Any = _read_file(_as_path(path))
     for key, value in parse_overrides(overrides):
         values = _overridden(values, key.split("."), value, key)
     return read_config(Recipe, values).resolved()
+
+
+def resolved_recipe(recipe: Recipe | str | os.PathLike[str]) -> Recipe:
+    """A recipe made in Python with what it left open filled in, or that of a file. Raises as `load_recipe` does."""
+    return recipe.resolved() if isinstance(recipe, Recipe) else load_recipe(recipe)
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -73,9 +79,19 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True, width=120)
 
 
-def load_config(kind: type[C], path: str | Path) -> C:
+def load_config(kind: type[C], path: str | os.PathLike[str]) -> C:
     """The group of settings that `dump_config` wrote into a file. Raises ConfigError."""
-    return read_config(kind, _read_file(Path(path)))
+    return read_config(kind, _read_file(_as_path(path)))
+
+
+def _as_path(path: str | os.PathLike[str]) -> Path:
+    """The file that a recipe is read from, `~` expanded. Raises ConfigError for what is no path."""
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(
+            f"{path!r:.80} of type {type(path).__name__} is no recipe and no path of one: there is nothing to read. "
+            "Give the path of a YAML file."
+        )
+    return Path(path).expanduser()
 
 
 def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:

@@ -40,8 +40,11 @@ class ClassifierReward(RewardTermConfig):
     """Name of the label whose score is the reward."""
     output: Literal["logit", "log_odds", "probability"] = "logit"
     """Raw logit, log p/(1-p), or p."""
+    activation: Literal["softmax", "sigmoid"] | None = None
+    """What makes p: softmax where labels exclude each other, sigmoid where a text can have several; None takes it from
+    the model's problem_type, and softmax where it has none."""
     text: Literal["completion", "prompt+completion"] = "prompt+completion"
-    """What the classifier reads."""
+    """What the classifier reads; of a text that is too long, the end."""
     batch_rows: int = Field(default=32, ge=1)
     """Texts per forward pass."""
 

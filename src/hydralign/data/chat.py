@@ -55,7 +55,7 @@ def render_answer(
     """What the template writes for `answer` after the rendered prompt of `context`: with it, the whole chat.
 
     Raises RowError when the last message is not the assistant's, EmptyTextError when it is blank, TokenizerError
-    when the template writes the context otherwise once an answer follows.
+    when the template writes the context otherwise once an answer follows, or leaves the assistant's text out.
     """
     if not answer or answer[-1]["role"] != "assistant":
         last = f"ends with a message by {answer[-1]['role']!r}" if answer else "has no answer"
@@ -69,7 +69,26 @@ def render_answer(
             "prompt and completion cannot be told apart. Use a template without this, or rows with text in "
             "`prompt` and `completion`."
         )
-    return whole[len(prompt) :]
+    written = whole[len(prompt) :]
+    if leaves_out(answer, written):
+        probe = [*answer[:-1], {**answer[-1], "content": f"{answer[-1]['content']} x"}]
+        if _rendered(row, name, [*context, *probe], tokenizer, answer_follows=False) == whole:
+            raise TokenizerError(
+                f"the chat template of {_name(tokenizer)} leaves out the assistant's text ({row.source}, row "
+                f"{row.number}, field {name!r}): there would be nothing to learn. Use a template that writes "
+                "message.content of the assistant, or rows of text."
+            )
+    return written
+
+
+def leaves_out(answer: Sequence[Message], written: str) -> bool:
+    """Whether the template did not write all of the assistant's text as it stands; white space around it aside."""
+    return any(message["content"].strip() not in written for message in answer if message["role"] == "assistant")
+
+
+def _name(tokenizer: PreTrainedTokenizerBase | None) -> str:
+    """How the tokenizer is called, for messages."""
+    return repr(getattr(tokenizer, "name_or_path", "") or type(tokenizer).__name__)
 
 
 def _rendered(
@@ -87,6 +106,16 @@ def _rendered(
         )
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answer_follows)
-    except TemplateError as error:
-        raise row.error(name, f"cannot be written by the chat template ({error}). Repair the chat") from error
+    except Exception as error:
+        if type(error) is TemplateError:  # the template's own raise_exception, about the chat
+            problem = f"cannot be written by the chat template of {_name(tokenizer)}, which says: {error}"
+            raise row.error(name, f"{problem}. Repair the chat") from error
+        line = getattr(error, "lineno", None)
+        place = f" at its line {line}" if line else ""
+        raise TokenizerError(
+            f"the chat template of {_name(tokenizer)} failed{place} with {type(error).__name__}: {error} (at "
+            f"{row.source}, row {row.number}, field {name!r}): no chat can be written with it. Repair chat_template in "
+            "its tokenizer_config.json or chat_template.jinja, or use another model's tokenizer; if only this row "
+            "fails, it lacks what the template asks for."
+        ) from error
     return str(text)

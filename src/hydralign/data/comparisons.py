@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hydralign.data.chat import Message, is_chat, messages_of, render_answer, render_prompt
+from hydralign.data.chat import Message, is_chat, leaves_out, messages_of, render_answer, render_prompt
 from hydralign.data.drafts import Draft, Drafter, LeftOut
 from hydralign.data.rows import EmptyTextError, Row, Table
 from hydralign.errors import RowError
@@ -50,7 +50,11 @@ def comparison_drafter(table: Table, tokenizer: PreTrainedTokenizerBase | None) 
         form = _from_chats if is_chat(row.value(names[0])) else _from_texts
         prompt, chosen, rejected = form(row, fields, tokenizer)
         record = Preference(prompt, chosen, rejected, row.without(*fields))
-        return Draft(record, prompt, (prompt + chosen, prompt + rejected))
+        shortened = form is _from_chats and any(
+            leaves_out(messages_of(row, name)[-1:], answer)
+            for name, answer in zip(names, (chosen, rejected), strict=True)
+        )
+        return Draft(record, prompt, (prompt + chosen, prompt + rejected), shortened)
 
     return draft
 

@@ -13,11 +13,15 @@ Record = TypeVar("Record")
 
 @dataclass(frozen=True)
 class Draft(Generic[Record]):
-    """A record on its way. Every one of `texts` must lie within the filter's bounds; equal `key`s share a side."""
+    """A record on its way. Every one of `texts` must lie within the filter's bounds; equal `key`s share a side.
+
+    `shortened` says that a chat template left out part of an answer.
+    """
 
     record: Record
     key: str
     texts: tuple[str, ...]
+    shortened: bool = False
 
 
 @dataclass(frozen=True)

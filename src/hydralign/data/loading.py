@@ -6,21 +6,30 @@ the end. Rows are worked on in blocks, so that a `limit` stops early and tokenis
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
-from hydralign.config.data import FilterConfig, PartConfig, PromptSourceConfig, SourceConfig, SourceSplit
+from hydralign.config.data import (
+    RESERVED_COLUMNS,
+    FilterConfig,
+    PartConfig,
+    PromptSourceConfig,
+    SourceConfig,
+    SourceSplit,
+)
 from hydralign.data.comparisons import comparison_drafter
 from hydralign.data.demonstrations import demonstration_drafter, labelled_drafter
 from hydralign.data.drafts import Draft, Drafter, LeftOut
 from hydralign.data.filters import within_bounds
 from hydralign.data.prompts import cut_to_prompts, prompt_drafter, tokenised
-from hydralign.data.reading import read_table
+from hydralign.data.reading import IN_MEMORY, read_table
 from hydralign.data.report import DataReport, DataSet
 from hydralign.data.rows import EmptyTextError, Row, Table
+from hydralign.data.spelled import special_tokens, spelled_in
 from hydralign.data.splits import in_part, split_rows
 from hydralign.errors import ConfigError, DataError
 from hydralign.types import Demonstration, LabelledText, Preference, Prompt
@@ -29,7 +38,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Record = TypeVar("Record")
+Settings = TypeVar("Settings", bound=SourceConfig)
 InMemory = Iterable[Mapping[str, Any]]
+Source = (
+    SourceConfig | str | os.PathLike[str] | Mapping[str, Any] | Iterable[str | os.PathLike[str] | Mapping[str, Any]]
+)
+"""A config, the path of a file, the settings of a config, a list of paths, or rows."""
 
 _BLOCK = 2048
 
@@ -50,57 +64,95 @@ class _Gathered(Generic[Record]):
     rows_read: int
     keyed: tuple[tuple[str, Record], ...]
     dropped: Counter[str]
+    spelled: Counter[str]
+    shortened: int = 0
 
 
 def load_prompts(
-    config: PromptSourceConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int, rows: InMemory | None = None
+    config: Source, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0, rows: InMemory | None = None
 ) -> DataSet[Prompt]:
     """Prompts to answer, tokenised; with `config.cut`, the first tokens of texts, whose lengths `seed` draws.
 
-    A prompt's `columns` are all columns of its row. `rows` stand in for `config.source`. Raises DataError (RowError
-    for one row), TokenizerError for chats without a template.
+    `config` may be the file's path, its settings as a mapping, or rows in memory. A prompt's `columns` are all columns
+    of its row but those with a reserved name, which belong to sampled things. `rows` stand in for `config.source`.
+    Raises DataError (RowError for one row), TokenizerError for chats without a template, ConfigError for what is no
+    source or no tokenizer.
     """
+    config, rows = source_config(PromptSourceConfig, config, rows)
+    if not callable(tokenizer):
+        raise ConfigError(
+            f"tokenizer={tokenizer!r:.80} is none: prompts could not be encoded. Give the policy's, policy.tokenizer."
+        )
 
     def finish(drafts: Sequence[Draft[Prompt]]) -> Sequence[Prompt | LeftOut]:
         if config.cut is None:
             return tokenised(drafts, tokenizer)
         return cut_to_prompts(drafts, tokenizer, config.cut, seed=seed)
 
+    withheld: set[str] = set()
+
     def drafter(table: Table) -> Drafter[Prompt]:
+        withheld.update(RESERVED_COLUMNS & set(table.columns))
         return prompt_drafter(table, tokenizer, from_text=config.cut is not None)
 
-    return _load(config, tokenizer, rows, _Kind(drafter, finish))
+    loaded = _load(config, tokenizer, rows, _Kind(drafter, finish))
+    return replace(loaded, report=replace(loaded.report, withheld=tuple(sorted(withheld))))
 
 
 def load_demonstrations(
-    config: SourceConfig, tokenizer: PreTrainedTokenizerBase | None = None, *, rows: InMemory | None = None
+    config: Source, tokenizer: PreTrainedTokenizerBase | None = None, *, rows: InMemory | None = None
 ) -> DataSet[Demonstration]:
     """Texts to imitate, not tokenised. The tokenizer is needed for chats and for filters on tokens only.
 
     `rows` stand in for `config.source`. Raises as `load_prompts` does.
     """
+    config, rows = source_config(SourceConfig, config, rows)
     return _load(config, tokenizer, rows, _Kind(lambda table: demonstration_drafter(table, tokenizer), _records))
 
 
 def load_comparisons(
-    config: SourceConfig, tokenizer: PreTrainedTokenizerBase | None = None, *, rows: InMemory | None = None
+    config: Source, tokenizer: PreTrainedTokenizerBase | None = None, *, rows: InMemory | None = None
 ) -> DataSet[Preference]:
     """Pairs of answers, not tokenised; pairs of equal answers are left out and counted.
 
     The tokenizer is needed for chats and for filters on tokens only. `rows` stand in for `config.source`. Raises as
     `load_prompts` does.
     """
+    config, rows = source_config(SourceConfig, config, rows)
     return _load(config, tokenizer, rows, _Kind(lambda table: comparison_drafter(table, tokenizer), _records))
 
 
 def load_labelled(
-    config: SourceConfig, tokenizer: PreTrainedTokenizerBase | None = None, *, rows: InMemory | None = None
+    config: Source, tokenizer: PreTrainedTokenizerBase | None = None, *, rows: InMemory | None = None
 ) -> DataSet[LabelledText]:
     """Texts with the names of their classes; a label that is a number becomes its digits.
 
     The tokenizer is needed for filters on tokens only. `rows` stand in for `config.source`. Raises DataError.
     """
+    config, rows = source_config(SourceConfig, config, rows)
     return _load(config, tokenizer, rows, _Kind(labelled_drafter, _records))
+
+
+def source_config(
+    kind: type[Settings], source: Source, rows: InMemory | None = None
+) -> tuple[Settings, InMemory | None]:
+    """The settings that `source` stands for, and the rows in memory, if it holds them. Raises ConfigError."""
+    if isinstance(source, kind):
+        return source, rows
+    if isinstance(source, SourceConfig):
+        return kind(**source.model_dump()), rows
+    if isinstance(source, Mapping):
+        return kind(**source), rows
+    if isinstance(source, str | os.PathLike):
+        return kind(source=os.fspath(source)), rows
+    if isinstance(source, list | tuple) and source and all(isinstance(one, str | os.PathLike) for one in source):
+        return kind(source=tuple(map(os.fspath, source))), rows
+    if isinstance(source, Iterable):
+        return kind(source=IN_MEMORY), cast(InMemory, source)
+    raise ConfigError(
+        f"source={source!r:.80} of type {type(source).__name__}: there is nothing to read. Give the path of a file, "
+        "rows, or a SourceConfig."
+    )
 
 
 def _load(
@@ -118,6 +170,7 @@ def _load(
         other = _gather(table, config.filter, tokenizer, kind)
     sides = split_rows(main.keyed, config.held_out, other.keyed if other else ())
     dropped = main.dropped + (other.dropped if other else Counter())
+    spelled = main.spelled + (other.spelled if other else Counter())
     if sides.leaking:
         dropped["whose prompt is held out"] = sides.leaking
     report = DataReport(
@@ -126,6 +179,8 @@ def _load(
         train=len(sides.train),
         held_out=len(sides.held_out),
         dropped=dict(dropped),
+        shortened=main.shortened + (other.shortened if other else 0),
+        spelled=dict(sorted(spelled.items(), key=lambda item: (-item[1], item[0]))),
     )
     if not sides.train:
         raise DataError(
@@ -146,6 +201,8 @@ def _gather(
 ) -> _Gathered[Record]:
     keyed: list[tuple[str, Record]] = []
     dropped: Counter[str] = Counter()
+    spelled: Counter[str] = Counter()
+    special, shortened = special_tokens(tokenizer), 0
     drafter = kind.drafter(table)
     starts = range(0, len(table.rows), _BLOCK)
     blocks = (_worked(table.rows[start : start + _BLOCK], drafter, bounds, tokenizer, kind) for start in starts)
@@ -158,8 +215,10 @@ def _gather(
         elif part and not in_part(outcome[0], part):
             dropped[f"outside the part {part.low:g}-{part.high:g} %"] += 1
         else:
-            keyed.append(outcome)
-    return _Gathered(table.source, len(table.rows), tuple(keyed), dropped)
+            keyed.append(outcome[:2])
+            shortened += outcome[2]
+            spelled.update(spelled_in(table.rows[place], special))
+    return _Gathered(table.source, len(table.rows), tuple(keyed), dropped, spelled, shortened)
 
 
 def _worked(
@@ -168,8 +227,8 @@ def _worked(
     bounds: FilterConfig,
     tokenizer: PreTrainedTokenizerBase | None,
     kind: _Kind[Record],
-) -> Iterator[tuple[str, Record] | LeftOut]:
-    """What became of each row, in order."""
+) -> Iterator[tuple[str, Record, bool] | LeftOut]:
+    """What became of each row, in order: the key of its split, the record, and whether a template shortened it."""
     drafts = within_bounds([_drafted(row, drafter, bounds) for row in rows], bounds, tokenizer)
     finished = iter(kind.finish([draft for draft in drafts if isinstance(draft, Draft)]))
     for draft in drafts:
@@ -177,7 +236,7 @@ def _worked(
             yield draft
         else:
             record = next(finished)
-            yield record if isinstance(record, LeftOut) else (draft.key, record)
+            yield record if isinstance(record, LeftOut) else (draft.key, record, draft.shortened)
 
 
 def _drafted(row: Row, drafter: Drafter[Record], bounds: FilterConfig) -> Draft[Record] | LeftOut:

@@ -1,7 +1,8 @@
 """Demonstrations to token sequences: what is read, what is learned, and how several share a row.
 
 A sequence is prompt, completion and one end-of-sequence token, unless the completion spells a stop token itself, as
-rendered chats do. Prompt and completion are tokenised apart, so that a completion is learned as it will be sampled.
+rendered chats do. Prompt and completion are tokenised apart: no token spans both, so a completion is
+learned as it will be sampled.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hydralign.data.tokens import encode_plain, encode_prompts
+from hydralign.data.tokens import encode_completions, encode_prompts
 from hydralign.types import Demonstration
 
 if TYPE_CHECKING:
@@ -82,7 +83,10 @@ def _encoded(
     prompts = iter(encode_prompts(tokenizer, [record.prompt for record in records if record.prompt]))
     # A text without a prompt begins as the tokenizer begins every text; a completion begins with nothing.
     texts = iter(encode_prompts(tokenizer, [record.completion for record in records if not record.prompt]))
-    completions = iter(encode_plain(tokenizer, [record.completion for record in records if record.prompt]))
+    continued = [record for record in records if record.prompt]
+    completions = iter(
+        encode_completions(tokenizer, [row.prompt for row in continued], [row.completion for row in continued])
+    )
     for is_alone in alone:
         prompt, completion = ((), next(texts)) if is_alone else (next(prompts), next(completions))
         end = () if _ends(completion, stop_ids, tokenizer) else (tokenizer.eos_token_id,)

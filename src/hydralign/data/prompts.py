@@ -6,16 +6,17 @@ the head of a long text is tokenised, up to a space well behind the last token t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-from hydralign.config.data import CutConfig
+from hydralign.config.data import RESERVED_COLUMNS, CutConfig
 from hydralign.data.chat import is_chat, messages_of, render_prompt
 from hydralign.data.drafts import Draft, Drafter, LeftOut
 from hydralign.data.rows import Row, Table
 from hydralign.data.tokens import encode_plain, encode_prompts, first_token
+from hydralign.errors import DataError
 from hydralign.types import Prompt
 
 if TYPE_CHECKING:
@@ -37,9 +38,24 @@ def prompt_drafter(table: Table, tokenizer: PreTrainedTokenizerBase, *, from_tex
             text = render_prompt(row, name, messages_of(row, name), tokenizer)
         else:
             text = row.text(name)
-        return Draft(Prompt(text, (), row.values), text, (text,))
+        return Draft(Prompt(text, (), row.without(*RESERVED_COLUMNS)), text, (text,))
 
     return draft
+
+
+def as_prompts(prompts: Sequence[Prompt | str], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    """The prompts, and texts as prompts, those without token ids encoded. Raises DataError for anything else."""
+    listed = [] if isinstance(prompts, str) or not isinstance(prompts, Iterable) else list(prompts)
+    if not listed or not all(isinstance(prompt, str | Prompt) for prompt in listed):
+        raise DataError(
+            f"prompts={prompts!r:.60} of type {type(prompts).__name__}: a list of texts or of Prompts is needed, or it "
+            "is unclear what to answer. Give a list, [text] for one."
+        )
+    made = [Prompt(prompt) if isinstance(prompt, str) else prompt for prompt in listed]
+    bare = [place for place, prompt in enumerate(made) if prompt.text and not prompt.token_ids]
+    for place, ids in zip(bare, encode_prompts(tokenizer, [made[place].text for place in bare]), strict=True):
+        made[place] = replace(made[place], token_ids=ids)
+    return made
 
 
 def tokenised(drafts: Sequence[Draft[Prompt]], tokenizer: PreTrainedTokenizerBase) -> list[Prompt | LeftOut]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 Record = TypeVar("Record")
@@ -18,6 +18,14 @@ class DataReport:
     train: int
     held_out: int
     dropped: Mapping[str, int]
+    spelled: Mapping[str, int] = field(default_factory=dict)
+    """Special tokens of the tokenizer that texts spell out, and in how many of the rows that were used."""
+
+    withheld: tuple[str, ...] = ()
+    """Columns that rewards do not get, since the sampler gives them something else under these names."""
+
+    shortened: int = 0
+    """Rows of which the chat template left out part of an answer."""
 
     @property
     def kept(self) -> int:
@@ -25,14 +33,29 @@ class DataReport:
         return self.train + self.held_out
 
     def describe(self, *, purpose: str | None = None) -> str:
-        """One plain line on what is used, and one on what was left out and why, if anything was.
+        """One plain line on what is used; one on what was left out and why, and one on special tokens that texts spell,
+        if there is anything to say.
 
         `purpose` says what all rows are there for, where it is not training.
         """
         sides = f"{self.train:,} to train on, {self.held_out:,} held out"
         used = f"{self.source}: {self.rows_read:,} rows read, {f'{self.kept:,} {purpose}' if purpose else sides}."
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
-        return f"{used}\nLeft out: {reasons}." if reasons else used
+        lines = [used, f"Left out: {reasons}."] if reasons else [used]
+        if self.spelled:
+            counts = ", ".join(f"{token!r} in {count:,} rows" for token, count in self.spelled.items())
+            lines.append(f"Special tokens spelled out in texts, which are read as the real tokens: {counts}.")
+        if self.shortened:
+            lines.append(
+                f"Of {self.shortened:,} rows the chat template leaves out part of the assistant's text (as templates "
+                "do with thinking): that part is not learned."
+            )
+        for name in self.withheld:
+            lines.append(
+                f"Column {name!r} is not passed to rewards, which get what was sampled under that name. To pass it, "
+                f"name it otherwise: data.prompts.columns: {{data_{name}: {name}}}."
+            )
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)

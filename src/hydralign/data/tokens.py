@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from hydralign.data.detokenise import decode_completion
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -22,12 +24,59 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> 
     return [ids if ids[: len(first)] == first else first + ids for ids in encode_plain(tokenizer, texts)]
 
 
+def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:
+    """Token ids of a text with all special tokens that the tokenizer puts around it, for models that score texts.
+
+    A text that already spells the first of them, as rendered chats do, gets no second one.
+    """
+    ids = list(tokenizer(text, return_attention_mask=False, verbose=False).input_ids)
+    return ids[1:] if starts_twice(tokenizer, ids) else ids
+
+
+def starts_twice(tokenizer: PreTrainedTokenizerBase, ids: Sequence[int]) -> bool:
+    """Whether two tokens that begin a text stand first: the tokenizer's own, and the one that the text spells."""
+    return len(ids) > 1 and ids[0] == ids[1] and ids[0] in (tokenizer.bos_token_id, tokenizer.cls_token_id)
+
+
 def encode_plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[tuple[int, ...]]:
     """Token ids of each text and of nothing else."""
     if not texts:
         return []
     rows = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False).input_ids
     return [tuple(ids) for ids in rows]
+
+
+def encode_completions(
+    tokenizer: PreTrainedTokenizerBase, prompts: Sequence[str], completions: Sequence[str]
+) -> list[tuple[int, ...]]:
+    """Token ids of each completion as it continues its prompt, so that decoding both gives both texts back.
+
+    A tokenizer that puts a space before every text it encodes (Llama 2, Mistral, Phi-3) would put one between prompt
+    and completion: there the completion's ids are those that it adds to its prompt, or else to a line break. Where
+    either runs into the completion in one token, it is encoded alone, as it is by every other tokenizer.
+    """
+    alone = encode_plain(tokenizer, completions)
+    if not completions or not _puts_space_first(tokenizer):
+        return alone
+    ahead = encode_plain(tokenizer, prompts)
+    both = encode_plain(tokenizer, [prompt + text for prompt, text in zip(prompts, completions, strict=True)])
+    (line,) = encode_plain(tokenizer, ["\n"])
+    after_line = encode_plain(tokenizer, [f"\n{text}" for text in completions])
+    encoded = []
+    for row, (before, whole) in enumerate(zip(ahead, both, strict=True)):
+        if whole[: len(before)] == before:
+            encoded.append(whole[len(before) :])
+        elif line and after_line[row][: len(line)] == line:
+            encoded.append(after_line[row][len(line) :])
+        else:
+            encoded.append(alone[row])
+    return encoded
+
+
+def _puts_space_first(tokenizer: PreTrainedTokenizerBase) -> bool:
+    """Whether a text that is encoded alone and put behind another has a space that neither of them had."""
+    (ids,) = encode_plain(tokenizer, ["a"])
+    return bool(ids) and decode_completion(tokenizer, ids, ids) == " a"
 
 
 def first_token(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:

@@ -19,7 +19,9 @@ from hydralign.config import Recipe, load_recipe
 from hydralign.data import load_prompts
 from hydralign.demo.annotator import gold_rule, prefers_first
 from hydralign.demo.texts import demonstrations, prompts
+from hydralign.files import write_text
 from hydralign.generation import sample
+from hydralign.loops.lock import locked
 from hydralign.loops.ppo import sampling_plan
 from hydralign.loops.runs import claim_folder, run_section
 from hydralign.models import load_policy
@@ -47,6 +49,11 @@ def run_demo(overrides: Iterable[str] = ()) -> None:
     recipe = demo_recipe(overrides)
     disable_progress_bar()
     output = Path(recipe.output).expanduser()
+    with locked(output):
+        _run_parts(recipe, output)
+
+
+def _run_parts(recipe: Recipe, output: Path) -> None:
     claim_folder(output, recipe)
     write_texts(output / "data")
     say("1 of 4: supervised fine-tuning on made-up reviews.")
@@ -110,6 +117,4 @@ ANNOTATION = 0xFFFF_0000
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    partial.rename(path)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hydralign.algorithms.kl import k1
+from hydralign.files import write_text
 from hydralign.generation.sampler import Sampler, sample
 from hydralign.memory import MicroRows
 from hydralign.models.policy import Policy
@@ -41,16 +42,19 @@ class Answers:
     def save(self, path: Path) -> None:
         """Write whole or not at all."""
         metrics = {name: [None if math.isnan(x) else x for x in values] for name, values in self.metrics.items()}
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps({"metrics": metrics, "samples": self.samples}) + "\n", encoding="utf-8")
-        partial.rename(path)
+        write_text(path, json.dumps({"metrics": metrics, "samples": self.samples}) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Answers:
-        """What `save` wrote."""
+        """What `save` wrote. Raises ValueError, KeyError, TypeError or AttributeError for anything else."""
         stored = json.loads(path.read_text(encoding="utf-8"))
-        metrics = {name: [math.nan if x is None else x for x in values] for name, values in stored["metrics"].items()}
-        return cls(metrics, stored["samples"])
+        metrics = {
+            name: [math.nan if x is None else float(x) for x in values] for name, values in stored["metrics"].items()
+        }
+        samples = [dict(row) for row in stored["samples"]]
+        if len({len(values) for values in metrics.values()}) != 1 or not all("response" in row for row in samples):
+            raise ValueError("not one number per answer")
+        return cls(metrics, samples)
 
 
 def answer_held_out(

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
+from hydralign.data.detokenise import decode_completions
 from hydralign.generation.sampler import pack_rows
 from hydralign.models.policy import Policy
 from hydralign.types import Prompt, Rollout, SamplingPlan
@@ -22,8 +23,9 @@ class ScriptedSampler:
     def __call__(self, policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan) -> Rollout:
         """The scripted answers as a rollout; a row is finished if its answer ends with a stop token."""
         answers = [self.answers[(plan.first_row + i) % len(self.answers)] for i in range(len(prompts))]
+        prompt_ids = [prompt.token_ids for prompt in prompts]
         rows = pack_rows(
-            [prompt.token_ids for prompt in prompts],
+            prompt_ids,
             answers,
             plan=plan,
             pad_id=policy.tokenizer.pad_token_id,
@@ -37,5 +39,5 @@ class ScriptedSampler:
             old_logprobs_BR=logprobs_BR,
             values_BR=values_BR,
             finished_B=torch.tensor(finished, device=policy.device),
-            completions=tuple(policy.tokenizer.batch_decode(answers, skip_special_tokens=True)),
+            completions=tuple(decode_completions(policy.tokenizer, prompt_ids, answers)),
         )

@@ -13,7 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hydralign.errors import ConfigError, DataError, NonFiniteError
+from hydralign.data.detokenise import decode_completions
+from hydralign.data.prompts import as_prompts
+from hydralign.errors import ConfigError, DataError, ModelError, NonFiniteError
 from hydralign.generation.keyed import drawn_lengths, keyed_uniforms
 from hydralign.models.logprobs import shape_logits
 from hydralign.models.policy import Policy
@@ -35,13 +37,15 @@ class Sampler(Protocol):
 
 
 @torch.no_grad()
-def sample(policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan) -> Rollout:
+def sample(policy: Policy, prompts: Sequence[Prompt | str], plan: SamplingPlan | None = None) -> Rollout:
     """One answer per prompt, by ancestral sampling from softmax(logits / temperature).
 
     Rows are decoded `plan.decode_rows` at a time, similar prompt lengths together. Raises ConfigError when a prompt
     and its answer do not fit the context, NonFiniteError when logits hold NaN or infinity, or overflow by a low
     temperature. Minus infinity for tokens that are not drawn is fine: it only says that they are impossible.
+    Texts are encoded as data sets are; `plan` None is `SamplingPlan()`.
     """
+    prompts, plan = encoded_prompts(policy, prompts), plan or SamplingPlan()
     check_context(policy, prompts, plan)
     rows = np.arange(plan.first_row, plan.first_row + len(prompts))
     limits_B = _limits(plan, rows)
@@ -53,6 +57,16 @@ def sample(policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan) -> Rol
         index_B = torch.tensor(by_length[start : start + plan.decode_rows])
         _decode(policy, prompts, plan, index_B, limits_B[index_B], torch.from_numpy(uniforms_BR)[index_B], drawn)
     return drawn.rollout(policy, prompts, plan)
+
+
+def encoded_prompts(policy: Policy, prompts: Sequence[Prompt | str]) -> list[Prompt]:
+    """The prompts as the policy reads them, texts encoded. Raises ModelError for what is no policy, DataError."""
+    if not hasattr(policy, "tokenizer") or not hasattr(policy, "start"):
+        raise ModelError(
+            f"policy={policy!r:.80} of type {type(policy).__name__} is no policy: it cannot answer. Make one with "
+            "hydralign.load_policy."
+        )
+    return as_prompts(prompts, policy.tokenizer)
 
 
 def check_context(policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan) -> None:
@@ -131,7 +145,7 @@ class _Drawn:
             old_logprobs_BR=self.logprobs_BR[:, :width].to(policy.device),
             values_BR=self.values_BR[:, :width].to(policy.device),
             finished_B=self.finished_B.to(policy.device),
-            completions=tuple(policy.tokenizer.batch_decode(answers, skip_special_tokens=True)),
+            completions=tuple(decode_completions(policy.tokenizer, prompt_ids, answers)),
         )
 
 
@@ -256,8 +270,11 @@ def truncate(probabilities_BV: Tensor, *, top_k: int, top_p: float) -> Tensor:
 
 
 def check_logits(logits_BV: Tensor, position: int, rows_B: Tensor) -> None:
-    """Raise NonFiniteError naming the first global row and position whose logits hold NaN or infinity."""
-    bad_B = ~torch.isfinite(logits_BV).all(dim=-1)
+    """Raise NonFiniteError naming the first global row and position whose logits hold NaN or infinity.
+
+    Minus infinity rules a token out, and is an error only where it rules out all of them.
+    """
+    bad_B = ~torch.isfinite(logits_BV.amax(dim=-1))
     if bool(bad_B.any()):
         row = int(rows_B[bad_B.cpu()].min())
         raise NonFiniteError(

@@ -16,8 +16,8 @@ from typing import Any
 from hydralign.config import PPOConfig, Recipe
 from hydralign.config.compare import CompareConfig
 from hydralign.config.ppo import SamplingConfig
-from hydralign.data import load_prompts
-from hydralign.errors import ConfigError, DataError
+from hydralign.data import encode_prompts, load_prompts
+from hydralign.errors import ConfigError, DataError, TokenizerError
 from hydralign.evaluation.comparison import FACTS, Comparison, Share, as_record, check_shares, compare_answers
 from hydralign.evaluation.held_out import Answers, answer_held_out
 from hydralign.evaluation.report import AnswerPair, Report, write_report
@@ -33,6 +33,9 @@ from hydralign.progress import say
 from hydralign.rewards.build import build_terms
 from hydralign.rewards.combine import RewardTerm
 from hydralign.types import Prompt, SamplingPlan
+
+PROBES = ("The film was good, and its 2nd end  bad.\n\tWhy?", "Été à Zürich – 東京 🙂", "def f(x):\n    return x+1")
+"""Texts on which two tokenizers that are the same agree: letters, blanks, digits, marks, other scripts."""
 
 
 @dataclass(frozen=True)
@@ -98,6 +101,7 @@ def load_parts(recipe: Recipe, config: CompareConfig, processes: Processes) -> L
     pad: dict[str, Any] = {"pad_token": recipe.model.pad_token, "device": processes.device}
     before = Reader(*load_whole(before_path, **pad), precision=config.precision)
     after = Reader(*load_whole(after_path, **pad), reference=before.causal, precision=config.precision)
+    require_same_tokens(before.tokenizer, after.tokenizer)
     terms = build_terms(score, processes.device)
     # A judge may be called as a reward is: its place in the report tells them apart.
     judges = tuple(
@@ -120,6 +124,35 @@ def load_parts(recipe: Recipe, config: CompareConfig, processes: Processes) -> L
     for reader in (before, after):
         check_context(reader, prompts, plan)
     return Loaded(before, after, prompts, (*terms, *judges), names, plan)
+
+
+def require_same_tokens(before: Any, after: Any) -> None:
+    """Raise TokenizerError unless both tokenizers make the same ids of a text and mean the same by every id.
+
+    Prompts are encoded once for both models, and KL between them is a sum over tokens that both can say. A token that
+    only one of them has is fine as long as its id is nothing else to the other one.
+    """
+    # Special tokens may be renamed: reserved ones are there for that.
+    tokens = [
+        {number: word for word, number in one.get_vocab().items() if number not in one.all_special_ids}
+        for one in (before, after)
+    ]
+    for number in sorted(tokens[0].keys() & tokens[1].keys()):
+        if tokens[0][number] != tokens[1][number]:
+            raise TokenizerError(
+                f"compare.before and compare.after have different tokenizers: id {number} is {tokens[0][number]!r} in "
+                f"the first and {tokens[1][number]!r} in the second. One of the models would read other texts than the "
+                "other, and KL between them is not defined. Compare models that share a tokenizer."
+            )
+    shared, whole = len(tokens[0].keys() & tokens[1].keys()), max(map(len, tokens))
+    probes = [encode_prompts(tokenizer, PROBES) for tokenizer in (before, after)]
+    unequal = next((text for text, *ids in zip(PROBES, *probes, strict=True) if ids[0] != ids[1]), None)
+    if unequal is not None:
+        raise TokenizerError(
+            f"compare.before and compare.after have tokenizers that encode {unequal!r} differently (they share "
+            f"{shared:,} of {whole:,} tokens): the second model would read prompts in a way that it was not "
+            "trained on. Compare models that share a tokenizer."
+        )
 
 
 def _shares(config: CompareConfig) -> list[Share]:
@@ -153,7 +186,7 @@ def _report(
     ]
     shown = {name: (before.metrics[name], after.metrics[name]) for name in before.metrics}
     history = Path(recipe.output).expanduser() / "ppo" / "metrics.jsonl"
-    rows = [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
+    rows = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()] if history.exists() else []
     return Report(config.title or Path(recipe.output).name, record, shown, pairs, rows)
 
 

@@ -14,7 +14,9 @@ from hydralign.config.compare import CompareConfig
 from hydralign.config.model import HydraForm, LoraForm, ModelConfig
 from hydralign.config.reward import Labels, RewardConfig
 from hydralign.config.sft import SFTConfig
+from hydralign.data.detokenise import decode_completions
 from hydralign.data.packing import TokenSequence, packed
+from hydralign.data.tokens import encode_text
 from hydralign.loops import compare_run, ppo_run, reward_run, sft_run
 from hydralign.loops.memory_plan import Stored, Work, memory_lines, other_forms, plan_memory
 from hydralign.loops.ppo import sampling_plan
@@ -25,6 +27,10 @@ from hydralign.models.forms import whole_model
 from hydralign.models.sizes import sizes_of
 from hydralign.models.whole import adapter_of
 from hydralign.processes import Processes
+from hydralign.rewards.classifier import ClassifierReward
+from hydralign.rewards.combine import RewardTerm
+from hydralign.rewards.learned import RewardModel
+from hydralign.types import Prompt
 
 
 def plan_sft(recipe: Recipe, config: SFTConfig, processes: Processes) -> list[str]:
@@ -50,7 +56,6 @@ def plan_reward(recipe: Recipe, config: RewardConfig, processes: Processes) -> l
     copies = 1 + (config.task.crops.per_text if isinstance(config.task, Labels) and config.task.crops else 0)
     rows = copies * len(loaded.train)
     first = loaded.train[0]
-    decode = scorer.tokenizer.decode
     if isinstance(first, Pair):
         shown = {"sample     chosen": first.chosen, "           rejected": first.rejected}
     else:
@@ -60,7 +65,7 @@ def plan_reward(recipe: Recipe, config: RewardConfig, processes: Processes) -> l
         f"steps      {steps_of(config, rows):,} of {config.batch.rows} rows, out of {rows:,}",
         *_form_lines(config.model or recipe.model, frozen=config.freeze_layers),
         *size_lines(scorer.trained(), scorer.fixed(), config.optimizer.type),
-        *(f"{side}: {decode(ids[-60:])!r} (the end; {len(ids)} tokens)" for side, ids in shown.items()),
+        *(f"{side}: {_end(scorer.tokenizer, ids)!r} (the end; {len(ids)} tokens)" for side, ids in shown.items()),
     ]
 
 
@@ -77,6 +82,7 @@ def plan_ppo(recipe: Recipe, config: PPOConfig, processes: Processes) -> list[st
         f"{parameter_line(policy.trained(), policy.fixed())}{_copied(config.model or recipe.model)}",
         *_memory_of_ppo(recipe, config, loaded, processes),
         f"answers    up to {sampling_plan(config.sampling, recipe.seed).longest} tokens; context {policy.context}",
+        *_reward_lines(loaded.terms, loaded.prompts.train, sampling_plan(config.sampling, recipe.seed).longest),
         f"prompt     {ppo_run.prompt_preview(loaded.prompts.train[0], source)}",
     ]
 
@@ -146,7 +152,32 @@ def plan_compare(recipe: Recipe, config: CompareConfig, processes: Processes) ->
         f"models     {config.before} and {config.after}",
         f"answers    {len(loaded.prompts):,} held-out prompts, up to {loaded.plan.longest} tokens each, by both",
         f"metrics    {terms}",
+        *_reward_lines(loaded.terms, loaded.prompts, loaded.plan.longest),
     ]
+
+
+def _reward_lines(terms: Sequence[RewardTerm], prompts: Sequence[Prompt], answer: int) -> list[str]:
+    """For each reward model and classifier: how long its texts may be, and how many prompts would be cut for it."""
+    lines = []
+    for term in terms:
+        reward = term.reward
+        if not isinstance(reward, RewardModel | ClassifierReward):
+            continue
+        alone = isinstance(reward, ClassifierReward) and reward.text == "completion"
+        texts = [""] if alone else [prompt.text for prompt in prompts]
+        lengths = [len(encode_text(reward.tokenizer, text)) + answer for text in texts]
+        too_long = sum(length > reward.max_tokens for length in lengths)
+        if not too_long:
+            line = f"reads up to {reward.max_tokens:,} tokens; the longest text may have about {max(lengths):,}"
+        elif alone:
+            line = f"reads up to {reward.max_tokens:,} tokens; answers may have {answer:,} and would be cut"
+        else:
+            line = (
+                f"reads up to {reward.max_tokens:,} tokens; with the longest answers {too_long:,} of {len(texts):,} "
+                f"prompts would be cut at the beginning (the longest text may have about {max(lengths):,})"
+            )
+        lines.append(f"reward     {term.name} {line}")
+    return lines
 
 
 def size_lines(
@@ -179,8 +210,14 @@ def _copied(model: ModelConfig) -> str:
     return " (with the reference's own copy of what is trained)"
 
 
+def _end(tokenizer: Any, ids: Sequence[int]) -> str:
+    """The last 60 tokens as text."""
+    return decode_completions(tokenizer, [ids[:-60]], [ids[-60:]], skip_special_tokens=False)[0]
+
+
 def _shown(tokenizer: Any, sequence: TokenSequence, start: int, end: int) -> str:
     """The tokens as text, cut to fit a line, with their number."""
     ids = sequence.ids[start:end].tolist()
-    text = tokenizer.decode(ids[:40])
+    before = sequence.ids[:start].tolist()
+    text = decode_completions(tokenizer, [before], [ids[:40]], skip_special_tokens=False)[0]
     return f"{text!r}{'…' if len(ids) > 40 else ''} ({len(ids)} tokens)"

@@ -19,6 +19,7 @@ from torch.nn.functional import cross_entropy, logsigmoid
 
 from hydralign.algorithms.preference_losses import pairwise_logistic_loss
 from hydralign.config.reward import CropsConfig, RewardConfig
+from hydralign.data.detokenise import decode_completion
 from hydralign.data.stream import Stream
 from hydralign.errors import NonFiniteError
 from hydralign.generation.keyed import CROPS, keyed_uniforms
@@ -135,7 +136,7 @@ def cropped(text: Labelled, crops: CropsConfig, tokenizer: Any, where: float, le
     if len(text.ids) <= wanted:
         return text
     start = int(where * (len(text.ids) - wanted + 1))
-    piece = tokenizer.decode(list(text.ids[start : start + wanted]), skip_special_tokens=True)
+    piece = decode_completion(tokenizer, text.ids[:start], text.ids[start : start + wanted])
     ids = encode_text(tokenizer, piece.strip(), len(text.ids)).ids
     return Labelled(ids, text.label) if ids else text
 

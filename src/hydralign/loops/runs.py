@@ -7,24 +7,41 @@ OUT/<section>/<name>/     the same, of sections that are lists
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from transformers.utils.logging import disable_progress_bar
 
-from hydralign.config import Config, HydraForm, Recipe, describe, diff, dump_recipe, load_config, load_recipe
+from hydralign.config import (
+    Config,
+    HydraForm,
+    Recipe,
+    describe,
+    diff,
+    dump_recipe,
+    load_config,
+    load_recipe,
+    resolved_recipe,
+)
 from hydralign.errors import ConfigError, RunFolderError, did_you_mean
 from hydralign.evaluation.statistics import Difference
+from hydralign.files import write_text, writing
 from hydralign.loops.compare_run import run_compare
+from hydralign.loops.lock import locked
 from hydralign.loops.plans import later_lines, plan_compare, plan_ppo, plan_reward, plan_sft
 from hydralign.loops.ppo_run import run_ppo
+from hydralign.loops.precision import choose_precision, resolve_precision, same_precision
+from hydralign.loops.results import RunResult, read_results
 from hydralign.loops.reward_run import run_reward
 from hydralign.loops.section import RESULT
 from hydralign.loops.sft_run import run_sft
 from hydralign.processes import Processes, launched_processes
 from hydralign.progress import say
+from hydralign.streams import lasting_output
 
 C = TypeVar("C", bound=Config)
 
@@ -66,10 +83,39 @@ def items_of(recipe: Recipe, section: str) -> list[Item]:
     return [] if value is None else [Item(section, section, value)]
 
 
-def run_recipe(recipe: Recipe) -> None:
-    """Run every section that the recipe has, in order, going on at the first unfinished one."""
-    for name in present_sections(recipe):
-        run_section(recipe, name)
+def run_recipe(recipe: Recipe | str | os.PathLike[str]) -> RunResult:
+    """Run every section that the recipe (or the recipe in that file) has, going on at the first unfinished one.
+
+    Raises RunFolderError when another process runs in the same output folder.
+    """
+    recipe = resolved_recipe(recipe)
+    names = present_sections(recipe)
+    output, processes = Path(recipe.output).expanduser(), launched_processes()
+    with alone_in(output, processes):
+        for line in processes.agreed(lambda: _precision_lines(recipe, output, processes)):
+            say(line)
+        differences = {name: _run_items(recipe, name, tell_settings=True, tell_precision=False) for name in names}
+    titles = [item.title for name in names for item in items_of(recipe, name)]
+    return read_results(output, titles, differences)
+
+
+def _precision_lines(recipe: Recipe, output: Path, processes: Processes) -> list[str]:
+    """What is to be said of the precision of unfinished sections before the first one runs; nothing on other ranks."""
+    titles: dict[str, list[str]] = {}
+    for item in (item for name in SECTIONS for item in items_of(recipe, name) if processes.main):
+        folder = output / item.title
+        if not (folder / RESULT).exists():
+            line = choose_precision(recipe, item.config, folder, processes.device.type)[1]
+            titles.setdefault(line or "", []).append(item.title)
+    return [f"{', '.join(group)}: {line}" for line, group in titles.items() if line]
+
+
+@contextmanager
+def alone_in(output: Path, processes: Processes) -> Iterator[None]:
+    """Hold the output folder, locked by the main process, with output that cannot end the run."""
+    with lasting_output(), ExitStack() as held:
+        processes.agreed(lambda: held.enter_context(locked(output)) if processes.main else None)
+        yield
 
 
 def present_sections(recipe: Recipe) -> list[str]:
@@ -82,26 +128,35 @@ def present_sections(recipe: Recipe) -> list[str]:
     return present
 
 
-def run_section(recipe: Recipe, name: str, *, tell_settings: bool = True) -> list[Difference]:
+def run_section(recipe: Recipe | str | os.PathLike[str], name: str, *, tell_settings: bool = True) -> list[Difference]:
     """Run one section into its folder, unless it is finished there already (said so; returns nothing then)."""
+    recipe = resolved_recipe(recipe)
+    return _run_items(recipe, name, tell_settings=tell_settings, tell_precision=True)
+
+
+def _run_items(recipe: Recipe, name: str, *, tell_settings: bool, tell_precision: bool) -> list[Difference]:
     items = required_items(recipe, name)
     disable_progress_bar()
     processes = launched_processes()
     output = Path(recipe.output).expanduser()
-    if processes.main:
-        claim_folder(output, recipe)
-    processes.wait()
     differences = []
-    for item in items:
-        folder = output / item.title
-        if (folder / RESULT).exists():
-            if processes.main:
-                say(f"{item.title} is finished: see {folder}. To run it again, delete that folder.")
-            continue
-        require_made(recipe, item)
-        if processes.main and tell_settings:
-            say(describe_item(recipe, item, processes))
-        differences += SECTIONS[name].run(recipe, item.config, folder, processes)
+    with alone_in(output, processes):
+        if processes.main:
+            claim_folder(output, recipe)
+        processes.wait()
+        for item in items:
+            folder = output / item.title
+            if (folder / RESULT).exists():
+                if processes.main:
+                    say(f"{item.title} is finished: see {folder}. To run it again, delete that folder.")
+                continue
+            require_made(recipe, item)
+            used, config, line = resolve_precision(recipe, item.config, folder, processes)
+            if line and tell_precision:
+                say(f"{item.title}: {line}")
+            if processes.main and tell_settings:
+                say(describe_item(used, replace(item, config=config), processes))
+            differences += SECTIONS[name].run(used, config, folder, processes)
     return differences
 
 
@@ -165,24 +220,19 @@ def claim_folder(output: Path, recipe: Recipe) -> None:
             f"output={str(output)!r} holds the results of another recipe, and going on would mix two runs. They "
             f"differ in (there ≠ here):{listed}\nName another output, or delete what was made with the other settings."
         )
-    try:
+    with writing(stored):
         output.mkdir(parents=True, exist_ok=True)
-        partial = output / ".recipe.yaml.partial"
-        partial.write_text(dump_recipe(recipe), encoding="utf-8")
-        partial.rename(stored)
-    except OSError as error:
-        raise RunFolderError(
-            f"output={str(output)!r} cannot be written ({error.strerror}): results would be lost. Name another folder."
-        ) from error
+        write_text(stored, dump_recipe(recipe))
 
 
 def conflicts(stored: Recipe, recipe: Recipe, output: Path) -> list[str]:
     """Settings that results in the folder were made with and that are others now; none without such results.
 
     Sections that have no folder yet, and kinds of data that the stored recipe did not name, may be added or changed;
-    where a rollout's states lie changes no result.
+    where a rollout's states lie changes no result; precision `auto` is whatever a section was made in.
     """
     stored, recipe = (_states_anywhere(one) for one in (stored, recipe))
+    stored = same_precision(stored, recipe)
     made, wanted = (_made_items(one, output) for one in (stored, recipe))
     if not made and not wanted:
         return []
@@ -194,6 +244,7 @@ def conflicts(stored: Recipe, recipe: Recipe, output: Path) -> list[str]:
         # The stored recipe may have been without the section for a while; its own folder tells what made it.
         own = output / title / "config.yaml"
         before = load_config(type(config), own) if own.exists() else made.get(title, config)
+        before = same_precision(before, config)
         differences += [f"{title}.{line}" for line in diff(_states_anywhere(before), _states_anywhere(config))]
     return differences
 
@@ -221,9 +272,12 @@ def plan(recipe: Recipe, section: str | None = None) -> str:
     parts = []
     for item in (item for name in names for item in required_items(recipe, name)):
         missing = missing_parts(recipe, item)
+        folder = Path(recipe.output).expanduser() / item.title
+        used, config, line = resolve_precision(recipe, item.config, folder, processes)
         if missing:
-            told = later_lines(recipe, item.title, item.config, missing)
+            told = later_lines(used, item.title, config, missing)
         else:
-            told = SECTIONS[item.section].plan(recipe, item.config, processes)
-        parts.append("\n".join([describe_item(recipe, item, processes), "", *told]))
+            told = SECTIONS[item.section].plan(used, config, processes)
+        lines = [f"precision  {line.removeprefix('precision ')}"] if line else []
+        parts.append("\n".join([describe_item(used, replace(item, config=config), processes), "", *lines, *told]))
     return "\n\n".join(parts)

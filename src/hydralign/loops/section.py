@@ -11,7 +11,9 @@ from typing import Any, TypeVar
 
 from hydralign.config.base import Config
 from hydralign.config.loading import dump_config
+from hydralign.files import write_text
 from hydralign.processes import Processes
+from hydralign.progress import say
 from hydralign.tracking import JsonLines, Tracker, open_trackers
 
 Made = TypeVar("Made")
@@ -49,14 +51,12 @@ def opened(folder: Path, config: Any, processes: Processes) -> Iterator[Records]
 
 def write_config(folder: Path, config: Config) -> None:
     """config.yaml: the section as the run resolved it."""
-    (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
+    write_text(folder / "config.yaml", dump_config(config))
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:
     """Write whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.partial")
-    unfinished.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    unfinished.rename(path)
+    write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def kept(
@@ -67,9 +67,16 @@ def kept(
     load: Callable[[Path], Made],
     save: Callable[[Path, Made], None],
 ) -> Made:
-    """What lies in a file of this run, or what is made now and written there. Every process returns the same."""
+    """What lies in a file of this run, or what is made now and written there. Every process returns the same.
+
+    A damaged file is said and made again.
+    """
     if path.exists():
-        return load(path)
+        try:
+            return load(path)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if processes.main:
+                say(f"{path} is damaged ({type(error).__name__}: {error}): measured again.")
     made = make()
     processes.wait()
     if processes.main:
@@ -84,7 +91,7 @@ def kept_numbers(path: Path, make: Callable[[], list[float]], processes: Process
         path,
         make,
         processes,
-        load=lambda file: json.loads(file.read_text(encoding="utf-8"))["values"],
+        load=lambda file: [float(x) for x in json.loads(file.read_text(encoding="utf-8"))["values"]],
         save=lambda file, values: write_json(file, {"values": values}),
     )
 

@@ -16,10 +16,11 @@ from torch import Tensor, nn
 from hydralign.errors import ModelError
 from hydralign.memory import is_out_of_memory
 from hydralign.models import narrow
-from hydralign.models.heads import OutputHead, ValueHead
+from hydralign.models.heads import OutputHead, ValueHead, absent_ids
 from hydralign.models.logprobs import token_logprobs
 from hydralign.models.lookup import looked_up
 from hydralign.models.split import STRANGE, entering, told
+from hydralign.models.weights import require_finite_weights
 from hydralign.types import Evaluation, Rows
 
 
@@ -27,13 +28,23 @@ class CausalModel:
     """Body, head and precision of one causal language model. Holds no trained state of its own."""
 
     def __init__(
-        self, model: Any, *, precision: str = "fp32", body: Any = None, entry: nn.Module | None = None
+        self,
+        model: Any,
+        *,
+        tokenizer: Any = None,
+        precision: str = "fp32",
+        body: Any = None,
+        entry: nn.Module | None = None,
     ) -> None:
-        """`body` takes the place of the model's own; with `entry`, its first layer, it starts from trunk states."""
+        """`body` takes the place of the model's own; with `entry`, its first layer, it starts from trunk states.
+
+        Tokens that `tokenizer` lacks have probability 0; without one, every row of the output head is a token.
+        """
         self.model = model
         self.body = model.base_model if body is None else body
         self.entry = entry
-        self.head = OutputHead(model)
+        absent = () if tokenizer is None else absent_ids(tokenizer, OutputHead(model).vocabulary)
+        self.head = OutputHead(model, absent_ids=absent)
         self.precision = precision
         with self.autocast():
             self.last_parts = narrow.tried(narrow.last_parts(self.body), self.body, partial(allowed_gap, precision))
@@ -145,9 +156,10 @@ class CausalModel:
                 "a value head of one width cannot read both. Use a model whose embeddings are as wide as its layers."
             )
         with torch.no_grad(), self.autocast():
-            ours = self.head(states_BTD)
+            ours = self.head.all_logits(states_BTD)
         gap = (whole - ours).abs().max().item()
         if not gap <= allowed_gap(self.precision, whole.abs().max().item()):
+            require_finite_weights(self.model, type(self.model).__name__)
             raise ModelError(
                 f"{type(self.model).__name__}: logits from its body and its head differ from its own by {gap:.2g}: "
                 "this architecture changes them in a way that is not known here, and every log-probability would be "

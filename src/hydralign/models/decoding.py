@@ -14,7 +14,7 @@ from torch import Tensor
 
 from hydralign.errors import ModelError
 from hydralign.memory import is_out_of_memory
-from hydralign.models.cache import RoomyCache
+from hydralign.models.cache import RoomyCache, cache_argument
 from hydralign.models.causal import CausalModel, allowed_gap
 from hydralign.models.heads import PACKED_FROM, ValueHead
 from hydralign.models.narrow import only_at
@@ -106,11 +106,11 @@ class CachedDecoding:
         inputs: dict[str, Any] = {"position_ids": positions_BC} if self.causal.takes_positions else {}
         if self.padded:
             inputs["attention_mask"] = self.mask_BT[:, : self.columns]
+        body = self.causal.body if body is None else body
+        inputs |= cache_argument(body, self.cache)
         caught = nullcontext(list[Tensor]()) if self.trunk is None else leaving(self.trunk.last)
         with self.causal.autocast(), caught as seen:
-            states_BCD = (self.causal.body if body is None else body)(
-                inputs_embeds=self.causal.embed(tokens_BC), past_key_values=self.cache, use_cache=True, **inputs
-            ).last_hidden_state
+            states_BCD = body(inputs_embeds=self.causal.embed(tokens_BC), use_cache=True, **inputs).last_hidden_state
         return states_BCD[:, -1], seen[0] if seen else None
 
     def _keep_states(self, row_N: Tensor, position_N: Tensor, states_ND: Tensor) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
+import os
 from typing import Any
 
 import torch
@@ -31,8 +31,8 @@ class FullPolicy:
         frozen = copy.deepcopy(model).requires_grad_(False)
         if precision == "bf16":
             store_matrices_in_bf16(frozen)
-        self.causal = CausalModel(model, precision=precision)
-        self.frozen = CausalModel(frozen, precision=precision)
+        self.causal = CausalModel(model, tokenizer=tokenizer, precision=precision)
+        self.frozen = CausalModel(frozen, tokenizer=tokenizer, precision=precision)
         self.stop_ids = stop_ids_of(model, tokenizer)
         self.context = context_of(model)
 
@@ -67,6 +67,6 @@ class FullPolicy:
         """The frozen copy."""
         return list(self.frozen.model.parameters())
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: str | os.PathLike[str]) -> None:
         """Write a plain transformers folder, with the value head in its own file."""
         save_policy_folder(folder, self.causal.model, self.tokenizer, self.value_head)

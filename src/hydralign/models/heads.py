@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -33,14 +35,22 @@ class ValueHead(nn.Module):
             return hidden_ND.float() @ self.weight + self.bias
 
 
+def absent_ids(tokenizer: Any, vocabulary: int) -> tuple[int, ...]:
+    """Ids below `vocabulary` that the tokenizer has no token for: rows that only fill up a padded matrix, and holes."""
+    known = set(tokenizer.get_vocab().values())
+    return tuple(token for token in range(vocabulary) if token not in known)
+
+
 class OutputHead:
     """The language-model head of a transformers model, with the logit scaling that its family applies.
 
     Not a module of its own: the weights stay in the model (tied or not).
     """
 
-    def __init__(self, model: Any) -> None:
+    def __init__(self, model: Any, *, absent_ids: Sequence[int] = ()) -> None:
+        """`absent_ids` are tokens that get the logit minus infinity: those that the tokenizer does not have."""
         config = model.config
+        self.absent_ids = torch.tensor(sorted(absent_ids), dtype=torch.long)
         self.linear = model.get_output_embeddings()
         if self.linear is None:
             raise ModelError(
@@ -64,7 +74,11 @@ class OutputHead:
         return not any(p.requires_grad for p in self.linear.parameters())
 
     def __call__(self, hidden_ND: Tensor) -> Tensor:
-        """logits_NV, fp32 whatever the precision of the product."""
+        """logits_NV, fp32 whatever the precision of the product; minus infinity for absent tokens."""
+        return self._without_absent(self.all_logits(hidden_ND), range(self.vocabulary))
+
+    def all_logits(self, hidden_ND: Tensor) -> Tensor:
+        """logits_NV as the model itself gives them, those of absent tokens too."""
         linear = self.linear
         few = len(hidden_ND) <= FEW_STATES and hidden_ND.dim() == 2 and hidden_ND.device.type == "cpu"
         alone = not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
@@ -99,17 +113,27 @@ class OutputHead:
             return self(hidden_ND)
         linear, rows = self.linear, slice(tokens.start, tokens.stop)
         bias = None if linear.bias is None else linear.bias[rows]
-        return self._shaped(nn.functional.linear(hidden_ND, linear.weight[rows], bias))
+        logits_NB = self._shaped(nn.functional.linear(hidden_ND, linear.weight[rows], bias))
+        return self._without_absent(logits_NB, tokens)
 
     def slope(self, logits: Tensor) -> Tensor | float:
         """Derivative of scaling and soft cap, at the logits that they gave."""
         if self.softcap:
-            return (1 - (logits / self.softcap).square()) * self.scale
+            # Minus infinity stands for a token that is absent, and 0 · infinity is no number.
+            return (1 - (logits.clamp(min=-self.softcap) / self.softcap).square()) * self.scale
         return self.scale
 
     def weights(self, tokens: range | Tensor) -> Tensor:
         """The weights that make the logits of these tokens, [tokens, D]."""
         return self.linear.weight[slice(tokens.start, tokens.stop) if isinstance(tokens, range) else tokens]
+
+    def _without_absent(self, logits_NB: Tensor, tokens: range) -> Tensor:
+        """The logits of these tokens, absent ones at minus infinity."""
+        if not len(self.absent_ids):
+            return logits_NB
+        inside = (self.absent_ids >= tokens.start) & (self.absent_ids < tokens.stop)
+        columns = (self.absent_ids[inside] - tokens.start).to(logits_NB.device)
+        return logits_NB.index_fill(1, columns, -math.inf) if len(columns) else logits_NB
 
     @property
     def _plain(self) -> bool:

@@ -9,7 +9,7 @@ reads it later starts from the states that the rollout carries.
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any, Literal
 
 import torch
@@ -23,7 +23,7 @@ from hydralign.models.heads import ValueHead
 from hydralign.models.loading import context_of, prepare_model, stop_ids_of
 from hydralign.models.lora import adapt, save_adapter
 from hydralign.models.precision import store_frozen_in_bf16
-from hydralign.models.saving import save_model, save_value_branch, save_value_head, whole_folder
+from hydralign.models.saving import model_folder, save_model, save_value_branch, save_value_head
 from hydralign.models.split import after_layers, check_split, copy_of_trained, layers_of, part
 from hydralign.models.trunk import Trunk
 from hydralign.types import Evaluation, Rows
@@ -63,7 +63,7 @@ class HydraPolicy:
             prepare_model(model, tokenizer)
         if precision == "bf16":
             store_frozen_in_bf16(model)
-        self.whole = CausalModel(model, precision=precision)
+        self.whole = CausalModel(model, tokenizer=tokenizer, precision=precision)
         dtype = torch.bfloat16 if (states or precision) == "bf16" else torch.float32
         self.trunk = Trunk(self.whole, first, dtype=dtype, offload=offload)
         top = part(model.base_model, first, first + unfrozen_layers)
@@ -75,7 +75,8 @@ class HydraPolicy:
             store_frozen_in_bf16(self.frozen.body)
 
     def _branch(self, body: Any) -> CausalModel:
-        return CausalModel(self.whole.model, precision=self.precision, body=body, entry=layers_of(body)[0])
+        entry = layers_of(body)[0]
+        return CausalModel(self.whole.model, tokenizer=self.tokenizer, precision=self.precision, body=body, entry=entry)
 
     @property
     def device(self) -> torch.device:
@@ -127,9 +128,9 @@ class HydraPolicy:
         both = [*self.whole.model.parameters(), *self.frozen.body.parameters()]
         return list({id(p): p for p in both if not p.requires_grad}.values())
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: str | os.PathLike[str]) -> None:
         """Write a plain transformers folder, branch and trunk in one, or a PEFT folder; values in their own files."""
-        with whole_folder(folder) as partial:
+        with model_folder(folder) as partial:
             if self.peft is None:
                 save_model(self.whole.model, partial)
             else:

@@ -6,6 +6,7 @@ base model would be another model, and KL would not start at 0.
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -18,13 +19,13 @@ from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from hydralign.errors import ModelError
-from hydralign.memory import is_out_of_memory
 from hydralign.models.causal import CausalModel
 from hydralign.models.decoding import CachedDecoding
 from hydralign.models.heads import ValueHead
+from hydralign.models.load_errors import named_load_errors
 from hydralign.models.loading import context_of, prepare_model, read_adapter, stop_ids_of
 from hydralign.models.precision import store_frozen_in_bf16
-from hydralign.models.saving import save_value_head, whole_folder
+from hydralign.models.saving import model_folder, save_value_head
 from hydralign.models.split import layers_of
 from hydralign.models.trunk import Trunk
 from hydralign.types import Evaluation, Rows
@@ -62,7 +63,7 @@ class LoraPolicy:
             self.peft.load_adapter(adapter, adapter_name=REFERENCE, is_trainable=False)
             self.peft.base_model.set_adapter(TRAINED)
         prepare_model(model, tokenizer)
-        self.causal = CausalModel(model, precision=precision)
+        self.causal = CausalModel(model, tokenizer=tokenizer, precision=precision)
 
     @property
     def device(self) -> torch.device:
@@ -108,9 +109,9 @@ class LoraPolicy:
         """The base model, and the adapter that training started from."""
         return [p for p in self.peft.parameters() if not p.requires_grad]
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: str | os.PathLike[str]) -> None:
         """Write a PEFT adapter folder with tokenizer and value head; it names its base model."""
-        with whole_folder(folder) as partial:
+        with model_folder(folder) as partial:
             save_adapter(self.peft, partial)
             self.tokenizer.save_pretrained(partial)
             save_value_head(partial, self.value_head)
@@ -199,12 +200,6 @@ def _trained_adapter(model: Any, adapter: str) -> Any:
             "Name a folder that PEFT saved, or leave it out to start with fresh adapters."
         )
     config = read_adapter(adapter)
-    try:
+    way_out = "Name the base that the adapter was trained on under model.path."
+    with named_load_errors(f"Adapter {adapter!r} does not fit this base model", way_out):
         return PeftModel.from_pretrained(model, adapter, adapter_name=TRAINED, is_trainable=True, config=config)
-    except (RuntimeError, ValueError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise ModelError(
-            f"Adapter {adapter!r} does not fit this base model: {str(error).splitlines()[0]} "
-            "Name the base that the adapter was trained on under model.path."
-        ) from error

@@ -16,7 +16,7 @@ from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPP
 from torch import Tensor, nn
 from transformers.pytorch_utils import Conv1D
 
-from hydralign.models.cache import RoomyCache
+from hydralign.models.cache import RoomyCache, cache_argument
 from hydralign.models.causal import CausalModel
 from hydralign.models.narrow import last_parts, only_at
 from hydralign.models.precision import store_matrices_in_bf16
@@ -203,6 +203,6 @@ def _cached(causal: CausalModel, columns: int) -> float:
     body, _ = _top_layer_alone(causal, trained=False)
     cache = RoomyCache(len(layers_of(causal.body)), columns)
     with causal.autocast():
-        body(inputs_embeds=_states(causal, 1, columns), past_key_values=cache, use_cache=True)
+        body(inputs_embeds=_states(causal, 1, columns), use_cache=True, **cache_argument(body, cache))
     filled: Sequence[Any] = [layer for layer in cache.layers if layer.is_initialized]
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in filled) / columns

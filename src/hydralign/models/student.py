@@ -5,7 +5,7 @@ No value head and no reference: those belong to policies.
 
 from __future__ import annotations
 
-from os.path import expanduser
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from hydralign.config.model import Form, LoraForm
 from hydralign.errors import ModelError
+from hydralign.models.bf16_speed import concrete_precision
 from hydralign.models.causal import CausalModel
 from hydralign.models.loading import context_of, load_model, own_tokenizer, prepare_model, stop_ids_of
 from hydralign.models.lora import adapt, save_adapter
-from hydralign.models.saving import whole_folder
+from hydralign.models.saving import model_folder
 from hydralign.models.split import top_layers
 
 
@@ -28,6 +29,7 @@ class Student:
         self, model: Any, tokenizer: Any, *, form: Form | None = None, precision: str = "fp32", seed: int = 0
     ) -> None:
         """Takes the model over; `seed` seeds fresh adapters. Raises ModelError when its head is not understood."""
+        precision = concrete_precision(precision, model.device)
         prepare_model(model, tokenizer)
         self.tokenizer, self.precision = tokenizer, precision
         self.stop_ids, self.context = stop_ids_of(model, tokenizer), context_of(model)
@@ -62,9 +64,9 @@ class Student:
     def _whole(self) -> Any:
         return self._peft or self.causal.model
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: str | os.PathLike[str]) -> None:
         """Write a plain transformers folder, or a PEFT folder that names its base, with the tokenizer."""
-        with whole_folder(folder) as partial:
+        with model_folder(folder) as partial:
             if self._peft:
                 save_adapter(self._peft, partial)
             else:
@@ -73,7 +75,7 @@ class Student:
 
 
 def load_student(
-    path: str,
+    path: str | os.PathLike[str],
     *,
     form: Form | None = None,
     precision: str = "fp32",
@@ -82,7 +84,7 @@ def load_student(
     seed: int = 0,
 ) -> Student:
     """A student from a model folder or hub id. Raises ModelError or TokenizerError when it cannot be trained from."""
-    path = expanduser(path)
+    path = os.path.expanduser(path)
     if (Path(path) / "adapter_config.json").exists():
         raise ModelError(
             f"model.path={path!r} is an adapter, not a whole model: what it adapts is unknown here. Name the base "

@@ -14,7 +14,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import AutoTokenizer
 
 from hydralign.errors import ModelError
-from hydralign.memory import is_out_of_memory
+from hydralign.models.load_errors import named_load_errors
 from hydralign.models.loading import check_folder, load_model, looks_local, own_tokenizer, read_adapter
 
 
@@ -44,14 +44,10 @@ def load_tokenizer(path: str) -> Any:
     adapter = adapter_of(where)
     if adapter is not None:
         where = own_tokenizer(where) or base_of(adapter, path)
-    try:
+    taken_for = "" if Path(where).exists() else " (no such folder here, so it was taken for a hub id)"
+    way_out = "Without it no tokens can be counted. Name a model with its tokenizer, saved by transformers."
+    with named_load_errors(f"The tokenizer of {path!r} could not be loaded{taken_for}", way_out):
         return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        taken_for = "" if Path(where).exists() else " (no such folder here, so it was taken for a hub id)"
-        raise ModelError(
-            f"The tokenizer of {path!r} could not be loaded{taken_for}: {str(error).splitlines()[0]} Without it no "
-            "tokens can be counted. Name a model with its tokenizer, saved by transformers."
-        ) from error
 
 
 def adapter_of(folder: str) -> Any:
@@ -87,22 +83,16 @@ def base_of(adapter: Any, path: str) -> str:
 
 def merged(model: Any, adapter: Any, folder: str) -> Any:
     """The model with the adapter added to its weights, all of which learn as those of a loaded model do."""
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-            warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`", category=UserWarning)
-            warnings.filterwarnings("error", message="Found missing adapter keys")
-            adapted: Any = PeftModel.from_pretrained(model, folder, config=adapter)
-            _require_untied(model, folder)
-            # PEFT froze the base.
-            return adapted.merge_and_unload().requires_grad_(True)
-    except (RuntimeError, ValueError, UserWarning) as error:
-        if is_out_of_memory(error):
-            raise
-        raise ModelError(
-            f"Adapter {folder!r} does not fit the base model that it names: {str(error).splitlines()[0]} "
-            "Correct base_model_name_or_path in its adapter_config.json, or name a whole model."
-        ) from error
+    way_out = "Correct base_model_name_or_path in its adapter_config.json, or name a whole model."
+    what = f"Adapter {folder!r} does not fit the base model that it names"
+    with named_load_errors(what, way_out), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`", category=UserWarning)
+        warnings.filterwarnings("error", message="Found missing adapter keys")
+        adapted: Any = PeftModel.from_pretrained(model, folder, config=adapter)
+        _require_untied(model, folder)
+        # PEFT froze the base.
+        return adapted.merge_and_unload().requires_grad_(True)
 
 
 def _require_untied(model: Any, folder: str) -> None:

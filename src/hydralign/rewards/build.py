@@ -45,6 +45,7 @@ def _reward(term: config.RewardTerm, device: torch.device | str) -> _Built:
                 label=term.label,
                 output=term.output,
                 text=term.text,
+                activation=term.activation,
                 batch_rows=term.batch_rows,
                 device=device,
             )

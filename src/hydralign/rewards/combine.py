@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from inspect import isclass
 from typing import Any
 
 import torch
@@ -33,6 +34,29 @@ class RewardTerm:
     reward: Reward | Callable[..., Any]
     weight: float = 1.0
     minus_reference: str | None = None
+
+
+def as_terms(
+    reward: Callable[..., Any] | RewardTerm | Sequence[RewardTerm | Callable[..., Any]],
+) -> tuple[RewardTerm, ...]:
+    """A function, a term or several of both as terms; functions get their own names. Raises RewardError for others."""
+    parts: list[Any] = list(reward) if isinstance(reward, list | tuple) else [reward]
+    for part in parts:
+        if not isinstance(part, RewardTerm) and (not callable(part) or isclass(part)):
+            raise RewardError(
+                f"{part!r:.80} of type {type(part).__name__} is no reward: answers could not be scored. Give a "
+                "function (prompts, completions, **columns), a RewardTerm, or a list of them; "
+                "hydralign.rewards.load_function finds a function by its name."
+            )
+    if all(isinstance(part, RewardTerm) for part in parts):
+        return tuple(parts)
+    names = unique_names(
+        part.name if isinstance(part, RewardTerm) else getattr(part, "__name__", "reward") for part in parts
+    )
+    return tuple(
+        replace(part, name=name) if isinstance(part, RewardTerm) else RewardTerm(name, part)
+        for name, part in zip(names, parts, strict=True)
+    )
 
 
 def unique_names(names: Iterable[str]) -> list[str]:
@@ -75,8 +99,11 @@ def score_rollout(
     totals = [0.0] * len(prompts)
     per_token: list[tuple[float, ...] | None] = [None] * len(prompts)
     logged: dict[str, list[float | None]] = {}
+    cut: dict[str, int] = {}
     for term in terms:
-        entries = _entries_of(term, prompts, completions, columns)
+        entries, cut_rows = _entries_of(term, prompts, completions, columns)
+        if cut_rows is not None:
+            cut[term.name] = cut_rows
         logged[term.name] = [math.fsum(entry) if isinstance(entry, tuple) else entry for entry in entries]
         for row, entry in enumerate(entries):
             if isinstance(entry, tuple):
@@ -85,7 +112,8 @@ def score_rollout(
             elif entry is not None:
                 totals[row] += term.weight * entry
     spoke_per_token = any(row is not None for row in per_token)
-    return Scores(torch.tensor(totals, dtype=torch.float32), tuple(per_token) if spoke_per_token else None, logged)
+    dense = tuple(per_token) if spoke_per_token else None
+    return Scores(torch.tensor(totals, dtype=torch.float32), dense, logged, cut)
 
 
 def require_applied(applied: Mapping[str, float], rows: int) -> None:
@@ -103,19 +131,23 @@ def require_applied(applied: Mapping[str, float], rows: int) -> None:
 
 def _entries_of(
     term: RewardTerm, prompts: Sequence[str], completions: Sequence[str], columns: Mapping[str, Sequence[Any]]
-) -> list[Entry]:
-    """The term's checked entries, minus those of the reference answers where it asks for that."""
+) -> tuple[list[Entry], int | None]:
+    """The term's checked entries, minus those of the reference answers where it asks for that; and how many answers
+    were cut to be read, None where the reward counts none.
+    """
+    before = getattr(term.reward, "truncated", None)
     returned = call(term.reward, prompts, completions, columns, name=term.name)
+    cut = getattr(term.reward, "truncated", before) - before if isinstance(before, int) else None
     entries = _checked(returned, term.name, prompts, columns["completion_tokens"])
     if term.minus_reference is None:
-        return entries
+        return entries, cut
     references = _references(term, term.minus_reference, columns)
     # Reference answers are whole, and were never sampled: they have no completion tokens.
     others = {name: column for name, column in columns.items() if name != "completion_tokens"}
     others["finished"] = [True] * len(references)
     returned = call(term.reward, prompts, references, others, name=term.name)
     bases = _checked(returned, term.name, prompts, None)
-    return [_difference(term, entry, base) for entry, base in zip(entries, bases, strict=True)]
+    return [_difference(term, entry, base) for entry, base in zip(entries, bases, strict=True)], cut
 
 
 def _references(term: RewardTerm, column: str, columns: Mapping[str, Sequence[Any]]) -> list[str]:
@@ -155,11 +187,18 @@ def _checked(
     if len(returned) != len(prompts):
         raise RewardError(
             f"reward {name!r} returned {len(returned)} entries for {len(prompts)} rows: it is unclear which belongs "
-            "to which. Return one entry per row, None where the reward does not apply."
+            "to which. Return one entry per row, None where the reward does not apply; a tensor has the shape "
+            f"[{len(prompts)}] or [{len(prompts)}, 1]."
         )
+    values = [value.tolist() if hasattr(value, "tolist") else value for value in returned]
+    lists = [value for value in values if isinstance(value, list | tuple)]
+    if all(len(value) == 1 for value in lists):
+        # A column of shape [B, 1], as a model's head gives it: one score per row, put where a score per token of a
+        # completion with one token would be.
+        column = [value[0] if isinstance(value, list | tuple) else value for value in values]
+        return [None if x is None else _number(x, name, row, prompts[row]) for row, x in enumerate(column)]
     entries: list[Entry] = []
-    for row, value in enumerate(returned):
-        value = value.tolist() if hasattr(value, "tolist") else value
+    for row, value in enumerate(values):
         if not isinstance(value, list | tuple):
             entries.append(None if value is None else _number(value, name, row, prompts[row]))
             continue
@@ -167,7 +206,7 @@ def _checked(
             raise RewardError(
                 f"reward {name!r} returned {len(value)} numbers for row {row}, whose completion has "
                 f"{len(completion_tokens[row])} tokens: they cannot be put on tokens. "
-                "Return one number per entry of completion_tokens[row]."
+                "Return one number per row, or one per entry of completion_tokens[row]."
             )
         entries.append(tuple(_number(item, name, row, prompts[row]) for item in value))
     return entries

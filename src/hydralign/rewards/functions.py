@@ -12,7 +12,8 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -94,14 +95,54 @@ def refuse_async(function: Callable[..., Any], name: str) -> None:
         )
 
 
+_NEIGHBOURS: dict[str, Path] = {}
+"""Modules that reward files imported from their own folders, and the folder of each."""
+
+
+@contextmanager
+def _importing_from(*folders: Path) -> Iterator[None]:
+    """These folders come first in the search for modules, and stay at its end for imports inside functions.
+
+    A module that another reward file imported from its own folder makes room for one of the same name here.
+    """
+    own = [folder.resolve() for folder in folders]
+    for name, folder in list(_NEIGHBOURS.items()):
+        if folder != own[0] and ((own[0] / f"{name}.py").exists() or (own[0] / name).is_dir()):
+            for loaded in [key for key in sys.modules if key == name or key.startswith(f"{name}.")]:
+                del sys.modules[loaded]
+            del _NEIGHBOURS[name]
+    before, known = list(sys.path), set(sys.modules)
+    sys.path[:0] = [str(folder) for folder in own]
+    importlib.invalidate_caches()
+    try:
+        yield
+    finally:
+        added = [entry for entry in sys.path[len(own) :] if entry not in before]
+        # The newest folder goes before older reward folders, behind everything else.
+        later = [entry for entry in before if entry not in _SEARCHED]
+        _SEARCHED[:] = dict.fromkeys([str(folder) for folder in own if str(folder) not in later] + _SEARCHED)
+        sys.path[:] = [*later, *added, *_SEARCHED]
+        for name in {key.partition(".")[0] for key in sys.modules.keys() - known}:
+            module = sys.modules.get(name)
+            places = [getattr(module, "__file__", None), *getattr(module, "__path__", ())]
+            if name not in known and any(place and Path(place).resolve().parent == own[0] for place in places):
+                _NEIGHBOURS[name] = own[0]
+
+
+_SEARCHED: list[str] = []
+"""Entries at the end of `sys.path` that stand there for reward files."""
+
+
 def _module(place: str) -> ModuleType:
     try:
-        return importlib.import_module(place)
+        with _importing_from(Path.cwd()):
+            return importlib.import_module(place)
     except ModuleNotFoundError as error:
         if error.name is None or not (place == error.name or place.startswith(f"{error.name}.")):
             raise _import_failed(place, error) from error
         raise RewardError(
-            f"there is no module {error.name!r} on this interpreter's path: the reward in {place!r} cannot be loaded. "
+            f"there is no module {error.name!r} on this interpreter's path or in {str(Path.cwd())!r}: the reward "
+            f"in {place!r} cannot be loaded. "
             "Install it, or give the file itself as path/to/file.py:function."
         ) from error
     except Exception as error:
@@ -122,7 +163,8 @@ def _module_of_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickling look their module up here
     try:
-        spec.loader.exec_module(module)
+        with _importing_from(path.resolve().parent, Path.cwd()):
+            spec.loader.exec_module(module)
     except Exception as error:
         del sys.modules[name]
         raise _import_failed(str(path), error) from error
@@ -130,6 +172,13 @@ def _module_of_file(path: Path) -> ModuleType:
 
 
 def _import_failed(place: str, error: Exception) -> RewardError:
+    if isinstance(error, ModuleNotFoundError) and error.name:
+        folder = Path(place).resolve().parent if place.endswith(".py") else Path.cwd()
+        return RewardError(
+            f"importing {place!r} failed with ModuleNotFoundError: it needs the module {error.name!r}, which is "
+            f"neither in {str(folder)!r}, nor in the working folder, nor installed: the reward in it cannot be loaded. "
+            f"Put {error.name.partition('.')[0]}.py there, or install it."
+        )
     return RewardError(
         f"importing {place!r} failed with {type(error).__name__} ({error}): the reward in it cannot be loaded. "
         "Make the import work in plain Python first."

@@ -8,18 +8,20 @@ which is the last real token as long as the pad token is no token of the text. H
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from hydralign.data.tokens import encode_text
 from hydralign.errors import ModelError, RewardError
 from hydralign.memory import MicroRows
-from hydralign.rewards.batches import pad_right, score_batched
+from hydralign.progress import say
+from hydralign.rewards.batches import pad_right, require_rows, score_batched
 from hydralign.rewards.loading import load_classifier, longest_text
 
 
@@ -34,10 +36,11 @@ class Encoded:
 def encode(tokenizer: Any, prompt: str, completion: str, finished: bool, max_tokens: int | None = None) -> Encoded:
     """Prompt and completion tokenised as one text; EOS at the end if, and only if, the answer finished.
 
-    A tokenizer that adds EOS by itself is overruled for unfinished answers; one without EOS adds none. Above
-    `max_tokens` the beginning is cut, since the score is read at the end. Raises RewardError when no token is left.
+    A chat that spells its beginning-of-sequence token gets no second one. A tokenizer that adds EOS by itself is
+    overruled for unfinished answers; one without EOS adds none. Above `max_tokens` the beginning is cut, since the
+    score is read at the end. Raises RewardError when no token is left.
     """
-    ids = list(tokenizer(prompt + completion, verbose=False)["input_ids"])
+    ids = encode_text(tokenizer, prompt + completion)
     eos_id = tokenizer.eos_token_id
     if eos_id is not None:
         ids = ids[:-1] if ids and ids[-1] == eos_id else ids
@@ -49,6 +52,18 @@ def encode(tokenizer: Any, prompt: str, completion: str, finished: bool, max_tok
         )
     cut = 0 if max_tokens is None else max(0, len(ids) - max_tokens)
     return Encoded(tuple(ids[cut:]), cut)
+
+
+def count_cut(encoded: Sequence[Encoded], max_tokens: int, reader: str, before: int) -> int:
+    """How many of these texts were cut; the first time (`before` is 0) a line says what that means."""
+    cut = sum(row.cut > 0 for row in encoded)
+    if cut and not before:
+        say(
+            f"Warning: {cut} of {len(encoded)} texts are longer than the {max_tokens} tokens that the {reader} reads: "
+            "their beginnings are cut off before they are scored. Use shorter prompts (filter.max_tokens) or answers, "
+            "or a model with a longer context. Said once; the metric reward/<name>/cut is the share of such texts."
+        )
+    return cut
 
 
 def chat_end(tokenizer: Any) -> re.Pattern[str]:
@@ -121,18 +136,26 @@ class RewardModel:
         self.truncated = 0
 
     @classmethod
-    def from_folder(cls, path: str | Path, *, batch_rows: int = 32, device: torch.device | str = "cpu") -> RewardModel:
+    def from_folder(
+        cls, path: str | os.PathLike[str], *, batch_rows: int = 32, device: torch.device | str = "cpu"
+    ) -> RewardModel:
         """The reward model of a folder or hub id. Raises ModelError when it is incomplete or of another kind."""
         model, tokenizer, _ = load_classifier(path, device)
         return cls(model, tokenizer, batch_rows=batch_rows)
 
     def __call__(
-        self, prompts: Sequence[str], completions: Sequence[str], finished: Sequence[bool], **columns: Any
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        finished: Sequence[bool] | None = None,
+        **columns: Any,
     ) -> list[float]:
-        """One float per row."""
+        """One float per row. `finished` None: every answer ended by itself, so EOS follows it."""
+        finished = [True] * len(completions) if finished is None else finished
+        require_rows(prompts=prompts, completions=completions, finished=finished)
         answers = zip(prompts, completions, finished, strict=True)
         encoded = [encode(self.tokenizer, *answer, self.max_tokens) for answer in answers]
-        self.truncated += sum(row.cut > 0 for row in encoded)
+        self.truncated += count_cut(encoded, self.max_tokens, "reward model", self.truncated)
         return score_batched(
             [row.ids for row in encoded],
             lambda rows: scores(self.model, rows, self._pad_id).float(),
