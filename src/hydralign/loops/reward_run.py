@@ -11,7 +11,7 @@ from hydralign.config import Recipe
 from hydralign.config.data import NoSplit, SourceConfig
 from hydralign.config.model import ModelConfig
 from hydralign.config.reward import Comparisons, Labels, RewardConfig
-from hydralign.data import DataSet, load_comparisons, load_labelled
+from hydralign.data import DataSet, choose_rows, fingerprint, load_comparisons, load_labelled
 from hydralign.errors import ConfigError, DataError
 from hydralign.evaluation.calibration import (
     calibration_bins,
@@ -55,6 +55,8 @@ class Loaded:
     test: Sequence[Pair] | Sequence[Labelled] = ()
     cut: Mapping[str, int] = field(default_factory=dict)
     """Rows whose beginning was cut off, by side."""
+    measured: str = ""
+    """Fingerprint of the records behind `held_out`."""
 
     def describe(self) -> str:
         """One paragraph on the data."""
@@ -75,7 +77,7 @@ def run_reward(recipe: Recipe, config: RewardConfig, folder: Path, processes: Pr
         def judged() -> Judged:
             return judge(scorer, loaded.held_out, micro, processes)
 
-        before = kept_numbers(folder / "before.json", lambda: judged().right_N.tolist(), processes)
+        before = kept_numbers(folder / "before.json", loaded.measured, lambda: judged().right_N.tolist(), processes)
         parts: Any = RewardParts(scorer, loaded.train, loaded.held_out, folder, records, processes)
         if isinstance(task, Comparisons):
             train_on_pairs(config, parts, seed=recipe.seed)
@@ -172,12 +174,14 @@ def _load_pairs(
     scorer = _scorer(config, model, ("score",), texts, recipe.seed, processes)
     data = data or load_comparisons(source, scorer.tokenizer)
     train, cut = _pairs(data.train, scorer)
-    held_out, cut_apart = _pairs(data.held_out[: config.evaluation.rows], scorer)
+    chosen = choose_rows(data.held_out, config.evaluation.rows)
+    held_out, cut_apart = _pairs(chosen, scorer)
     judged = load_comparisons(_whole(config.test), scorer.tokenizer) if config.test else None
     test, cut_test = _pairs(judged.train if judged else (), scorer)
-    require_rows(train, held_out)
+    account = _account(data, judged)
+    require_rows(train, held_out, account)
     counts = {"train": cut, "held out": cut_apart, "test": cut_test}
-    return Loaded(scorer, _account(data, judged), train, held_out, test, counts)
+    return Loaded(scorer, account, train, held_out, test, counts, fingerprint(chosen))
 
 
 def _whole(source: SourceConfig) -> SourceConfig:
@@ -232,12 +236,19 @@ def _load_labels(
     scorer = _scorer(config, model, names, [row.text for row in data.train], recipe.seed, processes)
     column_of = {label: names.index(name) for label, name in columns.items()}
     train, cut = _labelled(data.train, column_of, scorer)
-    held_out, cut_apart = _labelled(data.held_out[: config.evaluation.rows], column_of, scorer)
+    chosen = choose_rows(data.held_out, config.evaluation.rows)
+    held_out, cut_apart = _labelled(chosen, column_of, scorer)
     judged = load_labelled(_whole(config.test), scorer.tokenizer) if config.test else None
     test, cut_test = _labelled(judged.train if judged else (), column_of, scorer)
-    require_rows(train, held_out)
+    account = _account(data, judged)
+    without = (
+        len(data.train) - len(train) + len(chosen) - len(held_out) + (len(judged.train) if judged else 0) - len(test)
+    )
+    if without:
+        account += f"\nOf them {without:,} have no token that the model could read: left out."
+    require_rows(train, held_out, account)
     counts = {"train": cut, "held out": cut_apart, "test": cut_test}
-    return Loaded(scorer, _account(data, judged), train, held_out, test, counts)
+    return Loaded(scorer, account, train, held_out, test, counts, fingerprint(chosen))
 
 
 def label_columns(task: Labels, found: Sequence[str]) -> dict[str, str]:
@@ -286,12 +297,12 @@ def require_finished(sets: Sequence[Sequence[Preference]]) -> None:
             _finished(record.columns.get(f"{side}_finished", True), side)
 
 
-def require_rows(train: Sequence[Any], held_out: Sequence[Any]) -> None:
-    """Raise DataError unless there is something to learn and something to measure."""
+def require_rows(train: Sequence[Any], held_out: Sequence[Any], account: str) -> None:
+    """Raise DataError, with the account of what became of all rows, unless some are to learn and some to measure."""
     if not train or len(held_out) < 2:
         raise DataError(
             f"{len(train)} rows to train on and {len(held_out)} held out: at least one and two are needed, or nobody "
-            "could tell whether it was learned. Name more rows, or hold out others (held_out)."
+            f"could tell whether it was learned. Name more rows, or hold out others (held_out).\n{account}"
         )
 
 
