@@ -81,8 +81,10 @@ def test_process_that_waits_says_for_whom_and_where(
 ) -> None:
     said = threading.Event()
 
-    def announce(text: str) -> None:
-        sys.stderr.write(text)
+    announce = processes._announce
+
+    def announce_and_tell(text: str) -> None:
+        announce(text)
         said.set()
 
     def wait_for_nobody(**_: object) -> None:
@@ -90,7 +92,7 @@ def test_process_that_waits_says_for_whom_and_where(
         raise RuntimeError("the client socket has timed out\nsecond line")
 
     monkeypatch.setattr("accelerate.PartialState", wait_for_nobody)
-    monkeypatch.setattr(processes, "say", announce)
+    monkeypatch.setattr(processes, "_announce", announce_and_tell)
     monkeypatch.setattr(processes, "SECONDS_BEFORE_ANNOUNCING", 0.0)
     for name, value in LAUNCHED.items():
         monkeypatch.setenv(name, value)

@@ -64,7 +64,7 @@ def _unreachable(name: str, kind: Kind) -> str | None:
     except HFValidationError:
         return None
     except HfHubHTTPError as error:
-        status = error.response.status_code
+        status = getattr(error.response, "status_code", 0)
         return f"HTTP status {status}" if status >= 500 else None
     except Exception as error:  # the HTTP library's own, and whatever a proxy's settings bring about
         first = (str(error).splitlines() or [""])[0]

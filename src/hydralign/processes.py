@@ -8,6 +8,7 @@ work, and a plain process is a run of one.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,7 +20,7 @@ import torch.distributed
 from torch import Tensor
 
 from hydralign.errors import ConfigError, HydralignError, NonFiniteError
-from hydralign.progress import say
+from hydralign.streams import lasting
 
 Result = TypeVar("Result")
 
@@ -190,12 +191,18 @@ def _left_over(name: str, environment: Mapping[str, str], wanted: str, count: ob
     )
 
 
+def _announce(text: str) -> None:
+    stream = lasting(sys.stderr)
+    stream.write(f"{text}\n")
+    stream.flush()
+
+
 @contextmanager
 def _announce_waiting(rank: int, count: int, place: str) -> Iterator[None]:
     """Say whom this process waits for, and where, when the block takes longer than a few seconds."""
     missing = f"process {2 - rank} of 2" if count == 2 else f"the other {count - 1} of {count} processes"
     text = f"Process {rank + 1} of {count} is waiting for {missing} at {place}. {_ALONE}"
-    timer = threading.Timer(SECONDS_BEFORE_ANNOUNCING, say, [text])
+    timer = threading.Timer(SECONDS_BEFORE_ANNOUNCING, _announce, [text])
     timer.daemon = True
     timer.start()
     try:
