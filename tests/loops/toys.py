@@ -56,7 +56,13 @@ def random_speaker(tokenizer: Any, *, family: str = "gpt2", layers: int = 1, wid
 
 
 def taught(
-    policy: Policy, prompts: Sequence[Prompt], reward: Callable[..., Any], folder: Path, *, seed: int = 0, **settings: Any
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    reward: Callable[..., Any],
+    folder: Path,
+    *,
+    seed: int = 0,
+    **settings: Any,
 ) -> list[dict[str, float]]:
     """Run PPO; returns its metrics by iteration."""
     import json
