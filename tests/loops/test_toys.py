@@ -65,7 +65,8 @@ def learn_favourite(family: str, form: Form, rate: float, folder: Path, seed: in
     }
     metrics = taught(policy, word_prompts(tokenizer), share, folder, seed=seed, **settings)
     after = answered(policy, word_prompts(tokenizer) * 8, share, **settings)
-    return metrics[0]["ppo/mean_scores"], *(statistics.fmean(after.metrics[name]) for name in ("score", "kl"))
+    score, kl = (statistics.fmean(after.metrics[name]) for name in ("score", "kl"))
+    return metrics[0]["ppo/mean_scores"], score, kl
 
 
 @pytest.mark.parametrize("case", FORMS)

@@ -18,7 +18,7 @@ from hydralign.config.model import ModelConfig
 from hydralign.config.sft import SFTConfig
 from hydralign.errors import ConfigError
 from hydralign.loops.precision import choose_precision, precision_of, resolve_precision
-from hydralign.loops.section import write_config
+from hydralign.loops.section_files import write_config
 from hydralign.models import bf16_speed as measuring
 from hydralign.models.bf16_speed import describe_speed, faster_precision
 from hydralign.models.forms import make_policy

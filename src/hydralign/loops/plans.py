@@ -19,6 +19,7 @@ from hydralign.data.packing import TokenSequence, packed
 from hydralign.data.tokens import encode_text
 from hydralign.loops import compare_run, ppo_run, reward_run, sft_run
 from hydralign.loops.memory_plan import Stored, Work, memory_lines, other_forms, plan_memory
+from hydralign.loops.packing_check import require_apart
 from hydralign.loops.ppo import sampling_plan
 from hydralign.loops.reward import Pair
 from hydralign.loops.sft import max_tokens_of
@@ -37,6 +38,8 @@ def plan_sft(recipe: Recipe, config: SFTConfig, processes: Processes) -> list[st
     """Lines about an sft section, with one sequence rendered: what is read, and what of it is learned."""
     loaded = sft_run.load_parts(recipe, config, processes)
     student = loaded.student
+    if config.packing:
+        require_apart(student)
     rows = len(packed(loaded.train, max_tokens_of(config, student))) if config.packing else len(loaded.train)
     sample = loaded.train[0]
     return [
@@ -77,7 +80,9 @@ def plan_ppo(recipe: Recipe, config: PPOConfig, processes: Processes) -> list[st
     policy = loaded.policy
     return [
         loaded.prompts.report.describe(),
-        f"proof      {len(loaded.held_out)} held-out prompts, answered before and after",
+        f"proof      {len(loaded.held_out)} held-out prompts{_fewer(len(loaded.held_out), config.evaluation.prompts)}, "
+        "answered before and after",
+        *_repeated_lines(len(loaded.prompts.train), config.batch.prompts),
         *_start_lines(config.model or recipe.model),
         f"{parameter_line(policy.trained(), policy.fixed())}{_copied(config.model or recipe.model)}",
         *_memory_of_ppo(recipe, config, loaded, processes),
@@ -85,6 +90,18 @@ def plan_ppo(recipe: Recipe, config: PPOConfig, processes: Processes) -> list[st
         *_reward_lines(loaded.terms, loaded.prompts.train, sampling_plan(config.sampling, recipe.seed).longest),
         f"prompt     {ppo_run.prompt_preview(loaded.prompts.train[0], source)}",
     ]
+
+
+def _fewer(there: int, wanted: int) -> str:
+    """Said behind a number of rows when the data hold fewer than the recipe asks for."""
+    return f" (all there are of the {wanted:,} wanted)" if there < wanted else ""
+
+
+def _repeated_lines(prompts: int, wanted: int) -> list[str]:
+    """Said when an iteration takes more prompts than there are."""
+    if prompts >= wanted:
+        return []
+    return [f"prompts    {prompts:,} for {wanted:,} per iteration: some are answered more than once in each"]
 
 
 def _form_lines(model: ModelConfig, *, frozen: int = 0) -> list[str]:
@@ -148,9 +165,10 @@ def plan_compare(recipe: Recipe, config: CompareConfig, processes: Processes) ->
     """Lines about a compare section."""
     loaded = compare_run.load_parts(recipe, config, processes)
     terms = ", ".join(f"{term.name} (weight {term.weight:g})" for term in loaded.terms)
+    asked = f"{len(loaded.prompts):,} held-out prompts{_fewer(len(loaded.prompts), config.prompts)}"
     return [
         f"models     {config.before} and {config.after}",
-        f"answers    {len(loaded.prompts):,} held-out prompts, up to {loaded.plan.longest} tokens each, by both",
+        f"answers    {asked}, up to {loaded.plan.longest} tokens each, by both",
         f"metrics    {terms}",
         *_reward_lines(loaded.terms, loaded.prompts, loaded.plan.longest),
     ]

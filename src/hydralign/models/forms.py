@@ -20,6 +20,7 @@ from hydralign.models.hydra import HydraPolicy
 from hydralign.models.loading import own_tokenizer, prepare_model
 from hydralign.models.lora import LoraPolicy
 from hydralign.models.policy import Policy
+from hydralign.models.precision import convert_to_fp32
 from hydralign.models.saving import load_value_branch, load_value_head, require_no_value_branch
 from hydralign.models.whole import load_whole
 
@@ -79,11 +80,11 @@ def make_policy(
     Raises ModelError when the model is not understood, or cannot be sampled or trained in this form.
     """
     form, precision = _form_of(form), concrete_precision(precision, model.device)
-    prepare_model(model, tokenizer)
+    prepare_model(convert_to_fp32(model), tokenizer)
     causal = CausalModel(model)
     causal.check_readout()
     check_decoding(causal)
-    head = value_head or ValueHead(model.config.hidden_size).to(model.device)
+    head = (value_head or ValueHead(model.config.hidden_size)).float().to(model.device)
     if isinstance(form, HydraForm):
         shared = form.model_dump(include={"unfrozen_layers", "value", "states", "offload"})
         return HydraPolicy(model, tokenizer, head, **shared, precision=precision, seed=seed)

@@ -16,7 +16,10 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hydralign.errors import ModelError, TokenizerError
+from hydralign.hub import describe_search, hub_access
+from hydralign.models.fixed import freeze_fixed
 from hydralign.models.load_errors import check_model_files, named_load_errors
+from hydralign.models.rope import rope_limit
 from hydralign.models.weights import require_finite_file, require_finite_weights, require_ids_have_rows
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
@@ -133,12 +136,15 @@ def load_model(
     """
     path = os.fspath(path)
     where = check_folder(path)
-    taken_for = "" if Path(where).exists() else " (no such folder here, so it was taken for a hub id)"
+    taken_for = describe_search(where)
     way_out = "Check that it is a causal language model with its tokenizer, saved by transformers."
     own = tokenizer or where
-    with named_load_errors(f"The tokenizer of {own!r} could not be loaded{taken_for}", way_out):
+    with (
+        hub_access(own, "model"),
+        named_load_errors(f"The tokenizer of {own!r} could not be loaded{taken_for}", way_out),
+    ):
         encoder = AutoTokenizer.from_pretrained(own, trust_remote_code=False)
-    with named_load_errors(f"Model {path!r} could not be loaded{taken_for}", way_out):
+    with hub_access(where, "model"), named_load_errors(f"Model {path!r} could not be loaded{taken_for}", way_out):
         model, info = AutoModelForCausalLM.from_pretrained(
             where, dtype=torch.float32, use_safetensors=True, output_loading_info=True, trust_remote_code=False
         )
@@ -193,6 +199,7 @@ def prepare_model(model: Any, tokenizer: Any) -> Any:
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
+    freeze_fixed(model)
     return model.eval()
 
 
@@ -207,10 +214,10 @@ def stop_ids_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
 
 
 def context_of(model: Any) -> int:
-    """Longest sequence in tokens that the model has positions for."""
-    config = model.config
+    """Longest sequence in tokens that the model reads: it has positions for it, and they are the same in any batch."""
+    config, limit = model.config, rope_limit(model)
     for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
         value = getattr(config, name, None)
         if isinstance(value, int):
-            return value
-    return 1 << 30
+            return value if limit is None else min(value, limit)
+    return 1 << 30 if limit is None else limit
