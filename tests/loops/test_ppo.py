@@ -19,6 +19,7 @@ from hydralign.errors import NonFiniteError, RunFolderError, StartCheckError
 from hydralign.loops.ppo import PPOParts, train
 from hydralign.loops.state import checkpoints
 from hydralign.models.policy import Policy
+from hydralign.progress import say
 from hydralign.rewards.combine import RewardTerm
 from hydralign.testing import tiny_policy, tiny_prompts, tiny_tokenizer
 from hydralign.tracking import JsonLines
@@ -266,5 +267,5 @@ def test_answers_learn_to_end_when_pad_is_the_end_token(tmp_path: Path) -> None:
 def test_answers_learn_to_end_for_every_seed(seed: int, tmp_path: Path) -> None:
     rows = finished_shares(tmp_path, seed)
     shares = [row["sampler/finished_share"] for row in rows]
-    print(f"ends seed {seed}: {shares[0]:.3f} → {shares[-1]:.3f}, KL {rows[-1]['objective/kl']:.1f}")
+    say(f"ends seed {seed}: {shares[0]:.3f} → {shares[-1]:.3f}, KL {rows[-1]['objective/kl']:.1f}")
     assert shares[-1] > 0.9

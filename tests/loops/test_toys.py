@@ -18,6 +18,7 @@ import pytest
 from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.evaluation.comparison import compare_answers
 from hydralign.models import make_policy
+from hydralign.progress import say
 from hydralign.types import Prompt
 from tests.loops.toys import answered, random_graph, random_speaker, small_model, taught, teach_to_walk, word_tokenizer
 
@@ -165,7 +166,7 @@ def test_random_walker_learns_the_shortest_ways(tmp_path: Path) -> None:
 @pytest.mark.parametrize("case", FORMS)
 def test_favourite_token_is_learnt_for_every_seed(case: str, seed: int, tmp_path: Path) -> None:
     first, score, kl = learn_favourite(*FORMS[case], tmp_path, seed)
-    print(f"{case} seed {seed}: {first:.3f} → {score:.3f}, KL {kl:.1f}")
+    say(f"{case} seed {seed}: {first:.3f} → {score:.3f}, KL {kl:.1f}")
     assert score >= 0.95
 
 
@@ -173,7 +174,7 @@ def test_favourite_token_is_learnt_for_every_seed(case: str, seed: int, tmp_path
 @FIVE_SEEDS
 def test_rewards_per_token_teach_faster_for_every_seed(seed: int, tmp_path: Path) -> None:
     scores = learn_densely(tmp_path, seed)
-    print(f"per token seed {seed}: {scores['dense'][-1]:.3f}, their sum {scores['sum'][-1]:.3f}")
+    say(f"per token seed {seed}: {scores['dense'][-1]:.3f}, their sum {scores['sum'][-1]:.3f}")
     assert scores["dense"][-1] > 0.8
     assert scores["dense"][-1] > scores["sum"][-1]
 
@@ -183,7 +184,7 @@ def test_rewards_per_token_teach_faster_for_every_seed(seed: int, tmp_path: Path
 @pytest.mark.parametrize("target", [1.0, 3.0])
 def test_kl_follows_the_target_for_every_seed(target: float, seed: int, tmp_path: Path) -> None:
     kl = late_kl(follow_target(target, tmp_path, seed))
-    print(f"target {target} seed {seed}: KL {kl:.2f}")
+    say(f"target {target} seed {seed}: KL {kl:.2f}")
     assert kl == pytest.approx(target, rel=0.25)
 
 
@@ -192,6 +193,6 @@ def test_kl_follows_the_target_for_every_seed(target: float, seed: int, tmp_path
 def test_shortest_ways_are_learnt_for_every_seed(seed: int, tmp_path: Path) -> None:
     comparison = learn_to_walk(tmp_path, seed)
     difference, kl = comparison.metrics[0], next(fact for fact in comparison.facts if fact.metric == "kl")
-    print(f"walks seed {seed}: {difference.before_mean:.3f} → {difference.after_mean:.3f}, KL {kl.after_mean:.1f}")
+    say(f"walks seed {seed}: {difference.before_mean:.3f} → {difference.after_mean:.3f}, KL {kl.after_mean:.1f}")
     assert difference.before_mean < 0.5
     assert difference.after_mean >= 0.95

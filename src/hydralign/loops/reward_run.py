@@ -13,6 +13,7 @@ from hydralign.config.model import ModelConfig
 from hydralign.config.reward import Comparisons, Labels, RewardConfig
 from hydralign.data import DataSet, choose_rows, fingerprint, load_comparisons, load_labelled
 from hydralign.errors import ConfigError, DataError
+from hydralign.evaluation import baselines
 from hydralign.evaluation.calibration import (
     calibration_bins,
     expected_calibration_error,
@@ -66,7 +67,9 @@ class Loaded:
 
 
 def run_reward(recipe: Recipe, config: RewardConfig, folder: Path, processes: Processes) -> list[Difference]:
-    """Train as one item of the `reward` section says, into `folder`; returns the paired difference of accuracy."""
+    """Train as one item of the `reward` section says, into `folder`; returns the paired difference of accuracy to the
+    one before training, and to the baseline.
+    """
     loaded = load_parts(recipe, config, processes)
     scorer, task, micro = loaded.scorer, config.task, config.batch.micro_rows
     judge: Any = judge_pairs if isinstance(task, Comparisons) else judge_labels
@@ -87,18 +90,23 @@ def run_reward(recipe: Recipe, config: RewardConfig, folder: Path, processes: Pr
         after = judged()
         test: Judged | None = judge(scorer, loaded.test, micro, processes) if loaded.test else None
     difference = compare_paired("held-out accuracy", before, after.right_N.tolist())
+    baseline = baseline_of(after, scorer.labels)
     if processes.main:
         scorer.export(folder / "model")
-        record = {"held_out": as_record(after), "test": as_record(test) if test else None, "temperature": temperature}
-        record |= {"before": {"accuracy": difference.before_mean}, "cut": dict(loaded.cut)}
-        write_json(folder / RESULT, record | {"sentence": difference.sentence()})
-        say(difference.sentence())
+        told = {
+            side: as_record(rows, scorer.labels) if rows else None
+            for side, rows in (("held_out", after), ("test", test))
+        }
+        record: dict[str, Any] = told | {"temperature": temperature, "before": {"accuracy": difference.before_mean}}
+        record |= {"cut": dict(loaded.cut), "sentence": baselines.verdict_sentence(difference, baseline)}
+        write_json(folder / RESULT, record)
+        say(record["sentence"])
         for side, rows in (("held-out", after), ("test", test)):
             if rows:
-                say(f"On {side} rows: {sentence(rows)}")
+                say(f"On {side} rows: {sentence(rows, scorer.labels)}")
         say(f"The model lies in {folder / 'model'}.")
     processes.wait()
-    return [difference]
+    return [difference, *([baseline.above] if baseline.above else [])]
 
 
 def calibrated(loaded: Loaded, task: Labels, micro: int, seed: int, processes: Processes) -> float | None:
@@ -118,8 +126,24 @@ def calibrated(loaded: Loaded, task: Labels, micro: int, seed: int, processes: P
     return temperature
 
 
-def as_record(judged: Judged) -> dict[str, Any]:
-    """The judgement as plain JSON: accuracy with Wilson interval, ties, loss, margin, calibration."""
+def baseline_of(judged: Judged, labels: Sequence[str]) -> baselines.Baseline:
+    """What an answer that does not read the rows achieves on them: the commonest label, or guessing between two."""
+    if judged.label_N is None:
+        return baselines.guessing_baseline(judged.right_N.numpy())
+    return baselines.majority_baseline(judged.label_N.numpy(), judged.right_N.numpy(), labels)
+
+
+def recalls_of(judged: Judged, labels: Sequence[str]) -> tuple[baselines.ClassRecall, ...]:
+    """Recall of each label; none for comparisons."""
+    if judged.label_N is None or judged.choice_N is None:
+        return ()
+    return baselines.class_recalls(judged.label_N.numpy(), judged.choice_N.numpy(), labels)
+
+
+def as_record(judged: Judged, labels: Sequence[str] = ()) -> dict[str, Any]:
+    """The judgement as plain JSON: accuracy with Wilson interval, baseline, classes, ties, loss, margin, calibration,
+    and warnings.
+    """
     right, n = float(judged.right_N.sum()), len(judged.right_N)
     low, high = wilson(right, n)
     bins = calibration_bins(judged.confidence_N.numpy(), judged.right_N.numpy())
@@ -131,19 +155,23 @@ def as_record(judged: Judged) -> dict[str, Any]:
         "ties": int((judged.right_N == 0.5).sum()),
         "loss": float(judged.loss_N.mean()),
         "margin": None if judged.margin_N is None else float(judged.margin_N.mean()),
+        **baselines.as_record(right / n, baseline_of(judged, labels), recalls_of(judged, labels)),
         "calibration": {"error": expected_calibration_error(bins), "bins": [asdict(one) for one in bins]},
     }
 
 
-def sentence(judged: Judged) -> str:
-    """Accuracy, interval, ties and calibration in one line."""
-    told = as_record(judged)
+def sentence(judged: Judged, labels: Sequence[str] = ()) -> str:
+    """Accuracy, interval, ties and calibration in one line; baseline and recalls in the next; then what to doubt."""
+    told = as_record(judged, labels)
     ties = f", {told['ties']} ties counted as half right" if told["ties"] else ""
     margin = "" if told["margin"] is None else f", mean margin {told['margin']:.2f}"
-    return (
+    lines = [
         f"accuracy {told['accuracy']:.3f} (95 % interval {told['ci_low']:.3f} to {told['ci_high']:.3f}, n = "
-        f"{told['n']:,}{ties}){margin}, loss {told['loss']:.3f}, calibration error {told['calibration']['error']:.3f}."
-    )
+        f"{told['n']:,}{ties}){margin}, loss {told['loss']:.3f}, calibration error {told['calibration']['error']:.3f}.",
+        baselines.describe_classes(baseline_of(judged, labels), recalls_of(judged, labels)),
+        *(f"Warning: {doubt}" for doubt in told["warnings"]),
+    ]
+    return "\n".join(lines)
 
 
 def load_parts(recipe: Recipe, config: RewardConfig, processes: Processes) -> Loaded:
