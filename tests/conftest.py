@@ -34,6 +34,14 @@ def _imports_out_of_garbage_collection() -> Iterator[None]:
     gc.unfreeze()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _auto_is_fp32() -> Iterator[None]:
+    """Precision `auto` is fp32 on every machine: no test depends on how fast one CPU multiplies bf16."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hydralign.models.bf16_speed.bf16_speed", lambda kind: 0.5)
+        yield
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """The folder of shared data; the test is skipped where it is absent."""

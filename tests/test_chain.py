@@ -37,7 +37,7 @@ def write_recipe(folder: Path, tokenizer: Any, **changes: Any) -> Path:
     small = {"batch": {"rows": 8, "micro_rows": 3}, "evaluation": {"rows": 20, "every": 4}}
     recipe = {
         "output": str(folder / "out"),
-        "model": {"path": str(folder / "model")},
+        "model": {"path": str(folder / "model"), "precision": "fp32"},
         "data": {
             name: {"source": str(folder / f"{name}.jsonl"), "held_out": {"by": "hash", "percent": 40}} for name in data
         },
@@ -60,6 +60,7 @@ def write_recipe(folder: Path, tokenizer: Any, **changes: Any) -> Path:
         },
         "compare": {
             "prompts": 20,
+            "precision": "fp32",
             "judges": [
                 {"type": "classifier", "path": "{output}/reward/labels/model", "label": "THIS", "output": "log_odds"},
                 {"type": "function", "function": f"{folder / 'rule.py'}:length"},

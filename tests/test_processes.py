@@ -45,7 +45,7 @@ def write_recipe(folder: Path, tokenizer: Any, form: dict[str, Any]) -> Path:
     (folder / "rewards.py").write_text("def count(completions):\n    return [float(len(t) % 5) for t in completions]\n")
     recipe = {
         "output": str(folder / "out"),
-        "model": {"path": str(folder / "model"), "form": form},
+        "model": {"path": str(folder / "model"), "form": form, "precision": "fp32"},
         "data": {"prompts": {"source": str(folder / "prompts.jsonl"), "held_out": {"by": "hash", "percent": 30}}},
         "ppo": {
             "steps": 5,

@@ -98,11 +98,22 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         try:
             temporary.mkdir(parents=True)
             yield temporary
+            _honour_umask(temporary)
             _sync_folder(temporary)
             _put_in_place(temporary, folder)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+
+
+def _honour_umask(folder: Path) -> None:
+    """Give every file in a new folder the mode that the umask asks for: safetensors writes files that only the owner
+    can read. The folder itself was made under the umask.
+    """
+    mode = folder.stat().st_mode & 0o666
+    for file in folder.rglob("*"):
+        if file.is_file():
+            file.chmod(mode)
 
 
 def _put_in_place(temporary: Path, folder: Path) -> None:

@@ -195,7 +195,7 @@ def _report(
     ]
     shown = {name: (before.metrics[name], after.metrics[name]) for name in before.metrics}
     history = Path(recipe.output).expanduser() / "ppo" / "metrics.jsonl"
-    rows = [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
+    rows = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()] if history.exists() else []
     return Report(config.title or Path(recipe.output).name, record, shown, pairs, rows)
 
 

@@ -19,6 +19,7 @@ from hydralign.data.packing import TokenSequence, packed
 from hydralign.data.tokens import encode_text
 from hydralign.loops import compare_run, ppo_run, reward_run, sft_run
 from hydralign.loops.memory_plan import Stored, Work, memory_lines, other_forms, plan_memory
+from hydralign.loops.packing_check import require_apart
 from hydralign.loops.ppo import sampling_plan
 from hydralign.loops.reward import Pair
 from hydralign.loops.sft import max_tokens_of
@@ -37,6 +38,8 @@ def plan_sft(recipe: Recipe, config: SFTConfig, processes: Processes) -> list[st
     """Lines about an sft section, with one sequence rendered: what is read, and what of it is learned."""
     loaded = sft_run.load_parts(recipe, config, processes)
     student = loaded.student
+    if config.packing:
+        require_apart(student)
     rows = len(packed(loaded.train, max_tokens_of(config, student))) if config.packing else len(loaded.train)
     sample = loaded.train[0]
     return [
@@ -164,7 +167,8 @@ def plan_compare(recipe: Recipe, config: CompareConfig, processes: Processes) ->
     terms = ", ".join(f"{term.name} (weight {term.weight:g})" for term in loaded.terms)
     return [
         f"models     {config.before} and {config.after}",
-        f"answers    {len(loaded.prompts):,} held-out prompts{_fewer(len(loaded.prompts), config.prompts)}, up to {loaded.plan.longest} tokens each, by both",
+        f"answers    {len(loaded.prompts):,} held-out prompts{_fewer(len(loaded.prompts), config.prompts)}, up to "
+        f"{loaded.plan.longest} tokens each, by both",
         f"metrics    {terms}",
         *_reward_lines(loaded.terms, loaded.prompts, loaded.plan.longest),
     ]

@@ -11,7 +11,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +36,7 @@ from hydralign.loops.lock import locked
 from hydralign.loops.output_checks import check_output
 from hydralign.loops.plans import later_lines, plan_compare, plan_ppo, plan_reward, plan_sft
 from hydralign.loops.ppo_run import run_ppo
+from hydralign.loops.precision import choose_precision, resolve_precision, same_precision
 from hydralign.loops.preflight import Step, check_steps, texts_of
 from hydralign.loops.results import RunResult, read_results
 from hydralign.loops.reward_run import run_reward
@@ -91,12 +92,26 @@ def run_recipe(recipe: Recipe | str | os.PathLike[str]) -> RunResult:
     Raises RunFolderError when another process runs in the same output folder.
     """
     recipe = resolved_recipe(recipe)
-    output, names, processes = Path(recipe.output).expanduser(), present_sections(recipe), launched_processes()
+    names = present_sections(recipe)
+    output, processes = Path(recipe.output).expanduser(), launched_processes()
     check_before(recipe, names, processes)
     with alone_in(output, processes):
-        differences = {name: run_section(recipe, name, checked=True) for name in names}
+        for line in processes.agreed(lambda: _precision_lines(recipe, output, processes)):
+            say(line)
+        differences = {name: _run_items(recipe, name, tell_settings=True, tell_precision=False) for name in names}
     titles = [item.title for name in names for item in items_of(recipe, name)]
     return read_results(output, titles, differences)
+
+
+def _precision_lines(recipe: Recipe, output: Path, processes: Processes) -> list[str]:
+    """What is to be said of the precision of unfinished sections before the first one runs; nothing on other ranks."""
+    titles: dict[str, list[str]] = {}
+    for item in (item for name in SECTIONS for item in items_of(recipe, name) if processes.main):
+        folder = output / item.title
+        if not (folder / RESULT).exists():
+            line = choose_precision(recipe, item.config, folder, processes.device.type)[1]
+            titles.setdefault(line or "", []).append(item.title)
+    return [f"{', '.join(group)}: {line}" for line, group in titles.items() if line]
 
 
 @contextmanager
@@ -117,20 +132,18 @@ def present_sections(recipe: Recipe) -> list[str]:
     return present
 
 
-def run_section(
-    recipe: Recipe | str | os.PathLike[str], name: str, *, tell_settings: bool = True, checked: bool = False
-) -> list[Difference]:
-    """Run one section into its folder, unless it is finished there already (said so; returns nothing then).
-
-    `checked` says that `check_before` has passed.
-    """
+def run_section(recipe: Recipe | str | os.PathLike[str], name: str, *, tell_settings: bool = True) -> list[Difference]:
+    """Run one section into its folder, unless it is finished there already (said so; returns nothing then)."""
     recipe = resolved_recipe(recipe)
+    check_before(recipe, [name], launched_processes())
+    return _run_items(recipe, name, tell_settings=tell_settings, tell_precision=True)
+
+
+def _run_items(recipe: Recipe, name: str, *, tell_settings: bool, tell_precision: bool) -> list[Difference]:
     items = required_items(recipe, name)
     disable_progress_bar()
     processes = launched_processes()
     output = Path(recipe.output).expanduser()
-    if not checked:
-        check_before(recipe, [name], processes)
     differences = []
     with alone_in(output, processes):
         if processes.main:
@@ -143,9 +156,12 @@ def run_section(
                     say(f"{item.title} is finished: see {folder}. To run it again, delete that folder.")
                 continue
             require_made(recipe, item)
+            used, config, line = resolve_precision(recipe, item.config, folder, processes)
+            if line and tell_precision:
+                say(f"{item.title}: {line}")
             if processes.main and tell_settings:
-                say(describe_item(recipe, item, processes))
-            differences += SECTIONS[name].run(recipe, item.config, folder, processes)
+                say(describe_item(used, replace(item, config=config), processes))
+            differences += SECTIONS[name].run(used, config, folder, processes)
     return differences
 
 
@@ -246,9 +262,10 @@ def conflicts(stored: Recipe, recipe: Recipe, output: Path) -> list[str]:
     """Settings that results in the folder were made with and that are others now; none without such results.
 
     Sections that have no folder yet, and kinds of data that the stored recipe did not name, may be added or changed;
-    where a rollout's states lie changes no result.
+    where a rollout's states lie changes no result; precision `auto` is whatever a section was made in.
     """
     stored, recipe = (_states_anywhere(one) for one in (stored, recipe))
+    stored = same_precision(stored, recipe)
     made, wanted = (_made_items(one, output) for one in (stored, recipe))
     if not made and not wanted:
         return []
@@ -260,6 +277,7 @@ def conflicts(stored: Recipe, recipe: Recipe, output: Path) -> list[str]:
         # The stored recipe may have been without the section for a while; its own folder tells what made it.
         own = output / title / "config.yaml"
         before = load_config(type(config), own) if own.exists() else made.get(title, config)
+        before = same_precision(before, config)
         differences += [f"{title}.{line}" for line in diff(_states_anywhere(before), _states_anywhere(config))]
     return differences
 
@@ -288,9 +306,12 @@ def plan(recipe: Recipe, section: str | None = None) -> str:
     parts = []
     for item in (item for name in names for item in required_items(recipe, name)):
         missing = missing_parts(recipe, item)
+        folder = Path(recipe.output).expanduser() / item.title
+        used, config, line = resolve_precision(recipe, item.config, folder, processes)
         if missing:
-            told = later_lines(recipe, item.title, item.config, missing)
+            told = later_lines(used, item.title, config, missing)
         else:
-            told = SECTIONS[item.section].plan(recipe, item.config, processes)
-        parts.append("\n".join([describe_item(recipe, item, processes), "", *told]))
+            told = SECTIONS[item.section].plan(used, config, processes)
+        lines = [f"precision  {line.removeprefix('precision ')}"] if line else []
+        parts.append("\n".join([describe_item(used, replace(item, config=config), processes), "", *lines, *told]))
     return "\n\n".join(parts)

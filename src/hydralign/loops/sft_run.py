@@ -20,7 +20,7 @@ from hydralign.data.packing import TokenSequence, sequences
 from hydralign.errors import ConfigError, DataError
 from hydralign.evaluation.statistics import Difference, compare_paired
 from hydralign.loops.section import RESULT, kept_numbers, opened, write_json
-from hydralign.loops.sft import SFTParts, held_out_losses, max_tokens_of, require_apart, train
+from hydralign.loops.sft import SFTParts, held_out_losses, max_tokens_of, train
 from hydralign.models import make_model, train_tokenizer
 from hydralign.models.student import Student, load_student
 from hydralign.processes import Processes
@@ -124,8 +124,6 @@ def load_parts(recipe: Recipe, config: SFTConfig, processes: Processes) -> Loade
         data.held_out[: config.evaluation.rows], student.tokenizer, student.stop_ids, max_tokens=longest, too_long="cut"
     )
     require_sequences(made, apart)
-    if config.packing:
-        require_apart(student)
     held_out_cut = {f"{reason} (held out)": count for reason, count in cut_apart.items()}
     return Loaded(student, data, made, apart, {**cut, **held_out_cut})
 

@@ -110,7 +110,8 @@ def write_checkpoint(
         with whole_folder(folder / f"step-{step}") as partial:
             save_file({name: p.detach().contiguous() for name, p in trained.items()}, partial / _FILES[0])
             save_file(_optimizer_tensors(trained, optimizer), partial / _FILES[1])
-            (partial / _FILES[2]).write_text(json.dumps({**about, "environment": environment()}, indent=2) + "\n")
+            told = json.dumps({**about, "environment": environment()}, indent=2) + "\n"
+            (partial / _FILES[2]).write_text(told, encoding="utf-8")
     except StorageError as error:
         raise StorageError(f"{error} {newest_standing(folder)}") from error
     kept = checkpoints(folder)[-keep:]

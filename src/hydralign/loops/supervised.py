@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from hydralign.config.training import SupervisedConfig
-from hydralign.errors import ConfigError, MemoryLimitError, NonFiniteError
+from hydralign.errors import ConfigError, NonFiniteError
 from hydralign.loops.interruption import interruptible
 from hydralign.loops.remedies import supervised_remedies
 from hydralign.loops.schedule import learning_rate_at, set_learning_rate
 from hydralign.loops.section import Records
 from hydralign.loops.state import resume, whole_number, write_checkpoint
 from hydralign.loops.update import apply_gradients, make_optimizer
-from hydralign.memory import MicroRows, is_out_of_memory
+from hydralign.memory import MicroRows
 from hydralign.processes import ALONE, Processes
 from hydralign.progress import progress
 
@@ -90,7 +90,7 @@ def learn(
             try:
                 # 1. Gradients of the step's loss. 2. A clipped step on them.
                 stats = accumulate(lesson, lesson.batch(step), optimizer, fits, processes)
-                norm = _stepped(lesson, config, optimizer, processes)
+                norm = apply_gradients(optimizer, lesson.trained, config.optimizer.max_grad_norm, processes)
                 # 3. Report.
                 records.tracker.log(step, {**stats, "grad_norm": float(norm), "learning_rate": rate})
                 step, bad = step + 1, 0
@@ -150,23 +150,6 @@ def accumulate(
         )
     sums = processes.sum(torch.stack([totals[name].to(processes.device) for name in totals]))
     return {name: total / count for name, total in zip(totals, sums.tolist(), strict=True)}
-
-
-def _stepped(
-    lesson: Lesson[Any], config: SupervisedConfig, optimizer: torch.optim.Optimizer, processes: Processes
-) -> Tensor:
-    """`apply_gradients`, which smaller micro-batches could not help: MemoryLimitError when memory runs out there."""
-    try:
-        return apply_gradients(optimizer, lesson.trained, config.optimizer.max_grad_norm, processes)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        size = sum(p.numel() * p.element_size() for p in lesson.trained.values()) / 2**20
-        raise MemoryLimitError(
-            f"Out of memory in the optimizer's step: {size:,.1f} MB of weights are trained, their gradients take as "
-            f"much, and AdamW's moments {2 * size:,.1f} MB, whatever the micro-batch. Train with LoRA (model.form: "
-            "{type: lora}), take a smaller model, or use optimizer.type sgd, which has no moments."
-        ) from error
 
 
 def _measure(lesson: Lesson[Any], records: Records, step: int) -> None:

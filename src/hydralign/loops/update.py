@@ -20,11 +20,12 @@ from hydralign.algorithms.kl import k1
 from hydralign.algorithms.masked import Average, aggregate, masked_sum
 from hydralign.algorithms.policy_losses import clipped_policy_loss
 from hydralign.algorithms.value_losses import clipped_value_loss
-from hydralign.errors import ConfigError, NonFiniteError
+from hydralign.errors import ConfigError, MemoryLimitError, NonFiniteError
 from hydralign.generation.keyed import SHUFFLE, keyed_uniforms
 from hydralign.loops.metrics import Sums
-from hydralign.memory import MicroRows
+from hydralign.memory import MicroRows, is_out_of_memory
 from hydralign.models.policy import Policy
+from hydralign.models.precision import require_fp32
 from hydralign.processes import ALONE, Processes
 from hydralign.rollout import count_anew
 from hydralign.types import Estimates, Experience, Rows, TrunkUse
@@ -252,8 +253,28 @@ def apply_gradients(
 ) -> Tensor:
     """Sum gradients over processes, clip them to `max_grad_norm`, step; returns the norm before clipping.
 
-    Raises NonFiniteError naming the first bad parameter, without a step.
+    Raises NonFiniteError naming the first bad parameter, without a step; MemoryLimitError when memory runs out, which
+    smaller micro-batches could not help.
     """
+    try:
+        return _clip_and_step(optimizer, trained, max_grad_norm, processes)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        size = sum(p.numel() * p.element_size() for p in trained.values()) / 2**20
+        raise MemoryLimitError(
+            f"Out of memory in the optimizer's step: {size:,.1f} MB of weights are trained, their gradients take as "
+            f"much, and AdamW's moments {2 * size:,.1f} MB, whatever the micro-batch. Train with LoRA (model.form: "
+            "{type: lora}), take a smaller model, or use optimizer.type sgd, which has no moments."
+        ) from error
+
+
+def _clip_and_step(
+    optimizer: torch.optim.Optimizer,
+    trained: dict[str, torch.nn.Parameter],
+    max_grad_norm: float,
+    processes: Processes,
+) -> Tensor:
     parameters = list(trained.values())
     processes.sum_gradients(parameters)
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -306,7 +327,7 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW (fused) or plain SGD over the trained parameters only: a policy's, or those given by name.
 
-    Raises ConfigError for settings that no optimizer can have.
+    Raises ConfigError for settings that no optimizer can have, ModelError unless all that is trained is held in fp32.
     """
     named = trained if isinstance(trained, Mapping) or not hasattr(trained, "trained") else trained.trained()
     if type not in ("adamw", "sgd") or not isinstance(named, Mapping) or not named:
@@ -314,6 +335,7 @@ def make_optimizer(
         raise ConfigError(
             f"{given}: there is no optimizer of this. Give a policy or its trained(), and type adamw or sgd."
         )
+    require_fp32(named)
     parameters = list(named.values())
     try:
         if type == "sgd":

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from hydralign.errors import ConfigError, ModelError, RunFolderError
 from hydralign.files import whole_folder
 from hydralign.models.heads import ValueHead
+from hydralign.models.weights import require_finite
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 VALUE_BRANCH_FILE = "value_branch.safetensors"
@@ -80,7 +81,7 @@ def save_value_head(folder: Path, value_head: ValueHead) -> None:
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in value_head.state_dict().items()}
     save_file(state, folder / VALUE_HEAD_FILE)
     about = {"kind": "linear", "width": state["weight"].numel(), "reads": "state after the final norm"}
-    (folder / "value_head.json").write_text(json.dumps(about, indent=2) + "\n")
+    (folder / "value_head.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def load_value_head(path: str, width: int) -> ValueHead:
@@ -108,11 +109,13 @@ def save_value_branch(folder: Path, branch: torch.nn.Module) -> None:
 
 def _read_safetensors(file: Path, otherwise: str) -> dict[str, torch.Tensor]:
     try:
-        return load_file(file)
-    except SafetensorError as error:
+        state = load_file(file)
+    except (SafetensorError, OSError) as error:
         raise ModelError(
             f"{file} cannot be read ({error}): what it held is lost. Save it again, or {otherwise}."
         ) from error
+    require_finite(state.items(), str(file))
+    return state
 
 
 def require_no_value_branch(folder: str) -> None:

@@ -14,9 +14,12 @@ from torch import Tensor
 
 from hydralign.config.model import Form, LoraForm
 from hydralign.errors import ModelError
+from hydralign.models.bf16_speed import concrete_precision
 from hydralign.models.causal import CausalModel
 from hydralign.models.loading import context_of, load_model, own_tokenizer, prepare_model, stop_ids_of
 from hydralign.models.lora import adapt, save_adapter
+from hydralign.models.precision import convert_to_fp32, store_frozen_in_bf16
+from hydralign.models.rope import explain_rope_limit
 from hydralign.models.saving import model_folder
 from hydralign.models.split import top_layers
 
@@ -28,19 +31,22 @@ class Student:
         self, model: Any, tokenizer: Any, *, form: Form | None = None, precision: str = "fp32", seed: int = 0
     ) -> None:
         """Takes the model over; `seed` seeds fresh adapters. Raises ModelError when its head is not understood."""
-        prepare_model(model, tokenizer)
+        precision = concrete_precision(precision, model.device)
+        prepare_model(convert_to_fp32(model), tokenizer)
         self.tokenizer, self.precision = tokenizer, precision
         self.stop_ids, self.context = stop_ids_of(model, tokenizer), context_of(model)
+        self.context_note = explain_rope_limit(model)
         self._peft: Any = None
         if isinstance(form, LoraForm):
             top = top_layers(model, form.unfrozen_layers) if form.unfrozen_layers else None
             self._peft = adapt(
                 model,
                 **form.model_dump(exclude={"type", "unfrozen_layers"}),
-                precision=precision,
                 seed=seed,
                 layers=top,
             )
+            if precision == "bf16":
+                store_frozen_in_bf16(model)
             prepare_model(model, tokenizer)
         self.causal = CausalModel(model, precision=precision)
         self.causal.check_readout()

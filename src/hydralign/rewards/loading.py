@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
 
 from hydralign.errors import ModelError
-from hydralign.memory import is_out_of_memory
+from hydralign.models.load_errors import check_model_files, named_load_errors
+from hydralign.models.rope import rope_limit
+from hydralign.models.weights import require_finite_weights, require_ids_have_rows
 
 
 def check_classifier_folder(path: str | os.PathLike[str]) -> str | Path:
@@ -25,6 +26,7 @@ def check_classifier_folder(path: str | os.PathLike[str]) -> str | Path:
     folder = Path(path).expanduser()
     if folder.is_dir():
         _require_files(folder)
+        check_model_files(folder)
         return folder
     if folder.is_absolute() or str(path).startswith(("~", ".")) or str(path).count("/") > 1:
         raise ModelError(f"there is no folder {str(path)!r}: no reward can be read from it. Correct the path.")
@@ -36,19 +38,16 @@ def load_classifier(
 ) -> tuple[nn.Module, Any, Mapping[str, Any]]:
     """Model, tokenizer and the raw contents of config.json of a folder or hub id. Raises ModelError."""
     path = check_classifier_folder(path)
-    try:
+    way_out = (
+        "It cannot give a reward. Give a folder or hub id that AutoModelForSequenceClassification loads from "
+        "safetensors."
+    )
+    with named_load_errors(f"{str(path)!r} does not load as a sequence classifier", way_out):
         raw, _ = PretrainedConfig.get_config_dict(path)
         model, report = AutoModelForSequenceClassification.from_pretrained(
             path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise ModelError(
-            f"{str(path)!r} does not load as a sequence classifier ({type(error).__name__}: {error}): it cannot give "
-            "a reward. Give a folder or hub id that AutoModelForSequenceClassification loads from safetensors."
-        ) from error
     missing = sorted(report["missing_keys"])
     if missing:
         shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
@@ -56,11 +55,15 @@ def load_classifier(
             f"{str(path)!r} lacks the weights {shown}: they would be random numbers, and so would the reward. "
             "Give a model that was trained as a sequence classifier and saved with its head."
         )
+    require_finite_weights(model, f"Classifier {str(path)!r}")
+    require_ids_have_rows(tokenizer, model, f"Classifier {str(path)!r}")
     return model.to(device).eval().requires_grad_(False), tokenizer, raw
 
 
 def longest_text(model: nn.Module, tokenizer: Any) -> int:
-    """Most tokens that the model can read: the lesser of its position table and the tokenizer's own limit."""
+    """Most tokens that the model can read: the least of its position table, the length up to which its rotary
+    positions are the same in any batch, and the tokenizer's own limit.
+    """
     positions = getattr(model.config, "max_position_embeddings", None)
     limits = [int(tokenizer.model_max_length)]
     if isinstance(positions, int) and positions > 0:
@@ -68,7 +71,8 @@ def longest_text(model: nn.Module, tokenizer: Any) -> int:
         tables = (m for n, m in model.named_modules() if n.endswith("position_embeddings"))
         offsets = [m.padding_idx + 1 for m in tables if isinstance(m, nn.Embedding) and m.padding_idx is not None]
         limits.append(positions - max(offsets, default=0))
-    return min(limits)
+    limit = rope_limit(model)
+    return min(limits if limit is None else [*limits, limit])
 
 
 def _require_files(folder: Path) -> None:

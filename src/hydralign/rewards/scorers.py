@@ -23,10 +23,14 @@ from transformers.pytorch_utils import Conv1D
 
 from hydralign.config.model import Form, LoraForm
 from hydralign.errors import ModelError
+from hydralign.models.bf16_speed import concrete_precision
+from hydralign.models.fixed import freeze_fixed
 from hydralign.models.loading import prepare_model
 from hydralign.models.making import PAD
-from hydralign.models.precision import store_matrices_in_bf16
+from hydralign.models.precision import convert_to_fp32, store_matrices_in_bf16
+from hydralign.models.rope import explain_rope_limit
 from hydralign.models.saving import model_folder
+from hydralign.models.weights import require_finite_weights
 from hydralign.rewards.learned import outputs
 from hydralign.rewards.loading import longest_text
 from hydralign.rewards.starting import head_names, last_layer, load_start
@@ -47,8 +51,8 @@ class Scorer:
         readable = longest_text(model, tokenizer)
         if max_tokens is not None and max_tokens > readable:
             raise ModelError(
-                f"max_tokens={max_tokens}, but {type(model).__name__} reads at most {readable} tokens: it has no "
-                f"positions for more. Use at most {readable}."
+                f"max_tokens={max_tokens}, but {type(model).__name__} reads at most {readable} tokens"
+                f"{explain_rope_limit(model) or ': it has no positions for more'}. Use at most {readable}."
             )
         self.max_tokens = max_tokens or readable
         self._last = last_layer(model)
@@ -106,6 +110,7 @@ class Scorer:
         gap = (ours_C - whole_C).abs().max().item()
         tolerance = 1e-3 if self.precision == "fp32" else 3e-2
         if not gap <= tolerance * max(1.0, whole_C.abs().max().item()):
+            require_finite_weights(self.model, type(self.model).__name__)
             raise ModelError(
                 f"{type(self.model).__name__}: outputs read at a text's last token differ from its own by {gap:.2g}: "
                 "this architecture is read in a way that is not known here, so a saved model would score otherwise "
@@ -131,9 +136,11 @@ def make_scorer(
     `max_tokens` None is the longest text that the model can read; `seed` seeds fresh adapters.
     Raises ModelError when freezing, adapters, length or architecture do not fit.
     """
+    precision = concrete_precision(precision, model.device)
     _give_pad_token(model, tokenizer, pad_token)
-    prepare_model(model, tokenizer)
+    prepare_model(convert_to_fp32(model), tokenizer)
     model.requires_grad_(True)
+    freeze_fixed(model)
     frozen = max(_bottom(model, freeze_layers), _bottom(model, _below_adapters(model, form)), key=len)
     if precision == "bf16":
         for block in _blocks(model) if isinstance(form, LoraForm) else frozen:
