@@ -18,7 +18,6 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from hydralign.config import Recipe, describe, diff, dump_recipe, load_recipe, resolved_recipe
-from hydralign.config.recipe import OUTPUT
 from hydralign.errors import ConfigError, RunFolderError, did_you_mean
 from hydralign.evaluation.statistics import Difference
 from hydralign.files import write_text
@@ -298,9 +297,7 @@ def conflicts(stored: Recipe, recipe: Recipe, output: Path) -> list[str]:
     if not made and not wanted:
         return []
     no_sections: dict[str, Any] = dict.fromkeys(SECTIONS)
-    old, new = (
-        comparable(one, one.output).model_copy(update=no_sections | {"output": OUTPUT}) for one in (stored, recipe)
-    )
+    old, new = (comparable(one, one.output).model_copy(update=no_sections) for one in (stored, recipe))
     read = {kind for config in (*made.values(), *wanted.values()) for kind in kinds_read(config)}
     free = {
         kind: getattr(new.data, kind)
