@@ -157,6 +157,8 @@ def _run_items(recipe: Recipe, name: str, *, tell_settings: bool, tell_precision
             if processes.main and tell_settings:
                 say(describe_item(used, replace(item, config=config), processes))
             differences += SECTIONS[name].run(used, config, folder, processes)
+            if processes.main:
+                claim_folder(output, recipe)  # the section stored the recipe in the precision that it ran in
     return differences
 
 
