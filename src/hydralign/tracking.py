@@ -11,6 +11,7 @@ anywhere unless the user asks for it: wandb runs in WANDB_MODE or else offline, 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import logging
 import math
@@ -279,6 +280,16 @@ def open_trackers(folder: str | Path, names: Iterable[str], run_name: str, confi
         except Exception as error:
             _report_lost(name, error)
     return Trackers(JsonLines(folder), mirrors)
+
+
+def require_trackers(names: Iterable[str]) -> None:
+    """Raise ConfigError for a mirror whose package is not installed, without importing it."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f"tracker {name!r} needs a package that is not installed: it would record nothing. "
+                f"Run: pip install 'hydralign[{name}]'"
+            )
 
 
 def _report_lost(name: str, error: Exception) -> None:

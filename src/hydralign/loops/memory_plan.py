@@ -190,7 +190,7 @@ def stored_by(sizes: ModelSizes, form: Form | Separate, precision: str) -> Store
     rounded = table if sizes.tied else sizes.head
     if isinstance(form, LoraForm):
         adapters = form.rank * sum(layer.inputs + layer.outputs for layer in upper)
-        start = small * adapters if form.unfrozen_layers else 0
+        start = FP32 * adapters if form.unfrozen_layers else 0
         base = FP32 * (whole - matrices - rounded) + small * (matrices + rounded)
         return Stored(FP32 * adapters + value_head, base + start)
     branch = sum(layer.parameters for layer in upper) + sizes.final

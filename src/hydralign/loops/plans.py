@@ -19,6 +19,7 @@ from hydralign.data.packing import TokenSequence, packed
 from hydralign.data.tokens import encode_text
 from hydralign.loops import compare_run, ppo_run, reward_run, sft_run
 from hydralign.loops.memory_plan import Stored, Work, memory_lines, other_forms, plan_memory
+from hydralign.loops.packing_check import require_apart
 from hydralign.loops.ppo import sampling_plan
 from hydralign.loops.reward import Pair
 from hydralign.loops.sft import max_tokens_of
@@ -37,11 +38,14 @@ def plan_sft(recipe: Recipe, config: SFTConfig, processes: Processes) -> list[st
     """Lines about an sft section, with one sequence rendered: what is read, and what of it is learned."""
     loaded = sft_run.load_parts(recipe, config, processes)
     student = loaded.student
+    if config.packing:
+        require_apart(student)
     rows = len(packed(loaded.train, max_tokens_of(config, student))) if config.packing else len(loaded.train)
     sample = loaded.train[0]
     return [
         loaded.describe(),
         f"steps      {steps_of(config, rows):,} of {config.batch.rows} rows, out of {rows:,}",
+        *_start_lines(config.model or recipe.model),
         *_form_lines(config.model or recipe.model),
         *size_lines(student.trained(), student.fixed(), config.optimizer.type),
         f"sample     read: {_shown(student.tokenizer, sample, 0, sample.learned_from)}",
@@ -77,7 +81,9 @@ def plan_ppo(recipe: Recipe, config: PPOConfig, processes: Processes) -> list[st
     policy = loaded.policy
     return [
         loaded.prompts.report.describe(),
-        f"proof      {len(loaded.held_out)} held-out prompts, answered before and after",
+        f"proof      {len(loaded.held_out)} held-out prompts{_fewer(len(loaded.held_out), config.evaluation.prompts)}, "
+        "answered before and after",
+        *_repeated_lines(len(loaded.prompts.train), config.batch.prompts),
         *_start_lines(config.model or recipe.model),
         f"{parameter_line(policy.trained(), policy.fixed())}{_copied(config.model or recipe.model)}",
         *_memory_of_ppo(recipe, config, loaded, processes),
@@ -85,6 +91,18 @@ def plan_ppo(recipe: Recipe, config: PPOConfig, processes: Processes) -> list[st
         *_reward_lines(loaded.terms, loaded.prompts.train, sampling_plan(config.sampling, recipe.seed).longest),
         f"prompt     {ppo_run.prompt_preview(loaded.prompts.train[0], source)}",
     ]
+
+
+def _fewer(there: int, wanted: int) -> str:
+    """Said behind a number of rows when the data hold fewer than the recipe asks for."""
+    return f" (all there are of the {wanted:,} wanted)" if there < wanted else ""
+
+
+def _repeated_lines(prompts: int, wanted: int) -> list[str]:
+    """Said when an iteration takes more prompts than there are."""
+    if prompts >= wanted:
+        return []
+    return [f"prompts    {prompts:,} for {wanted:,} per iteration: some are answered more than once in each"]
 
 
 def _form_lines(model: ModelConfig, *, frozen: int = 0) -> list[str]:
@@ -96,22 +114,40 @@ def _form_lines(model: ModelConfig, *, frozen: int = 0) -> list[str]:
 
 
 def _start_lines(model: ModelConfig) -> list[str]:
-    """Which adapter and base ppo starts from, where it goes on from the two as one model."""
+    """Which adapter and base a section starts from, and whether it trains the adapter or the two as one model."""
     adapter = None if model.path is None else adapter_of(model.path)
     if adapter is None:
         return []
+    if isinstance(model.form, LoraForm):
+        settings = "with the rank and targets that it was made with, not those of model.form"
+        base = adapter.base_model_name_or_path
+        return [f"start      adapter {model.path}, trained further on its base {base} ({settings})"]
     return [f"start      adapter {model.path}, merged into its base {adapter.base_model_name_or_path}"]
 
 
 def later_lines(recipe: Recipe, title: str, config: Config, missing: Sequence[Path]) -> list[str]:
     """What can be told of a section that starts from what an earlier one has not made yet."""
-    items = recipe.sft if isinstance(recipe.sft, tuple) else (recipe.sft,)
-    taught = items[-1] and items[-1].model
-    start = config.model if isinstance(config, PPOConfig) else None
+    start = config.model if isinstance(config, PPOConfig | SFTConfig) else None
+    taught = start and _maker(recipe, start)
     lines = [f"later      {title} waits for {', '.join(map(str, missing))}, which an earlier section makes"]
     if taught and isinstance(taught.form, LoraForm) and start and start.path and Path(start.path) in missing:
-        lines.append(f"start      the adapter that sft makes, merged into its base {taught.path}")
+        further = isinstance(config, SFTConfig) and isinstance(start.form, LoraForm)
+        how = "trained further on" if further else "merged into"
+        for _ in recipe.sft if isinstance(recipe.sft, tuple) else ():
+            earlier = _maker(recipe, taught)
+            taught = earlier if earlier and isinstance(earlier.form, LoraForm) else taught
+        lines.append(f"start      the adapter that sft makes, {how} its base {taught.path}")
     return lines
+
+
+def _maker(recipe: Recipe, model: ModelConfig) -> ModelConfig | None:
+    """The model of the sft item that makes this model's folder; None when no such item makes it."""
+    items = recipe.sft if isinstance(recipe.sft, tuple) else (recipe.sft,)
+    for item in items:
+        name = "sft" if item is None or item.name is None else f"sft/{item.name}"
+        if item and model.path and Path(model.path) == Path(recipe.output) / name / "model":
+            return item.model or recipe.model
+    return None
 
 
 def _memory_of_ppo(recipe: Recipe, config: PPOConfig, loaded: ppo_run.Loaded, processes: Processes) -> list[str]:
@@ -148,9 +184,10 @@ def plan_compare(recipe: Recipe, config: CompareConfig, processes: Processes) ->
     """Lines about a compare section."""
     loaded = compare_run.load_parts(recipe, config, processes)
     terms = ", ".join(f"{term.name} (weight {term.weight:g})" for term in loaded.terms)
+    asked = f"{len(loaded.prompts):,} held-out prompts{_fewer(len(loaded.prompts), config.prompts)}"
     return [
         f"models     {config.before} and {config.after}",
-        f"answers    {len(loaded.prompts):,} held-out prompts, up to {loaded.plan.longest} tokens each, by both",
+        f"answers    {asked}, up to {loaded.plan.longest} tokens each, by both",
         f"metrics    {terms}",
         *_reward_lines(loaded.terms, loaded.prompts, loaded.plan.longest),
     ]

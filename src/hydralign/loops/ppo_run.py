@@ -50,7 +50,7 @@ def run_ppo(recipe: Recipe, config: PPOConfig, folder: Path, processes: Processe
             processes=processes,
         )
 
-    with opened(folder, config, processes) as records:
+    with opened(recipe, config, folder, processes) as records:
         rows = fingerprint(held_out)
         before = kept_answers(folder / "before.json", rows, partial(answers, "before"), processes)
         parts = PPOParts(
@@ -101,14 +101,20 @@ class Loaded:
     terms: tuple[RewardTerm, ...]
 
 
+def required_prompts(recipe: Recipe) -> PromptSourceConfig:
+    """The prompts' source. Raises ConfigError when the recipe names none."""
+    if recipe.data.prompts is None:
+        raise ConfigError("The recipe has no `data.prompts`: there is nothing to answer. Name a source of prompts.")
+    return recipe.data.prompts
+
+
 def load_parts(recipe: Recipe, config: PPOConfig, processes: Processes) -> Loaded:
     """Everything that a ppo section needs, with every check that can be made before the first answer is sampled."""
-    if recipe.data.prompts is None:
-        raise ConfigError("The recipe has no `data.prompts`: PPO has nothing to answer. Name a source of prompts.")
+    source = required_prompts(recipe)
     processes.require_shares(config.batch.minibatch_rows, "ppo rows per minibatch")
     terms = build_terms(config.rewards, processes.device)
     policy = _policy(recipe, config.model or recipe.model, processes)
-    prompts = load_prompts(recipe.data.prompts, policy.tokenizer, seed=recipe.seed)
+    prompts = load_prompts(source, policy.tokenizer, seed=recipe.seed)
     held_out = proof_prompts(prompts, config, at_least=max(2, processes.count))
     check_context(policy, [*prompts.train, *held_out], sampling_plan(config.sampling, recipe.seed))
     return Loaded(policy, prompts, held_out, terms)

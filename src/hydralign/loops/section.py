@@ -9,17 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hydralign.config.base import Config
-from hydralign.config.loading import dump_config
-from hydralign.files import write_text
+from hydralign.config import Recipe
+from hydralign.loops.section_files import RESULT as RESULT
+from hydralign.loops.section_files import write_json as write_json
+from hydralign.loops.standing import begin
 from hydralign.processes import Processes
 from hydralign.progress import say
 from hydralign.tracking import JsonLines, Tracker, open_trackers
 
 Made = TypeVar("Made")
-
-RESULT = "evaluation.json"
-"""Written last: a section whose folder holds it is finished."""
 
 
 @dataclass(frozen=True)
@@ -33,30 +31,21 @@ class Records:
 
 
 @contextmanager
-def opened(folder: Path, config: Any, processes: Processes) -> Iterator[Records]:
-    """The section's folder with its config in it, and its metrics file and mirrors, closed at the end."""
+def opened(recipe: Recipe, config: Any, folder: Path, processes: Processes) -> Iterator[Records]:
+    """The section's folder with its config and the record of its inputs in it, its metrics file and mirrors, closed at
+    the end.
+    """
     if not processes.main:
         processes.wait()
         yield Records(Silent(), None)
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_config(folder, config)
+    begin(recipe, config, folder)
     trackers = open_trackers(folder, config.trackers, folder.parent.name, config.model_dump())
     processes.wait()
     try:
         yield Records(trackers, trackers.primary)
     finally:
         trackers.close()
-
-
-def write_config(folder: Path, config: Config) -> None:
-    """config.yaml: the section as the run resolved it."""
-    write_text(folder / "config.yaml", dump_config(config))
-
-
-def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write whole or not at all."""
-    write_text(path, json.dumps(record, indent=2, ensure_ascii=False) + "\n")
 
 
 def kept(

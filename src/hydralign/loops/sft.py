@@ -21,7 +21,8 @@ from torch import Tensor
 from hydralign.config.sft import SFTConfig
 from hydralign.data.packing import TokenSequence, packed
 from hydralign.data.stream import Stream
-from hydralign.errors import DataError, ModelError, NonFiniteError
+from hydralign.errors import DataError, NonFiniteError
+from hydralign.loops.packing_check import require_apart
 from hydralign.loops.section import Records
 from hydralign.loops.supervised import Lesson, learn, steps_of
 from hydralign.memory import MicroRows
@@ -82,8 +83,9 @@ def max_tokens_of(config: SFTConfig, student: Student) -> int:
     longest = config.max_tokens or min(student.context, LONGEST_ROW)
     if longest > student.context:
         raise DataError(
-            f"sft.max_tokens={longest} is above the {student.context} positions of the model: it could not read such "
-            "rows. Lower sft.max_tokens."
+            f"sft.max_tokens={longest} is above the {student.context} positions of the model"
+            f"{student.context_note or ': it could not read such rows'}. Set sft.max_tokens to {student.context} or "
+            "less."
         )
     return longest
 
@@ -160,22 +162,3 @@ def held_out_losses(
     if not bool(torch.isfinite(nll_N).all()):
         raise NonFiniteError("held-out loss", "The held-out loss is NaN or infinite: the model's weights are broken.")
     return nll_N, torch.tensor([sequence.learned for sequence in sequences], dtype=torch.float64)
-
-
-@torch.no_grad()
-def require_apart(student: Student) -> None:
-    """Raise ModelError unless two sequences in one row give the states that each gives alone.
-
-    Attention that leaks is silent: the loss only looks a little better than it is.
-    """
-    ids = [np.arange(2, 9, dtype=np.int32), np.arange(5, 16, dtype=np.int32)]
-    first, second = (TokenSequence(part % student.causal.vocabulary, 0) for part in ids)
-    together, _ = token_losses(student, [(first, second)]) if student.causal.takes_positions else (None, None)
-    alone = torch.cat([token_losses(student, [(part,)])[0] for part in (first, second)])
-    allowed = 1e-3 if student.precision == "fp32" else 0.2
-    if together is None or not float((together - alone).abs().max()) <= allowed:
-        kind = type(student.causal.model).__name__
-        raise ModelError(
-            f"{kind} lets demonstrations that share a row see each other, so each would be learned in the company of "
-            "strangers. Set sft.packing: false, which gives every demonstration a row of its own."
-        )

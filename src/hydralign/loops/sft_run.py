@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from hydralign.config import Recipe
+from hydralign.config.data import SourceConfig
 from hydralign.config.model import ModelConfig
 from hydralign.config.sft import SFTConfig
 from hydralign.data import DataSet, choose_rows, fingerprint, load_demonstrations
 from hydralign.data.packing import TokenSequence, sequences
 from hydralign.errors import ConfigError, DataError
 from hydralign.evaluation.statistics import Difference, compare_paired
+from hydralign.loops.packing_check import require_apart
 from hydralign.loops.section import RESULT, kept_numbers, opened, write_json
 from hydralign.loops.sft import SFTParts, held_out_losses, max_tokens_of, train
 from hydralign.models import make_model, train_tokenizer
@@ -56,7 +58,7 @@ def run_sft(recipe: Recipe, config: SFTConfig, folder: Path, processes: Processe
     student, rows = loaded.student, config.batch.micro_rows
     if processes.main:
         say(loaded.describe())
-    with opened(folder, config, processes) as records:
+    with opened(recipe, config, folder, processes) as records:
 
         def losses() -> tuple[Tensor, Tensor]:
             return held_out_losses(student, loaded.held_out, rows, processes)
@@ -95,13 +97,19 @@ def as_record(difference: Difference, nll_N: Tensor, tokens_N: Tensor) -> dict[s
     }
 
 
-def load_parts(recipe: Recipe, config: SFTConfig, processes: Processes) -> Loaded:
-    """Everything that an sft section needs, with every check that can be made before the first step."""
+def required_source(recipe: Recipe, config: SFTConfig) -> SourceConfig:
+    """The demonstrations' source. Raises ConfigError when the recipe names none."""
     source = config.data or recipe.data.demonstrations
     if source is None:
         raise ConfigError(
             "The recipe has no `data.demonstrations`: SFT has nothing to imitate. Name a source of texts."
         )
+    return source
+
+
+def load_parts(recipe: Recipe, config: SFTConfig, processes: Processes) -> Loaded:
+    """Everything that an sft section needs, with every check that can be made before the first step."""
+    source = required_source(recipe, config)
     model = config.model or recipe.model
     data: DataSet[Demonstration] | None = None
     if model.new is not None:
@@ -114,13 +122,20 @@ def load_parts(recipe: Recipe, config: SFTConfig, processes: Processes) -> Loade
     chosen = choose_rows(data.held_out, config.evaluation.rows)
     apart, cut_apart = sequences(chosen, student.tokenizer, student.stop_ids, max_tokens=longest, too_long="cut")
     shortened = {**cut, **{f"{reason} (held out)": count for reason, count in cut_apart.items()}}
+    require_sequences(made, apart, longest, account(data, shortened))
+    if config.packing:
+        require_apart(student)
+    return Loaded(student, data, made, apart, shortened, fingerprint(chosen))
+
+
+def require_sequences(made: Sequence[TokenSequence], apart: Sequence[TokenSequence], longest: int, told: str) -> None:
+    """Raise DataError, with the account of what became of all rows, unless some are to learn and some to measure."""
     if not made or len(apart) < 2:
         raise DataError(
             f"{len(made)} sequences to train on and {len(apart)} held out: both are needed, at least one and two. "
             "Name more demonstrations, hold out others (data.demonstrations.held_out), or raise sft.max_tokens "
-            f"({longest:,} here) where texts are longer.\n{account(data, shortened)}"
+            f"({longest:,} here) where texts are longer.\n{told}"
         )
-    return Loaded(student, data, made, apart, shortened, fingerprint(chosen))
 
 
 def account(data: DataSet[Demonstration], shortened: Mapping[str, int]) -> str:

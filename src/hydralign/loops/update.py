@@ -25,6 +25,7 @@ from hydralign.generation.keyed import SHUFFLE, keyed_uniforms
 from hydralign.loops.metrics import Sums
 from hydralign.memory import MicroRows, is_out_of_memory
 from hydralign.models.policy import Policy
+from hydralign.models.precision import require_fp32
 from hydralign.processes import ALONE, Processes
 from hydralign.rollout import count_anew
 from hydralign.types import Estimates, Experience, Rows, TrunkUse
@@ -326,7 +327,7 @@ def make_optimizer(
 ) -> torch.optim.Optimizer:
     """AdamW (fused) or plain SGD over the trained parameters only: a policy's, or those given by name.
 
-    Raises ConfigError for settings that no optimizer can have.
+    Raises ConfigError for settings that no optimizer can have, ModelError unless all that is trained is held in fp32.
     """
     named = trained if isinstance(trained, Mapping) or not hasattr(trained, "trained") else trained.trained()
     if type not in ("adamw", "sgd") or not isinstance(named, Mapping) or not named:
@@ -334,6 +335,7 @@ def make_optimizer(
         raise ConfigError(
             f"{given}: there is no optimizer of this. Give a policy or its trained(), and type adamw or sgd."
         )
+    require_fp32(named)
     parameters = list(named.values())
     try:
         if type == "sgd":

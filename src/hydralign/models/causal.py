@@ -19,6 +19,7 @@ from hydralign.models import narrow
 from hydralign.models.heads import OutputHead, ValueHead, absent_ids
 from hydralign.models.logprobs import token_logprobs
 from hydralign.models.lookup import looked_up
+from hydralign.models.rope import explain_rope_limit, rope_limit
 from hydralign.models.split import STRANGE, entering, told
 from hydralign.models.weights import require_finite_weights
 from hydralign.types import Evaluation, Rows
@@ -45,7 +46,7 @@ class CausalModel:
         self.entry = entry
         absent = () if tokenizer is None else absent_ids(tokenizer, OutputHead(model).vocabulary)
         self.head = OutputHead(model, absent_ids=absent)
-        self.precision = precision
+        self.precision, self.rope_limit = precision, rope_limit(model)
         with self.autocast():
             self.last_parts = narrow.tried(narrow.last_parts(self.body), self.body, partial(allowed_gap, precision))
         self.takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
@@ -69,7 +70,16 @@ class CausalModel:
         return looked_up(self.model.get_input_embeddings(), tokens_BT, head=self.head.linear)
 
     def states(self, rows: Rows) -> Tensor:
-        """states_BTD after the final norm, at every position of the rows."""
+        """states_BTD after the final norm, at every position of the rows.
+
+        Raises ModelError for rows that are too long to read the same in any batch.
+        """
+        columns = rows.tokens_BT.shape[1]
+        if self.rope_limit is not None and columns > self.rope_limit:
+            raise ModelError(
+                f"A row has {columns} tokens, and {type(self.model).__name__} reads at most {self.rope_limit}"
+                f"{explain_rope_limit(self.model)}. Shorten prompts or answers."
+            )
         if self.entry is None:
             return self.body(inputs_embeds=self.embed(rows.tokens_BT), use_cache=False).last_hidden_state
         trunk_BTD = rows.trunk_BTD

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import torch
 
-from hydralign.config.model import Form, FullForm, HydraForm, LoraForm, ModelConfig
+from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.errors import ConfigError, ModelError, did_you_mean
+from hydralign.models.bf16_speed import concrete_precision
 from hydralign.models.causal import CausalModel
 from hydralign.models.decoding import check_decoding
 from hydralign.models.full import FullPolicy
@@ -19,6 +20,7 @@ from hydralign.models.hydra import HydraPolicy
 from hydralign.models.loading import own_tokenizer, prepare_model
 from hydralign.models.lora import LoraPolicy
 from hydralign.models.policy import Policy
+from hydralign.models.precision import convert_to_fp32
 from hydralign.models.saving import load_value_branch, load_value_head, require_no_value_branch
 from hydralign.models.whole import load_whole
 
@@ -43,7 +45,7 @@ def load_policy(
     if not isinstance(path, str | os.PathLike) or not os.fspath(path):
         raise ConfigError(f"path={path!r:.80} names no model: there is nothing to load. Give a folder or a hub id.")
     path, form = os.path.expanduser(path), _form_of(form)
-    _require_precision(precision)
+    precision = concrete_precision(precision, torch.device(device))
     if isinstance(form, LoraForm) and (Path(path) / "adapter_config.json").exists():
         raise ModelError(
             f"model.path={path!r} is an adapter, not a whole model: what it adapts is unknown here. Name the base "
@@ -77,13 +79,12 @@ def make_policy(
 
     Raises ModelError when the model is not understood, or cannot be sampled or trained in this form.
     """
-    form = _form_of(form)
-    _require_precision(precision)
-    prepare_model(model, tokenizer)
+    form, precision = _form_of(form), concrete_precision(precision, model.device)
+    prepare_model(convert_to_fp32(model), tokenizer)
     causal = CausalModel(model)
     causal.check_readout()
     check_decoding(causal)
-    head = value_head or ValueHead(model.config.hidden_size).to(model.device)
+    head = (value_head or ValueHead(model.config.hidden_size)).float().to(model.device)
     if isinstance(form, HydraForm):
         shared = form.model_dump(include={"unfrozen_layers", "value", "states", "offload"})
         return HydraPolicy(model, tokenizer, head, **shared, precision=precision, seed=seed)
@@ -121,15 +122,6 @@ def _form_of(form: Form | str | None) -> Form:
         f"form={form!r:.80} is no form of a policy: what would be trained is unknown. "
         f"{did_you_mean(str(form), FORMS)} Or give a FullForm, LoraForm or HydraForm."
     )
-
-
-def _require_precision(precision: str) -> None:
-    known = get_args(ModelConfig.model_fields["precision"].annotation)
-    if precision not in known:
-        raise ConfigError(
-            f"precision={precision!r:.80} is not known: how weights are stored depends on it. "
-            f"{did_you_mean(str(precision), known)}"
-        )
 
 
 def whole_model(policy: Policy) -> CausalModel:

@@ -14,6 +14,7 @@ from hydralign.models.decoding import CachedDecoding
 from hydralign.models.heads import ValueHead
 from hydralign.models.loading import context_of, stop_ids_of
 from hydralign.models.precision import store_matrices_in_bf16
+from hydralign.models.rope import explain_rope_limit
 from hydralign.models.saving import save_policy_folder
 from hydralign.models.trunk import Trunk
 from hydralign.types import Evaluation, Rows
@@ -35,6 +36,7 @@ class FullPolicy:
         self.frozen = CausalModel(frozen, tokenizer=tokenizer, precision=precision)
         self.stop_ids = stop_ids_of(model, tokenizer)
         self.context = context_of(model)
+        self.context_note = explain_rope_limit(model)
 
     @property
     def device(self) -> torch.device:

@@ -19,10 +19,12 @@ from hydralign.config.model import LoraForm
 from hydralign.errors import ModelError
 from hydralign.models.causal import CausalModel
 from hydralign.models.decoding import CachedDecoding
+from hydralign.models.fixed import freeze_fixed
 from hydralign.models.heads import ValueHead
 from hydralign.models.loading import context_of, prepare_model, stop_ids_of
 from hydralign.models.lora import adapt, save_adapter
 from hydralign.models.precision import store_frozen_in_bf16
+from hydralign.models.rope import explain_rope_limit
 from hydralign.models.saving import model_folder, save_model, save_value_branch, save_value_head
 from hydralign.models.split import after_layers, check_split, copy_of_trained, layers_of, part
 from hydralign.models.trunk import Trunk
@@ -52,6 +54,7 @@ class HydraPolicy:
         """
         self.tokenizer, self.precision, self.value_head = tokenizer, precision, value_head
         self.stop_ids, self.context = stop_ids_of(model, tokenizer), context_of(model)
+        self.context_note = explain_rope_limit(model)
         if states == "bf16" and precision == "fp32":
             raise ModelError(
                 "states=bf16 with precision=fp32: sampling would read exact states and training rounded ones, so "
@@ -153,6 +156,7 @@ def _train_top(model: Any, first: int, adapters: LoraForm | None, seed: int) -> 
             module.requires_grad_(True)
         # A module above the layers may share a weight with the embeddings, which belong to the trunk.
         model.get_input_embeddings().requires_grad_(False)
+        freeze_fixed(model)
         return None
     settings = adapters.model_dump(include={"rank", "alpha", "targets", "adapter"})
-    return adapt(model, **settings, precision="fp32", seed=seed, layers=range(first, first + len(top)))
+    return adapt(model, **settings, seed=seed, layers=range(first, first + len(top)))

@@ -1,36 +1,35 @@
 """The LoRA form: low-rank adapters are trained, the reference is the same model without them.
 
-Going on from a trained adapter, the reference is that adapter's start, kept as a frozen second adapter: the bare
-base model would be another model, and KL would not start at 0.
+Going on from a trained adapter, the reference is that adapter's start, kept as a copy of all that is trained: the bare
+base model would be another model, and KL would not start at 0. Whatever is trained is trained in fp32.
 """
 
 from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import LoraConfig, PeftModel, get_peft_model
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 from transformers.pytorch_utils import Conv1D
 
 from hydralign.errors import ModelError
+from hydralign.models.adapters import ADAPTER, AdapterStart, load_adapter, read_language_adapter
 from hydralign.models.causal import CausalModel
 from hydralign.models.decoding import CachedDecoding
+from hydralign.models.fixed import freeze_fixed
 from hydralign.models.heads import ValueHead
-from hydralign.models.load_errors import named_load_errors
-from hydralign.models.loading import context_of, prepare_model, read_adapter, stop_ids_of
+from hydralign.models.loading import context_of, prepare_model, stop_ids_of
 from hydralign.models.precision import store_frozen_in_bf16
+from hydralign.models.rope import explain_rope_limit
 from hydralign.models.saving import model_folder, save_value_head
 from hydralign.models.split import layers_of
 from hydralign.models.trunk import Trunk
 from hydralign.types import Evaluation, Rows
-
-TRAINED, REFERENCE = "default", "reference"
 
 
 class LoraPolicy:
@@ -55,13 +54,12 @@ class LoraPolicy:
         self.tokenizer, self.precision, self.value_head = tokenizer, precision, value_head
         self.stop_ids = stop_ids_of(model, tokenizer)
         self.context = context_of(model)
-        self.has_start = adapter is not None
-        self.peft = adapt(
-            model, rank=rank, alpha=alpha, targets=targets, adapter=adapter, precision=precision, seed=seed
-        )
-        if adapter is not None:
-            self.peft.load_adapter(adapter, adapter_name=REFERENCE, is_trainable=False)
-            self.peft.base_model.set_adapter(TRAINED)
+        self.context_note = explain_rope_limit(model)
+        self.peft = adapt(model, rank=rank, alpha=alpha, targets=targets, adapter=adapter, seed=seed)
+        learned = [p for p in self.peft.parameters() if p.requires_grad]
+        self._start = AdapterStart(learned) if adapter is not None else None
+        if precision == "bf16":
+            store_frozen_in_bf16(model)
         prepare_model(model, tokenizer)
         self.causal = CausalModel(model, tokenizer=tokenizer, precision=precision)
 
@@ -81,33 +79,22 @@ class LoraPolicy:
     @torch.no_grad()
     def reference(self, rows: Rows) -> Tensor:
         """ref_logprobs_BR with the adapters off, or set to the adapter that training started from."""
-        with self._as_reference():
+        with self._start.in_place() if self._start else self.peft.disable_adapter():
             return self.causal.reference(rows, self.stop_ids)
-
-    @contextmanager
-    def _as_reference(self) -> Iterator[None]:
-        if not self.has_start:
-            with self.peft.disable_adapter():
-                yield
-            return
-        self.peft.base_model.set_adapter(REFERENCE, inference_mode=True)
-        try:
-            yield
-        finally:
-            self.peft.base_model.set_adapter(TRAINED)
 
     def start(self, prompt_ids: list[tuple[int, ...]], new_tokens: int) -> CachedDecoding:
         """Begin sampling."""
         return CachedDecoding(self.causal, self.value_head, prompt_ids, new_tokens)
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
-        """The adapters' weights and the value head."""
+        """The adapters' weights, whatever else a trained adapter trains, and the value head."""
         named = {name: p for name, p in self.peft.named_parameters() if p.requires_grad}
         return named | {f"value_head.{name}": p for name, p in self.value_head.named_parameters()}
 
     def fixed(self) -> list[Tensor]:
-        """The base model, and the adapter that training started from."""
-        return [p for p in self.peft.parameters() if not p.requires_grad]
+        """The base model, and the start of the adapter that training went on from."""
+        frozen: list[Tensor] = [p for p in self.peft.parameters() if not p.requires_grad]
+        return frozen + (self._start.copies if self._start else [])
 
     def export(self, folder: str | os.PathLike[str]) -> None:
         """Write a PEFT adapter folder with tokenizer and value head; it names its base model."""
@@ -124,24 +111,26 @@ def adapt(
     alpha: float,
     targets: Sequence[str] | None,
     adapter: str | None,
-    precision: str,
     seed: int,
     layers: Sequence[int] | None = None,
 ) -> Any:
-    """The model in PEFT's wrapping, frozen but for fresh adapters, or for a trained one to go on from; in bf16 mode its
-    matrices are stored in bf16. Adapters are placed on the named `layers` only, by default on all.
+    """The model in PEFT's wrapping, frozen but for fresh adapters, or for a trained one to go on from. Adapters are
+    placed on the named `layers` only, by default on all.
 
-    Raises ModelError when adapters and model do not fit each other, or a trained adapter changes other layers.
+    Modules that a trained adapter replaces are copied from the base, so the base must still be in fp32 here: its
+    matrices are rounded afterwards. Raises ModelError when adapters and model do not fit each other, or a trained
+    adapter changes other layers.
     """
     model.requires_grad_(False)
-    if precision == "bf16":
-        store_frozen_in_bf16(model)
-    with warnings.catch_warnings():
-        # PEFT asks transformers for a name that is about to be renamed there; nothing that a user could mend.
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        if adapter is None:
-            return _fresh_adapter(model, rank=rank, alpha=alpha, targets=targets, seed=seed, layers=layers)
-        peft = _trained_adapter(model, adapter)
+    if adapter is None:
+        return _fresh_adapter(model, rank=rank, alpha=alpha, targets=targets, seed=seed, layers=layers)
+    if not (Path(adapter) / "adapter_config.json").exists():
+        raise ModelError(
+            f"model.form.adapter={adapter!r} holds no adapter_config.json: there is no adapter to go on from. "
+            "Name a folder that PEFT saved, or leave it out to start with fresh adapters."
+        )
+    peft = load_adapter(model, adapter, read_language_adapter(adapter), trained=True)
+    freeze_fixed(model)
     if layers is not None:
         _require_within(model, peft, layers)
     return peft
@@ -161,13 +150,26 @@ def _require_within(model: Any, peft: Any, layers: Sequence[int]) -> None:
 def save_adapter(peft: Any, folder: Path) -> None:
     """Write the trained adapter as PEFT does; it names its base model."""
     # Without this switch PEFT would look for the base model's config on the network.
-    peft.save_pretrained(folder, selected_adapters=[TRAINED], save_embedding_layers=False)
+    peft.save_pretrained(folder, selected_adapters=[ADAPTER], save_embedding_layers=False)
+
+
+def require_rank_fits(model: Any, rank: int, targets: Sequence[str] | None) -> None:
+    """Raise ModelError when the rank is above the smaller side of every matrix that could be adapted."""
+    linear = [(n, m) for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))]
+    named = [(n, m) for n, m in linear if not targets or n.rpartition(".")[2] in targets or n in targets]
+    widest = max((min(module.weight.shape) for _, module in named or linear), default=rank)
+    if rank > widest:
+        raise ModelError(
+            f"model.form.rank={rank}: no adapted matrix of {type(model).__name__} has a rank above {widest}, so the "
+            f"adapters would be larger than what they adapt. Choose at most {widest}, or form: {{type: full}}."
+        )
 
 
 def _fresh_adapter(
     model: Any, *, rank: int, alpha: float, targets: Sequence[str] | None, seed: int, layers: Sequence[int] | None
 ) -> Any:
     """Adapters whose second factor is zero: at the start they change nothing, to the bit."""
+    require_rank_fits(model, rank, targets)
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,
@@ -179,7 +181,9 @@ def _fresh_adapter(
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
     try:
-        with torch.random.fork_rng(devices=[]):
+        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+            # PEFT asks transformers for a name that is about to be renamed there; nothing that a user could mend.
+            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
             torch.manual_seed(seed)
             return get_peft_model(model, config)
     except ValueError as error:
@@ -190,16 +194,3 @@ def _fresh_adapter(
             f"model.form.targets={targets}: no adapter could be placed in {type(model).__name__} "
             f"({str(error).splitlines()[0]}). Name some of its linear layers: {', '.join(linear)}."
         ) from error
-
-
-def _trained_adapter(model: Any, adapter: str) -> Any:
-    """The adapter, to be trained further."""
-    if not (Path(adapter) / "adapter_config.json").exists():
-        raise ModelError(
-            f"model.form.adapter={adapter!r} holds no adapter_config.json: there is no adapter to go on from. "
-            "Name a folder that PEFT saved, or leave it out to start with fresh adapters."
-        )
-    config = read_adapter(adapter)
-    way_out = "Name the base that the adapter was trained on under model.path."
-    with named_load_errors(f"Adapter {adapter!r} does not fit this base model", way_out):
-        return PeftModel.from_pretrained(model, adapter, adapter_name=TRAINED, is_trainable=True, config=config)

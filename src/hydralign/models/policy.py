@@ -43,6 +43,8 @@ class Policy(Protocol):
     stop_ids: tuple[int, ...]
     precision: str
     context: int
+    context_note: str
+    """Why the context ends where it does, as a clause; empty where positions end there."""
 
     @property
     def samples_values(self) -> bool:

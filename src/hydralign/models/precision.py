@@ -1,11 +1,54 @@
-"""Storage of frozen weights in bf16."""
+"""Storage of frozen weights in bf16; whatever is trained is held in fp32."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from transformers.pytorch_utils import Conv1D
+
+from hydralign.errors import ModelError
+
+ADAPTER_PARTS = {"modules_to_save", "token_adapter", "trainable_tokens_delta"}
+"""What PEFT calls the parts of an adapter that are no factors of a matrix."""
+
+
+def convert_to_fp32(model: Any) -> Any:
+    """The model with every weight and buffer of fewer bits in fp32, in place: tied weights stay tied.
+
+    Steps as small as those of fine-tuning vanish when they are added to a weight in bf16.
+    """
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_floating_point() and torch.finfo(tensor.dtype).bits < 32:
+            tensor.data = tensor.data.float()
+    return model
+
+
+@contextmanager
+def held_in_fp32(model: Any) -> Iterator[None]:
+    """Within the block, weights that are stored in bf16 are held in fp32; no number changes."""
+    rounded = [p for p in model.parameters() if p.dtype == torch.bfloat16]
+    try:
+        for parameter in rounded:
+            parameter.data = parameter.data.float()
+        yield
+    finally:
+        for parameter in rounded:
+            parameter.data = parameter.data.to(torch.bfloat16)
+
+
+def require_fp32(trained: Mapping[str, torch.nn.Parameter]) -> None:
+    """Raise ModelError unless every trained parameter is held in fp32 or more."""
+    narrow = {name: p.dtype for name, p in trained.items() if torch.finfo(p.dtype).bits < 32}
+    if narrow:
+        name, dtype = next(iter(narrow.items()))
+        raise ModelError(
+            f"{len(narrow)} of {len(trained)} trained parameters are held in fewer than 32 bits (first: {name}, in "
+            f"{str(dtype).removeprefix('torch.')}): most steps of training are too small to change such numbers, and "
+            "would vanish. Convert the model with .float() before training; precision bf16 then rounds products only."
+        )
 
 
 def store_matrices_in_bf16(model: Any) -> None:
@@ -33,6 +76,17 @@ def store_frozen_in_bf16(model: Any) -> None:
 
 
 def _matrices(model: Any) -> list[torch.nn.Parameter]:
-    """Weights and biases of all linear layers."""
-    linear = (m for m in model.modules() if isinstance(m, (torch.nn.Linear, Conv1D)))
-    return [parameter for module in linear for parameter in module.parameters(recurse=False)]
+    """Weights and biases of all linear layers, those of adapters left out: these are small, and rounding them would
+    take a trained adapter and its frozen start apart.
+    """
+    return [
+        parameter
+        for name, module in model.named_modules()
+        if isinstance(module, (torch.nn.Linear, Conv1D)) and not _of_adapter(name)
+        for parameter in module.parameters(recurse=False)
+    ]
+
+
+def _of_adapter(name: str) -> bool:
+    parts = name.split(".")
+    return any(part.startswith("lora_") for part in parts) or not ADAPTER_PARTS.isdisjoint(parts)

@@ -12,11 +12,13 @@ import torch
 from torch import Tensor
 
 from hydralign.errors import ModelError
+from hydralign.models.bf16_speed import concrete_precision
 from hydralign.models.causal import CausalModel
 from hydralign.models.decoding import CachedDecoding, check_decoding
 from hydralign.models.heads import ValueHead
 from hydralign.models.loading import context_of, stop_ids_of
 from hydralign.models.precision import store_matrices_in_bf16
+from hydralign.models.rope import explain_rope_limit
 from hydralign.models.trunk import Trunk
 from hydralign.types import Evaluation, Rows
 
@@ -26,17 +28,20 @@ class Reader:
 
     trunk: Trunk | None = None
     samples_values = True
+    precision: str
 
     def __init__(
         self, model: Any, tokenizer: Any, *, reference: CausalModel | None = None, precision: str = "fp32"
     ) -> None:
         """Takes the model over. Raises ModelError when it cannot be sampled, or reference has other tokens."""
+        precision = concrete_precision(precision, model.device)
         model.requires_grad_(False)
         check_decoding(CausalModel(model))
         if precision == "bf16":
             store_matrices_in_bf16(model)
         self.tokenizer, self.precision = tokenizer, precision
         self.stop_ids, self.context = stop_ids_of(model, tokenizer), context_of(model)
+        self.context_note = explain_rope_limit(model)
         self.causal = CausalModel(model, tokenizer=tokenizer, precision=precision)
         self.causal.check_readout()
         self._reference = reference or self.causal

@@ -2,20 +2,21 @@
 
 from __future__ import annotations
 
-import warnings
 from collections import Counter
 from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
 from peft.tuners.lora import LoraLayer
 from transformers import AutoTokenizer
 
 from hydralign.errors import ModelError
+from hydralign.hub import describe_search, hub_access
+from hydralign.models.adapters import load_adapter, read_language_adapter
+from hydralign.models.fixed import freeze_fixed
 from hydralign.models.load_errors import named_load_errors
-from hydralign.models.loading import check_folder, load_model, looks_local, own_tokenizer, read_adapter
+from hydralign.models.loading import check_folder, load_model, looks_local, own_tokenizer
 
 
 def load_whole(
@@ -44,9 +45,10 @@ def load_tokenizer(path: str) -> Any:
     adapter = adapter_of(where)
     if adapter is not None:
         where = own_tokenizer(where) or base_of(adapter, path)
-    taken_for = "" if Path(where).exists() else " (no such folder here, so it was taken for a hub id)"
+    taken_for = describe_search(where)
     way_out = "Without it no tokens can be counted. Name a model with its tokenizer, saved by transformers."
-    with named_load_errors(f"The tokenizer of {path!r} could not be loaded{taken_for}", way_out):
+    named = named_load_errors(f"The tokenizer of {path!r} could not be loaded{taken_for}", way_out)
+    with hub_access(where, "model"), named:
         return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
 
 
@@ -58,13 +60,7 @@ def adapter_of(folder: str) -> Any:
     folder = expanduser(folder)
     if not (Path(folder) / "adapter_config.json").exists():
         return None
-    config = read_adapter(folder)
-    if config.task_type not in (None, "CAUSAL_LM") or config.is_prompt_learning:
-        raise ModelError(
-            f"{folder!r} is a PEFT adapter of type {config.peft_type} for {config.task_type}: only adapters of "
-            "language models that merge into their weights can be started from. Merge it into its base, save the "
-            "whole model and name that folder."
-        )
+    config = read_language_adapter(folder)
     # With its task named, PEFT would ask the classifier for a language model's methods.
     config.task_type = None
     return config
@@ -83,16 +79,12 @@ def base_of(adapter: Any, path: str) -> str:
 
 def merged(model: Any, adapter: Any, folder: str) -> Any:
     """The model with the adapter added to its weights, all of which learn as those of a loaded model do."""
-    way_out = "Correct base_model_name_or_path in its adapter_config.json, or name a whole model."
-    what = f"Adapter {folder!r} does not fit the base model that it names"
-    with named_load_errors(what, way_out), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-        warnings.filterwarnings("ignore", message="Model with `tie_word_embeddings=True`", category=UserWarning)
-        warnings.filterwarnings("error", message="Found missing adapter keys")
-        adapted: Any = PeftModel.from_pretrained(model, folder, config=adapter)
-        _require_untied(model, folder)
-        # PEFT froze the base.
-        return adapted.merge_and_unload().requires_grad_(True)
+    adapted = load_adapter(model, folder, adapter, trained=False)
+    _require_untied(model, folder)
+    # PEFT froze the base.
+    whole = adapted.merge_and_unload().requires_grad_(True)
+    freeze_fixed(whole)
+    return whole
 
 
 def _require_untied(model: Any, folder: str) -> None:

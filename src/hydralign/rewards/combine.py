@@ -150,12 +150,17 @@ def _entries_of(
     return [_difference(term, entry, base) for entry, base in zip(entries, bases, strict=True)], cut
 
 
-def _references(term: RewardTerm, column: str, columns: Mapping[str, Sequence[Any]]) -> list[str]:
+def require_reference_column(name: str, column: str, columns: Iterable[str]) -> None:
+    """Raise RewardError unless the data have the column whose score the reward `name` subtracts."""
     if column not in columns:
         raise RewardError(
-            f"reward {term.name!r} wants column {column!r} as its reference: the data has no such column. "
+            f"reward {name!r} wants column {column!r} as its reference: the data has no such column. "
             f"Columns here: {', '.join(sorted(columns))}."
         )
+
+
+def _references(term: RewardTerm, column: str, columns: Mapping[str, Sequence[Any]]) -> list[str]:
+    require_reference_column(term.name, column, columns)
     for row, text in enumerate(columns[column]):
         if not isinstance(text, str):
             raise RewardError(

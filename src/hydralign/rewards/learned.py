@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from hydralign.data.tokens import encode_text
 from hydralign.errors import ModelError, RewardError
 from hydralign.memory import MicroRows
+from hydralign.models.rope import explain_rope_limit, rope_limit
 from hydralign.progress import say
 from hydralign.rewards.batches import pad_right, require_rows, score_batched
 from hydralign.rewards.loading import load_classifier, longest_text
@@ -132,6 +133,12 @@ class RewardModel:
         self._pad_id = require_reward_model(model, tokenizer)
         self.model, self.tokenizer = model, tokenizer
         self.batch_rows = MicroRows(batch_rows, name="batch_rows")
+        limit = rope_limit(model)
+        if max_tokens is not None and limit is not None and max_tokens > limit:
+            raise ModelError(
+                f"max_tokens={max_tokens}, but {type(model).__name__} reads at most {limit} tokens"
+                f"{explain_rope_limit(model)}. Use at most {limit}."
+            )
         self.max_tokens = longest_text(model, tokenizer) if max_tokens is None else max_tokens
         self.truncated = 0
 

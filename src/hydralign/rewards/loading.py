@@ -16,26 +16,38 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
 
 from hydralign.errors import ModelError
+from hydralign.hub import describe_search, hub_access
 from hydralign.models.load_errors import check_model_files, named_load_errors
+from hydralign.models.rope import rope_limit
 from hydralign.models.weights import require_finite_weights, require_ids_have_rows
+
+
+def check_classifier_folder(path: str | os.PathLike[str]) -> str | Path:
+    """The folder, `~` expanded, or the hub id. Raises ModelError for a folder that is missing or incomplete."""
+    folder = Path(path).expanduser()
+    if folder.is_dir():
+        _require_files(folder)
+        check_model_files(folder)
+        return folder
+    if folder.is_absolute() or str(path).startswith(("~", ".")) or str(path).count("/") > 1:
+        raise ModelError(
+            f"there is no folder {str(path)!r} (looked at {folder.absolute()}): no reward can be read from it. "
+            "Correct the path."
+        )
+    return str(path)
 
 
 def load_classifier(
     path: str | os.PathLike[str], device: torch.device | str
 ) -> tuple[nn.Module, Any, Mapping[str, Any]]:
     """Model, tokenizer and the raw contents of config.json of a folder or hub id. Raises ModelError."""
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        path = folder
-        _require_files(folder)
-        check_model_files(folder)
-    elif folder.is_absolute() or str(path).startswith(("~", ".")) or str(path).count("/") > 1:
-        raise ModelError(f"there is no folder {str(path)!r}: no reward can be read from it. Correct the path.")
+    path = check_classifier_folder(path)
     way_out = (
         "It cannot give a reward. Give a folder or hub id that AutoModelForSequenceClassification loads from "
         "safetensors."
     )
-    with named_load_errors(f"{str(path)!r} does not load as a sequence classifier", way_out):
+    what = f"{str(path)!r} does not load as a sequence classifier{describe_search(path)}"
+    with hub_access(path, "model"), named_load_errors(what, way_out):
         raw, _ = PretrainedConfig.get_config_dict(path)
         model, report = AutoModelForSequenceClassification.from_pretrained(
             path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
@@ -54,7 +66,9 @@ def load_classifier(
 
 
 def longest_text(model: nn.Module, tokenizer: Any) -> int:
-    """Most tokens that the model can read: the lesser of its position table and the tokenizer's own limit."""
+    """Most tokens that the model can read: the least of its position table, the length up to which its rotary
+    positions are the same in any batch, and the tokenizer's own limit.
+    """
     positions = getattr(model.config, "max_position_embeddings", None)
     limits = [int(tokenizer.model_max_length)]
     if isinstance(positions, int) and positions > 0:
@@ -62,7 +76,8 @@ def longest_text(model: nn.Module, tokenizer: Any) -> int:
         tables = (m for n, m in model.named_modules() if n.endswith("position_embeddings"))
         offsets = [m.padding_idx + 1 for m in tables if isinstance(m, nn.Embedding) and m.padding_idx is not None]
         limits.append(positions - max(offsets, default=0))
-    return min(limits)
+    limit = rope_limit(model)
+    return min(limits if limit is None else [*limits, limit])
 
 
 def _require_files(folder: Path) -> None:

@@ -23,9 +23,13 @@ from transformers.pytorch_utils import Conv1D
 
 from hydralign.config.model import Form, LoraForm
 from hydralign.errors import ModelError
+from hydralign.models.bf16_speed import concrete_precision
+from hydralign.models.fixed import freeze_fixed
 from hydralign.models.loading import prepare_model
+from hydralign.models.lora import require_rank_fits
 from hydralign.models.making import PAD
-from hydralign.models.precision import store_matrices_in_bf16
+from hydralign.models.precision import convert_to_fp32, store_matrices_in_bf16
+from hydralign.models.rope import explain_rope_limit
 from hydralign.models.saving import model_folder
 from hydralign.models.weights import require_finite_weights
 from hydralign.rewards.learned import outputs
@@ -48,8 +52,8 @@ class Scorer:
         readable = longest_text(model, tokenizer)
         if max_tokens is not None and max_tokens > readable:
             raise ModelError(
-                f"max_tokens={max_tokens}, but {type(model).__name__} reads at most {readable} tokens: it has no "
-                f"positions for more. Use at most {readable}."
+                f"max_tokens={max_tokens}, but {type(model).__name__} reads at most {readable} tokens"
+                f"{explain_rope_limit(model) or ': it has no positions for more'}. Use at most {readable}."
             )
         self.max_tokens = max_tokens or readable
         self._last = last_layer(model)
@@ -133,9 +137,11 @@ def make_scorer(
     `max_tokens` None is the longest text that the model can read; `seed` seeds fresh adapters.
     Raises ModelError when freezing, adapters, length or architecture do not fit.
     """
+    precision = concrete_precision(precision, model.device)
     _give_pad_token(model, tokenizer, pad_token)
-    prepare_model(model, tokenizer)
+    prepare_model(convert_to_fp32(model), tokenizer)
     model.requires_grad_(True)
+    freeze_fixed(model)
     frozen = max(_bottom(model, freeze_layers), _bottom(model, _below_adapters(model, form)), key=len)
     if precision == "bf16":
         for block in _blocks(model) if isinstance(form, LoraForm) else frozen:
@@ -143,9 +149,8 @@ def make_scorer(
     if isinstance(form, LoraForm):
         _adapt(model, form, frozen, seed)
     elif freeze_layers:
-        for name, module in model.base_model.named_modules():
-            if isinstance(module, nn.Embedding) or "embed" in name or module in frozen:
-                module.requires_grad_(False)
+        for module in _embeddings_and(model, frozen):
+            module.requires_grad_(False)
     scorer = Scorer(model, tokenizer, precision=precision, max_tokens=max_tokens)
     scorer.check_readout()
     return scorer
@@ -186,6 +191,12 @@ def _bottom(model: Any, layers: int) -> Sequence[nn.Module]:
             f"freeze. Use at most {len(blocks)}; fewer leave some of the trunk to learn."
         )
     return list(blocks)[:layers]
+
+
+def _embeddings_and(model: Any, blocks: Sequence[nn.Module]) -> list[nn.Module]:
+    """The embeddings of all kinds, and these blocks."""
+    named = model.base_model.named_modules()
+    return [m for name, m in named if isinstance(m, nn.Embedding) or "embed" in name or m in blocks]
 
 
 def _below_adapters(model: Any, form: Form | None) -> int:
@@ -237,9 +248,12 @@ def _adapt(model: Any, form: LoraForm, frozen: Sequence[nn.Module], seed: int) -
             f"model.form.adapter={form.adapter!r}: it was trained to write, so for scoring it belongs to the start, "
             "not to what is trained. Name it under model.path instead; it is merged into its base there."
         )
+    require_rank_fits(model, form.rank, form.targets)
     head = head_names(model)
     heads = {name.rpartition(".")[0] for name in head}
-    below = {module for block in frozen for module in block.modules()}
+    # With blocks that keep their weights, or only top layers to adapt, the embeddings below them keep theirs too.
+    closed = _embeddings_and(model, frozen) if frozen or form.unfrozen_layers else []
+    below = {module for part in closed for module in part.modules()}
     config = LoraConfig(
         r=form.rank,
         lora_alpha=form.alpha,
