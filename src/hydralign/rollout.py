@@ -59,7 +59,9 @@ def collect(
     old_logprobs_BR, ref_logprobs_BR, values_BR = reading.run(partial(_read, policy, rollout), total=len(rollout))
     require_finite({"old/logprobs": old_logprobs_BR, "reference/logprobs": ref_logprobs_BR, "old/values": values_BR})
     used = policy.trunk.use.since(before) if policy.trunk and before else None
-    return Experience(rollout, scores, old_logprobs_BR, ref_logprobs_BR, values_BR, used)
+    return Experience(
+        rollout, scores, old_logprobs_BR, ref_logprobs_BR, values_BR, trunk_use=used, truncated=plan.truncated
+    )
 
 
 def count_anew(policy: Policy) -> Callable[[], None]:

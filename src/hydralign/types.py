@@ -287,6 +287,8 @@ class Experience:
     values_BR: Tensor
     trunk_use: TrunkUse | None = None
     """What collecting this took of a frozen trunk, where there is one."""
+    truncated: bool = False
+    """Whether top-k or top-p cut the distribution that the answers were drawn from."""
 
     def __len__(self) -> int:
         return len(self.rollout)

@@ -7,11 +7,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.special import expit
+from scipy.special import expit, softmax
 
 from hydralign.errors import DataError
 from hydralign.evaluation.calibration import (
     calibration_bins,
+    divide_by_temperatures_of_others,
     expected_calibration_error,
     fit_temperature,
 )
@@ -120,3 +121,39 @@ def test_temperature_of_comparisons_calibrates_their_confidence() -> None:
     after = expected_calibration_error(calibration_bins(expit(np.abs(margins_N / temperature)), right_N))
     assert before == pytest.approx(1 / (1 + math.exp(-4)) - 0.75)
     assert after == pytest.approx(0, abs=1e-6)
+
+
+def test_logits_are_divided_by_temperatures_that_were_fitted_on_other_groups() -> None:
+    generator = np.random.default_rng(0)
+    logits_NC = generator.normal(size=(60, 2)) * 4
+    labels_N = np.where(generator.random(60) < 0.8, logits_NC.argmax(1), 1 - logits_NC.argmax(1))
+    groups = [f"text {n % 30}" for n in range(60)]  # each text and a piece of it
+    divided_NC = divide_by_temperatures_of_others(logits_NC, labels_N, groups)
+    temperatures = (logits_NC / divided_NC)[:, 0].round(9)
+    assert (temperatures[:30] == temperatures[30:]).all()
+    assert len(set(temperatures)) == 5
+    for temperature in set(temperatures):
+        others_N = temperatures != temperature
+        assert temperature == pytest.approx(fit_temperature(logits_NC[others_N], labels_N[others_N]), abs=1e-6)
+    order = generator.permutation(60)
+    again_NC = divide_by_temperatures_of_others(logits_NC[order], labels_N[order], [groups[n] for n in order])
+    assert again_NC == pytest.approx(divided_NC[order], rel=1e-5)
+
+
+def test_single_group_keeps_its_logits() -> None:
+    assert divide_by_temperatures_of_others([[3.0, 0.0]] * 2, [0, 1], ["a", "a"]).tolist() == [[3.0, 0.0]] * 2
+
+
+def test_calibration_error_of_few_rows_is_not_that_of_their_own_fit() -> None:
+    # 40 rows that an overconfident model guesses: their own temperature flatters them, those of the others do not.
+    own, others = [], []
+    for seed in range(30):
+        generator = np.random.default_rng(seed)
+        logits_NC, labels_N = generator.normal(size=(20, 2)) * 6, generator.integers(0, 2, size=20)
+        right_N = (logits_NC.argmax(1) == labels_N) * 1.0
+        fitted_NC = logits_NC / fit_temperature(logits_NC, labels_N)
+        crossed_NC = divide_by_temperatures_of_others(logits_NC, labels_N, list(range(20)))
+        for into, some_NC in ((own, fitted_NC), (others, crossed_NC)):
+            confidence_N = softmax(some_NC, axis=1).max(1)
+            into.append(expected_calibration_error(calibration_bins(confidence_N, right_N)))
+    assert np.mean(others) > np.mean(own) + 0.01

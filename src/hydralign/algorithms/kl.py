@@ -29,6 +29,15 @@ def k1(policy_logprobs_BR: Tensor, ref_logprobs_BR: Tensor, mask_BR: Tensor | No
     return kept(policy_logprobs_BR, mask_BR) - kept(ref_logprobs_BR, mask_BR)
 
 
+def gap_name(*, truncated: bool) -> str:
+    """What the sum of k1 over an answer is called: "kl", or "logprob_gap" for answers that top-k or top-p cut off.
+
+    Those are drawn from another distribution than the one whose log-probabilities are compared, so that their mean is
+    no KL: it can be far below 0 where the KL is above.
+    """
+    return "logprob_gap" if truncated else "kl"
+
+
 def k3(policy_logprobs_BR: Tensor, ref_logprobs_BR: Tensor, mask_BR: Tensor | None = None) -> Tensor:
     """ρ/π − 1 − log(ρ/π) per token, in nats: unbiased, never negative, less noisy than k1 near 0.
 

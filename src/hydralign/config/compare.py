@@ -38,7 +38,8 @@ class CompareConfig(Config):
     shares: tuple[ShareConfig, ...] = ()
     """Shares of answers above a bound."""
     sampling: SamplingConfig | None = None
-    """How answers are sampled; None is as ppo does. top_k and top_p may be used freely."""
+    """How answers are sampled; None is as ppo does. With top_k or top_p no KL is reported: the answers are then no
+    samples of the distribution that it is of, and their log-probability gap goes by another name."""
     micro_rows: int = Field(default=32, ge=1)
     """Most rows in one forward pass."""
     confidence: float = Field(default=0.95, gt=0, lt=1)

@@ -47,7 +47,7 @@ class SamplingConfig(Config):
     top_p: float = Field(default=1.0, gt=0, le=1)
     """Keep the likeliest tokens up to this mass only; 1 keeps all."""
     allow_truncated_sampling: bool = False
-    """PPO with top_k or top_p is off-policy; set this to run it all the same."""
+    """PPO with top_k or top_p is off-policy, and no KL is measured; set this to run it all the same."""
     decode_rows: int = Field(default=64, ge=1)
     """Rows decoded together in one process; changes speed and memory, and in fp32 on CPU no token."""
 
@@ -240,6 +240,12 @@ class PPOConfig(Config):
                 f"sampling.top_k={sampling.top_k}, top_p={sampling.top_p}: PPO's ratios assume samples of the "
                 "whole distribution, truncation makes them off-policy. Use top_k=0 and top_p=1, or set "
                 "ppo.sampling.allow_truncated_sampling to accept it."
+            )
+        if (sampling.top_k or sampling.top_p < 1) and isinstance(self.kl.controller, AdaptiveKL):
+            raise ValueError(
+                f"kl.controller is adaptive with sampling.top_k={sampling.top_k}, top_p={sampling.top_p}: it follows a "
+                "KL, and truncated samples do not measure one (their mean log-ratio can be far below 0, which would "
+                "switch the penalty off). Use {type: fixed}, or sample the whole distribution."
             )
         shortest = sampling.lengths.low if sampling.lengths else sampling.max_new_tokens
         if sampling.min_new_tokens > shortest:

@@ -7,8 +7,9 @@ each bin has a Wilson interval besides. Here are numbers only: drawing them is t
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -58,6 +59,28 @@ def fit_temperature(logits_NC: ArrayLike, labels_N: ArrayLike) -> float:
     found: Any = minimize_scalar(loss, bounds=bounds, method="bounded", options={"xatol": 1e-8})
     # The search never tries the bounds themselves.
     return math.exp(min((*bounds, float(found.x)), key=loss))
+
+
+def divide_by_temperatures_of_others(
+    logits_NC: ArrayLike, labels_N: ArrayLike, groups_N: Sequence[Hashable], folds: int = 5
+) -> NDArray[np.float64]:
+    """Each row's logits ÷ a temperature that was fitted on rows of other folds, so that they tell how well such a
+    temperature does on rows that it was not fitted on.
+
+    Rows of one group, such as a text and pieces of it, share a fold; groups go to folds by a hash of their names.
+    With a single group there are no other rows, and its logits stay as they are. Raises as `fit_temperature` does.
+    """
+    logits_NC, labels_N = np.array(logits_NC, dtype=np.float64), np.asarray(labels_N)
+    _check_logits(logits_NC, labels_N)
+    names = sorted(dict.fromkeys(groups_N), key=lambda name: blake2b(repr(name).encode(), digest_size=8).digest())
+    fold_of = {name: place % folds for place, name in enumerate(names)}
+    fold_N = np.array([fold_of[name] for name in groups_N])
+    divided_NC = logits_NC.copy()
+    for fold in range(min(folds, len(names))):
+        others_N = fold_N != fold
+        if others_N.any():
+            divided_NC[~others_N] /= fit_temperature(logits_NC[others_N], labels_N[others_N])
+    return divided_NC
 
 
 def temperature_doubt(temperature: float) -> str | None:

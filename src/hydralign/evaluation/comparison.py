@@ -11,13 +11,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hydralign.algorithms.kl import gap_name
 from hydralign.errors import ConfigError, DataError, did_you_mean
 from hydralign.evaluation.held_out import Answers
 from hydralign.evaluation.statistics import Difference, compare_paired
 from hydralign.evaluation.text_metrics import distinct_2_blocks, paired_distinct_2
 
-FACTS = ("kl", "tokens", "finished")
-"""Numbers per answer of which more is neither better nor worse."""
+FACTS = ("kl", "logprob_gap", "tokens", "finished")
+"""Numbers per answer of which more is neither better nor worse; of the first two there is one, as `gap_name` says."""
 
 VARIETY = "distinct-2"
 """A fact of many answers together."""
@@ -117,6 +118,8 @@ def as_record(comparison: Comparison) -> dict[str, Any]:
 def fact_sentence(difference: Difference) -> str:
     """The difference in one line that does not judge it."""
     sentence = difference.sentence()
+    if difference.metric == gap_name(truncated=True):
+        sentence += " A log-probability gap in nats; no KL, since top-k or top-p cut off what is sampled."
     changed = "changed" if difference.verdict != "not distinguishable" else "no change that is told from chance"
     return sentence.replace(f": {difference.verdict}.", f": {changed}.", 1)
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hydralign.algorithms.kl import k1
+from hydralign.algorithms.kl import gap_name, k1
 from hydralign.data import fingerprint
 from hydralign.files import write_text
 from hydralign.generation.sampler import Sampler, sample
@@ -73,6 +73,8 @@ def answer_held_out(
     sampler: Sampler = sample,
 ) -> Answers:
     """Answer every prompt once. Metrics: score, each reward if several, kl (k1 sum, nats), tokens, finished (0, 1).
+    Under top-k or top-p there is no kl but a logprob_gap, which is the same sum over answers that are no samples of the
+    whole distribution.
 
     The first `samples` answers are kept as text; None keeps all of them.
     """
@@ -94,7 +96,8 @@ def answer_held_out(
                     parts.setdefault(name, []).append(values.double())
                 told = zip(few, experience.rollout.completions, measured["score"].tolist(), strict=True)
                 shown += [{"query": prompt.text, "response": text, "score": score} for prompt, text, score in told]
-                means = {name: float(torch.cat(parts[name]).mean()) for name in ("score", "kl", "tokens")}
+                shown_means = ("score", gap_name(truncated=plan.truncated), "tokens")
+                means = {name: float(torch.cat(parts[name]).mean()) for name in shown_means}
                 bar.update(start + len(few), means)
         return {name: torch.cat(values) for name, values in parts.items()}, shown
 
@@ -118,7 +121,7 @@ def _measured(experience: Experience) -> dict[str, Tensor]:
     return {
         "score": scores.totals_B,
         **{f"reward/{name}": _with_gaps(values, kl_BR.device) for name, values in scores.terms.items()},
-        "kl": kl_BR.sum(-1),
+        gap_name(truncated=experience.truncated): kl_BR.sum(-1),
         "tokens": rollout.rows.response_lengths_B,
         "finished": rollout.finished_B,
     }

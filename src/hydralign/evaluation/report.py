@@ -37,6 +37,7 @@ LONGEST_TEXT = 3000
 _WORDS = {
     "score": ("score", ""),
     "kl": ("KL divergence from the reference", "nats per answer"),
+    "logprob_gap": ("log-probability gap to the reference (no KL: top-k or top-p)", "nats per answer"),
     "tokens": ("answer length", "tokens"),
     "finished": ("answers that ended by themselves", "share"),
     "distinct-2": ("different word pairs (distinct-2)", "share"),
@@ -46,6 +47,7 @@ _WORDS = {
 _CURVES = {
     "ppo/mean_scores": ("Reward", "mean score of the answers"),
     "objective/kl": ("KL divergence from the reference", "nats per answer"),
+    "objective/logprob_gap": ("Log-probability gap to the reference (no KL: top-k or top-p)", "nats per answer"),
     "tokens/responses_len_mean": ("Answer length", "tokens"),
     "objective/entropy": ("Entropy of the policy", "nats per token"),
     "ppo/policy/clipfrac": ("Clipped updates", "share of tokens"),

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from hydralign.algorithms.kl import gap_name
 from hydralign.config import PPOConfig, Recipe
 from hydralign.config.compare import CompareConfig
 from hydralign.config.ppo import SamplingConfig
@@ -108,12 +109,13 @@ def load_parts(recipe: Recipe, config: CompareConfig, processes: Processes) -> L
         replace(judge, name=f"judge/{judge.name}", weight=0.0)
         for judge in (build_terms(config.judges, processes.device) if config.judges else ())
     )
-    require_shares(config, [term.name for term in terms], [judge.name for judge in judges])
+    seed = recipe.seed if config.seed is None else config.seed
+    plan = sampling_plan(sampling, seed)
+    told = [[term.name for term in some] for some in (terms, judges)]
+    require_shares(config, *told, truncated=plan.truncated)
     names = {f"reward/{judge.name}": judge.name for judge in judges}
     if len(terms) == 1 and judges:
         names[f"reward/{terms[0].name}"] = ""  # a single reward is the score
-    seed = recipe.seed if config.seed is None else config.seed
-    plan = sampling_plan(sampling, seed)
     data = load_prompts(source, before.tokenizer, seed=recipe.seed)
     prompts = choose_prompts(data, config.prompts, at_least=max(2, processes.count))
     for reader in (before, after):
@@ -150,10 +152,24 @@ def require_same_tokens(before: Any, after: Any) -> None:
         )
 
 
-def require_shares(config: CompareConfig, rewards: Sequence[str], judges: Sequence[str]) -> None:
-    """Raise ConfigError for shares of what will be no metric; `judges` are called judge/NAME."""
+def require_shares(
+    config: CompareConfig, rewards: Sequence[str], judges: Sequence[str], *, truncated: bool = False
+) -> None:
+    """Raise ConfigError for shares of what will be no metric; `judges` are called judge/NAME.
+
+    `truncated` says that answers are sampled with top-k or top-p.
+    """
     several = [f"reward/{name}" for name in rewards] if len(rewards) > 1 else []
-    check_shares(_shares(config), ["score", *several, *judges, *FACTS])
+    other_gap = gap_name(truncated=not truncated)
+    facts = [name for name in FACTS if name != other_gap]
+    check_shares(_shares(config), ["score", *several, *judges, *facts])
+
+
+def _shape(plan: SamplingPlan) -> str:
+    """What is made of the model's distribution before a token is drawn."""
+    cuts = {"top-k": plan.top_k, "top-p": plan.top_p if plan.top_p < 1 else 0}
+    told = [f"{name} {value:g}" for name, value in cuts.items() if value]
+    return ", ".join([f"temperature {plan.temperature:g}", *told])
 
 
 def _shares(config: CompareConfig) -> list[Share]:
@@ -201,7 +217,7 @@ def _about(recipe: Recipe, config: CompareConfig, loaded: Loaded) -> dict[str, s
         "model before": str(config.before),
         "model after": str(config.after),
         "prompts": f"{len(loaded.prompts):,} held-out ones of {source.source}",
-        "answers": f"{lengths} tokens, temperature {plan.temperature:g}, the same random numbers on both sides",
+        "answers": f"{lengths} tokens, {_shape(plan)}, the same random numbers on both sides",
         "score": " + ".join(f"{term.weight:g} × {term.name}" for term in loaded.terms if term.weight),
         "judges": ", ".join(term.name.removeprefix("judge/") for term in loaded.terms if not term.weight) or "none",
         "seed": str(plan.seed),

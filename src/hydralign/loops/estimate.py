@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from hydralign.algorithms.advantages import gae
-from hydralign.algorithms.kl import k1, k3
+from hydralign.algorithms.kl import gap_name, k1, k3
 from hydralign.algorithms.masked import masked_moments, masked_sum, mean_and_variance, whiten
 from hydralign.algorithms.rewards import token_rewards
 from hydralign.errors import ConfigError, did_you_mean
@@ -95,7 +95,10 @@ def _stats(
     kl_coefficient: float,
     processes: Processes,
 ) -> dict[str, float]:
-    """Global means under the names that classic TRL gave them; kl is the k1 sum per answer, in nats."""
+    """Global means under the names that classic TRL gave them; kl is the k1 sum per answer, in nats.
+
+    Of answers that top-k or top-p cut off it is called logprob_gap, since it is no KL.
+    """
     rows, scores = experience.rollout.rows, experience.scores
     mask_BR = rows.mask_BR
     sums = Sums()
@@ -123,7 +126,7 @@ def _stats(
     applied = {name: means[f"applied/{name}"] for name in scores.terms}
     require_applied(applied, round(means["rows"] * processes.count))
     return {
-        "objective/kl": means["kl"],
+        f"objective/{gap_name(truncated=experience.truncated)}": means["kl"],
         "objective/kl_coef": kl_coefficient,
         "objective/logprobs": means["logprobs"],
         "objective/ref_logprobs": means["ref_logprobs"],

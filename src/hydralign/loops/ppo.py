@@ -8,6 +8,7 @@ are public (`collect`, `estimate`, `update`); to change the algorithm, write you
 from __future__ import annotations
 
 import io
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 
-from hydralign.algorithms.kl import adapt_coefficient, k1
+from hydralign.algorithms.kl import adapt_coefficient, gap_name, k1
 from hydralign.config.ppo import AdaptiveKL, PPOConfig, SamplingConfig
 from hydralign.data import PromptStream
 from hydralign.errors import ConfigError, NonFiniteError
@@ -98,7 +99,7 @@ def train(config: PPOConfig, parts: PPOParts, *, seed: int = 0) -> PPOState:
                 # 3. Update policy and values.
                 stats = _update(config, parts, optimizer, experience, estimates, micro, seed=seed, iteration=step)
                 # 4. Follow the KL target, report.
-                state = _advanced(config, state, estimates.stats["objective/kl"])
+                state = _advanced(config, state, estimates.stats.get("objective/kl", math.nan))
                 metrics = {**estimates.stats, **stats, "ppo/learning_rate": rate, **_times(started, collected)}
                 _report(config, parts, state, {**metrics, **(measured if step == 0 else {})}, experience)
                 bar.update(state.step, _numbers_that_matter(metrics))
@@ -313,13 +314,16 @@ def _save(config: PPOConfig, parts: PPOParts, state: PPOState, optimizer: torch.
 
 
 def sample_rows(experience: Experience, count: int) -> list[dict[str, Any]]:
-    """The first answers of an experience as rows of a table: query, response, score, KL, tokens, whether finished."""
+    """The first answers of an experience as rows of a table: query, response, score, KL (or what `gap_name` calls it),
+    tokens, whether finished.
+    """
+    gap = gap_name(truncated=experience.truncated)
     rollout = experience.rollout
     mask_BR = rollout.rows.mask_BR
     kl_B = k1(experience.old_logprobs_BR, experience.ref_logprobs_BR, mask_BR).sum(-1)
     columns = (rollout.completions, experience.scores.totals_B.tolist(), kl_B.tolist(), mask_BR.sum(-1).tolist())
     return [
-        {"query": prompt.text, "response": text, "reward": score, "kl": kl, "tokens": tokens, "finished": finished}
+        {"query": prompt.text, "response": text, "reward": score, gap: kl, "tokens": tokens, "finished": finished}
         for prompt, text, score, kl, tokens, finished in zip(
             rollout.prompts[:count], *(c[:count] for c in columns), rollout.finished_B[:count].tolist(), strict=True
         )
@@ -327,9 +331,10 @@ def sample_rows(experience: Experience, count: int) -> list[dict[str, Any]]:
 
 
 def _numbers_that_matter(metrics: dict[str, float]) -> dict[str, float]:
+    gap = gap_name(truncated="objective/kl" not in metrics)
     return {
         "score": metrics["ppo/mean_scores"],
-        "kl": metrics["objective/kl"],
+        gap: metrics[f"objective/{gap}"],
         "length": metrics["tokens/responses_len_mean"],
     }
 

@@ -232,7 +232,7 @@ def _check_compare(recipe: Recipe, config: CompareConfig, models: ModelSource, p
     columns = columns_of(prompts)
     names = check_terms(score, columns, models)
     judges = [f"judge/{name}" for name in check_terms(config.judges, columns, models)]
-    compare_run.require_shares(config, names, judges)
+    compare_run.require_shares(config, names, judges, truncated=sampling_plan(sampling, recipe.seed).truncated)
 
 
 def _prompts(recipe: Recipe, facts: ModelFacts) -> tuple[DataSet[Prompt] | None, bool]:

@@ -207,7 +207,11 @@ def judge_pairs(scorer: Scorer, pairs: Sequence[Pair], micro_rows: int, processe
 
 def judge_labels(scorer: Scorer, texts: Sequence[Labelled], micro_rows: int, processes: Processes = ALONE) -> Judged:
     """The scorer's label for each text."""
-    logits_NC = outputs_of(scorer, [text.ids for text in texts], micro_rows, processes)
+    return judge_logits(outputs_of(scorer, [text.ids for text in texts], micro_rows, processes), texts)
+
+
+def judge_logits(logits_NC: Tensor, texts: Sequence[Labelled]) -> Judged:
+    """What these outputs say of each text's label."""
     label_N = torch.tensor([text.label for text in texts])
     confidence_N, choice_N = logits_NC.softmax(-1).max(-1)
     loss_N = cross_entropy(logits_NC, label_N, reduction="none")

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hydralign.config import Recipe
 from hydralign.config.data import NoSplit, SourceConfig
 from hydralign.config.model import ModelConfig
@@ -16,6 +18,7 @@ from hydralign.errors import ConfigError, DataError
 from hydralign.evaluation import baselines
 from hydralign.evaluation.calibration import (
     calibration_bins,
+    divide_by_temperatures_of_others,
     expected_calibration_error,
     fit_temperature,
     temperature_doubt,
@@ -28,6 +31,7 @@ from hydralign.loops.reward import (
     RewardParts,
     cropped_once,
     judge_labels,
+    judge_logits,
     judge_pairs,
     outputs_of,
     train_on_labels,
@@ -86,8 +90,8 @@ def run_reward(recipe: Recipe, config: RewardConfig, folder: Path, processes: Pr
             train_on_pairs(config, parts, seed=recipe.seed)
         else:
             train_on_labels(config, parts, crops=task.crops, seed=recipe.seed)
-        temperature = calibrated(loaded, task, micro, recipe.seed, processes) if isinstance(task, Labels) else None
-        after = judged()
+        fitted = calibrated(loaded, task, micro, recipe.seed, processes) if isinstance(task, Labels) else None
+        temperature, after = fitted or (None, judged())
         test: Judged | None = judge(scorer, loaded.test, micro, processes) if loaded.test else None
     difference = compare_paired("held-out accuracy", before, after.right_N.tolist())
     baseline = baseline_of(after, scorer.labels)
@@ -109,8 +113,14 @@ def run_reward(recipe: Recipe, config: RewardConfig, folder: Path, processes: Pr
     return [difference, *([baseline.above] if baseline.above else [])]
 
 
-def calibrated(loaded: Loaded, task: Labels, micro: int, seed: int, processes: Processes) -> float | None:
-    """Fit a temperature on held-out texts and pieces of them, divide the outputs by it, and return it."""
+def calibrated(
+    loaded: Loaded, task: Labels, micro: int, seed: int, processes: Processes
+) -> tuple[float, Judged] | None:
+    """Fit a temperature on held-out texts and pieces of them and divide the outputs by it; None when not asked for.
+
+    Returns it, and the judgement of the held-out texts with temperatures that were fitted on other ones: the text that
+    is judged has no part in its own calibration.
+    """
     if not task.calibrate:
         return None
     scorer = loaded.scorer
@@ -118,12 +128,15 @@ def calibrated(loaded: Loaded, task: Labels, micro: int, seed: int, processes: P
     if task.crops:
         texts += cropped_once(texts, task.crops, scorer.tokenizer, seed)
     logits_NC = outputs_of(scorer, [text.ids for text in texts], micro, processes)
-    temperature = fit_temperature(logits_NC.numpy(), [text.label for text in texts])
+    labels = [text.label for text in texts]
+    temperature = fit_temperature(logits_NC.numpy(), labels)
+    groups = [text.ids for text in loaded.held_out] * (1 + bool(task.crops))
+    divided_NC = torch.from_numpy(divide_by_temperatures_of_others(logits_NC.numpy(), labels, groups))
     scorer.divide_outputs(temperature)
     doubt = temperature_doubt(temperature)
     if doubt and processes.main:
         say(doubt)
-    return temperature
+    return temperature, judge_logits(divided_NC[: len(loaded.held_out)], texts[: len(loaded.held_out)])
 
 
 def baseline_of(judged: Judged, labels: Sequence[str]) -> baselines.Baseline:

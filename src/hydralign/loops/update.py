@@ -100,7 +100,7 @@ def update(
     if policy.trunk and before and experience.trunk_use:
         rows, collecting = experience.rollout.rows, experience.trunk_use
         _add_trunk_use(sums, rows, collecting, policy.trunk.use.since(before))
-    return _named(sums.means(processes), steps, stopped)
+    return _named(sums.means(processes), steps, stopped, truncated=experience.truncated)
 
 
 def _add_trunk_use(sums: Sums, rows: Rows, collecting: TrunkUse, updating: TrunkUse) -> None:
@@ -294,8 +294,8 @@ def _clip_and_step(
     return norm.detach()
 
 
-def _named(means: dict[str, float], steps: int, stopped: bool) -> dict[str, float]:
-    """The update's metrics under the names that classic TRL gave them."""
+def _named(means: dict[str, float], steps: int, stopped: bool, *, truncated: bool) -> dict[str, float]:
+    """The update's metrics under the names that classic TRL gave them; k1 of truncated samples is called no KL."""
     return {
         "objective/entropy": means["entropy"],
         "ppo/loss/policy": means["policy_loss"],
@@ -303,7 +303,7 @@ def _named(means: dict[str, float], steps: int, stopped: bool) -> dict[str, floa
         "ppo/loss/total": means["total_loss"],
         "ppo/policy/entropy": means["entropy"],
         "ppo/policy/approxkl": means["k3"],
-        "ppo/policy/policykl": means["k1"],
+        f"ppo/policy/{'logprob_gap' if truncated else 'policykl'}": means["k1"],
         "ppo/policy/clipfrac": means["clipped"],
         "ppo/policy/ratio": means["ratio"],
         "ppo/policy/grad_norm": means.get("grad_norm", 0.0),
