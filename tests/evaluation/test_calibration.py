@@ -146,7 +146,8 @@ def test_single_group_keeps_its_logits() -> None:
 
 def test_calibration_error_of_few_rows_is_not_that_of_their_own_fit() -> None:
     # 40 rows that an overconfident model guesses: their own temperature flatters them, those of the others do not.
-    own, others = [], []
+    own: list[float] = []
+    others: list[float] = []
     for seed in range(30):
         generator = np.random.default_rng(seed)
         logits_NC, labels_N = generator.normal(size=(20, 2)) * 6, generator.integers(0, 2, size=20)

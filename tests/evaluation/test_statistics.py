@@ -274,8 +274,8 @@ def test_few_prompts_are_rarely_called_better_or_worse_when_their_true_mean_diff
 
 def test_few_prompts_are_told_better_when_the_difference_is_large() -> None:
     generator = np.random.default_rng(3)
-    for n, share in ((8, 0.5), (15, 0.95), (25, 1.0)):
-        samples = 1.5 + generator.normal(size=(20, n))
+    for n, shift, share in ((8, 3.0, 0.6), (15, 1.5, 0.8), (25, 1.0, 0.8)):
+        samples = shift + generator.normal(size=(20, n))
         told = [compare_paired("x", np.zeros(n), sample, resamples=100).verdict for sample in samples]
         assert told.count("better") >= 20 * share, n
 

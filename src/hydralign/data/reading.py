@@ -90,7 +90,7 @@ def _replaced(value: Any, replace: Mapping[str, str]) -> Any:
 def _read(source: str, split: str) -> Iterator[Row]:
     path = Path(source).expanduser()
     if path.is_dir():
-        return _dataset_rows(source, _folder_dataset(source, path, split))
+        return _folder_rows(source, path, split)
     if not path.exists():
         if _HUB_ID.fullmatch(source) and not source.endswith(_SUFFIXES):
             return _dataset_rows(source, _hub_dataset(source, split))
@@ -228,17 +228,33 @@ def _parquet_dataset(source: str, path: Path) -> Any:
         return datasets.Dataset.from_parquet(str(path), cache_dir=cache, keep_in_memory=True)
 
 
-def _folder_dataset(source: str, path: Path, split: str) -> Any:
+def _folder_rows(source: str, path: Path, split: str) -> Iterator[Row]:
+    """Rows of a saved data set, or of the split's files in a folder as on the hub.
+
+    Files of the kinds that are read here are read one by one, so that their rows may differ in columns and types;
+    others in the way of `datasets`, which wants them all alike.
+    """
     with _quiet_datasets(source) as datasets:
         if (path / "state.json").exists():
-            return datasets.load_from_disk(str(path), keep_in_memory=True)
+            return _dataset_rows(source, datasets.load_from_disk(str(path), keep_in_memory=True))
         if (path / "dataset_dict.json").exists():
             splits = datasets.load_from_disk(str(path), keep_in_memory=True)
             if split not in splits:
                 raise DataError(f"{source} has no split {split!r}: it has {', '.join(splits)}. Name one of these.")
-            return splits[split]
+            return _dataset_rows(source, splits[split])
         with tempfile.TemporaryDirectory() as cache:
-            return datasets.load_dataset(str(path.resolve()), split=split, cache_dir=cache, keep_in_memory=True)
+            folder = str(path.resolve())
+            found = datasets.load_dataset_builder(folder, cache_dir=cache).config.data_files or {}
+            files = [str(file) for file in found.get(split, ())]
+            if found and not files and split.isidentifier():
+                raise DataError(
+                    f"{source} has no split {split!r}: it has {', '.join(map(str, found))}. Name one of these."
+                )
+            if files and all(file.endswith(_SUFFIXES) for file in files):
+                return chain.from_iterable(_read(file, split) for file in files)
+            return _dataset_rows(
+                source, datasets.load_dataset(folder, split=split, cache_dir=cache, keep_in_memory=True)
+            )
 
 
 def _hub_dataset(source: str, split: str) -> Any:
@@ -267,13 +283,22 @@ def _quiet_datasets(source: str) -> Iterator[Any]:
         raise
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
-            f"{source} cannot be read: {error}{describe_search(source)}. Check the name, the split and the "
+            f"{source} cannot be read: {_cause(error)}{describe_search(source)}. Check the name, the split and the "
             "connection, or name a file."
         ) from error
     finally:
         datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counted
         if not bars_were_off:
             datasets.utils.enable_progress_bars()
+
+
+def _cause(error: BaseException) -> str:
+    """The message of the first error that led to this one: `datasets` puts general ones on top of it."""
+    chained = [error]
+    while chained[-1].__cause__ is not None:
+        chained.append(chained[-1].__cause__)
+    told = next((str(one) for one in reversed(chained) if str(one).strip()), type(error).__name__)
+    return " ".join(told.split())[:600].rstrip(". ")
 
 
 def _class_names(features: object) -> dict[str, Sequence[str]]:

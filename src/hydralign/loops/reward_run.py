@@ -130,7 +130,7 @@ def calibrated(
     logits_NC = outputs_of(scorer, [text.ids for text in texts], micro, processes)
     labels = [text.label for text in texts]
     temperature = fit_temperature(logits_NC.numpy(), labels)
-    groups = [text.ids for text in loaded.held_out] * (1 + bool(task.crops))
+    groups = [text.ids for text in texts[: len(loaded.held_out)]] * (1 + bool(task.crops))
     divided_NC = torch.from_numpy(divide_by_temperatures_of_others(logits_NC.numpy(), labels, groups))
     scorer.divide_outputs(temperature)
     doubt = temperature_doubt(temperature)
