@@ -112,13 +112,13 @@ def texts_of(value: Any) -> Iterator[str]:
 
 
 def read_head(load: Callable[..., DataSet[Record]], source: SourceConfig, *rest: Any, **more: Any) -> tuple[Any, bool]:
-    """(the data set of at most the first HEAD usable rows, whether these are all). Raises as `load` does."""
+    """(the data set of at most HEAD usable rows, whether these are all). Raises as `load` does."""
     split = source.held_out
     if isinstance(split, HashSplit | LastSplit) and split.percent > 99:
         return load(source, *rest, **more), True
     whole = source.limit is not None and source.limit <= HEAD
     data = load(source if whole else source.model_copy(update={"limit": HEAD}), *rest, **more)
-    return data, whole or not any(reason.startswith("after the first") for reason in data.report.dropped)
+    return data, whole or not any(reason.startswith("beyond the limit") for reason in data.report.dropped)
 
 
 def read_rows(
