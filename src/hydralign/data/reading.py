@@ -247,9 +247,8 @@ def _folder_rows(source: str, path: Path, split: str) -> Iterator[Row]:
             found = datasets.load_dataset_builder(folder, cache_dir=cache).config.data_files or {}
             files = [str(file) for file in found.get(split, ())]
             if found and not files and split.isidentifier():
-                raise DataError(
-                    f"{source} has no split {split!r}: it has {', '.join(map(str, found))}. Name one of these."
-                )
+                listed = ", ".join(map(str, found))
+                raise DataError(f"{source} has no split {split!r}: it has {listed}. Name one of these.")
             if files and all(file.endswith(_SUFFIXES) for file in files):
                 return chain.from_iterable(_read(file, split) for file in files)
             return _dataset_rows(
