@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from hydralign.config import Recipe
+from hydralign.config.sft import SFTConfig
 from hydralign.data import DataSet, choose_rows
 from hydralign.data.report import DataReport
 from hydralign.errors import DataError
@@ -18,6 +21,7 @@ from hydralign.evaluation.held_out import Answers
 from hydralign.loops import reward_run, sft_run
 from hydralign.loops.ppo_run import choose_prompts, kept_answers
 from hydralign.loops.section import kept_numbers
+from hydralign.loops.sft import LONGEST_ROW, max_tokens_of
 from hydralign.processes import ALONE
 from hydralign.testing import tiny_model
 from hydralign.types import Prompt
@@ -107,3 +111,12 @@ def test_error_about_too_few_sequences_lists_where_the_rows_went(tmp_path: Path,
     assert "rows.jsonl: 32 rows read, 6 to train on, 26 held out." in told
     assert "6 longer than 8 tokens, cut at the end, 6 without a token to learn, left out, " in told
     assert choose_rows([]) == ()
+
+
+def test_longest_row_is_told_and_is_the_context_up_to_its_limit(tmp_path: Path, tokenizer: Any) -> None:
+    parts = section(tmp_path, [{"text": words(n)} for n in range(100)], tokenizer, "sft")
+    assert max_tokens_of(SFTConfig(), parts.student) == parts.student.context == 64
+    long = SimpleNamespace(context=4096)
+    assert max_tokens_of(SFTConfig(), long) == LONGEST_ROW == 1024  # type: ignore[arg-type]
+    assert max_tokens_of(SFTConfig(max_tokens=4000), long) == 4000  # type: ignore[arg-type]
+    assert "no more than 1,024" in inspect.getsource(SFTConfig)

@@ -45,6 +45,7 @@ def plan_sft(recipe: Recipe, config: SFTConfig, processes: Processes) -> list[st
     return [
         loaded.describe(),
         f"steps      {steps_of(config, rows):,} of {config.batch.rows} rows, out of {rows:,}",
+        f"rows       up to {max_tokens_of(config, student):,} tokens of a context of {student.context:,}",
         *_start_lines(config.model or recipe.model),
         *_form_lines(config.model or recipe.model),
         *size_lines(student.trained(), student.fixed(), config.optimizer.type),
