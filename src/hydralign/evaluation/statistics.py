@@ -188,24 +188,39 @@ def _check_pairs(name: str, before_P: NDArray[np.float64], after_P: NDArray[np.f
 def _mean_interval(
     difference_P: NDArray[np.float64], *, confidence: float, resamples: int, seed: int
 ) -> tuple[float, float]:
-    """Interval of the mean: t and studentised bootstrap, the wider end of both; [d, d] when all differences agree."""
+    """Interval of the mean, [d, d] when all differences agree.
+
+    It reaches at least as far as the interval over the prompts that changed, times their share: those that did not
+    change say nothing of the direction.
+    """
     largest = float(np.abs(difference_P).max())
     if float(np.ptp(difference_P)) <= 1e-12 * largest:  # subtraction noise is no spread
         mean = float(difference_P.mean())
         return mean, mean
     scaled_P = difference_P / largest
-    mean, n = float(scaled_P.mean()), len(scaled_P)
-    error = float(scaled_P.std(ddof=1)) / math.sqrt(n)
-    outside = _outside(confidence, max(int(np.count_nonzero(difference_P)), _fewest_changes(confidence)))
+    changed_C = scaled_P[scaled_P != 0]
+    outside = _outside(confidence, max(len(changed_C), _fewest_changes(confidence)))
+    low, high = _interval(scaled_P, outside, resamples, seed)
+    if 2 < len(changed_C) < len(scaled_P):
+        share = len(changed_C) / len(scaled_P)
+        ends = _interval(changed_C, outside, resamples, seed)
+        low, high = min(low, share * ends[0]), max(high, share * ends[1])
+    return low * largest, high * largest
+
+
+def _interval(values_P: NDArray[np.float64], outside: float, resamples: int, seed: int) -> tuple[float, float]:
+    """Of the mean: t and studentised bootstrap, the wider end of both, each missing `outside`."""
+    mean, n = float(values_P.mean()), len(values_P)
+    error = float(values_P.std(ddof=1)) / math.sqrt(n)
     t = float(stats.t.ppf(1 - outside / 2, n - 1))
-    if n < 3:  # both values of a resample are equal half of the time
-        return (mean - t * error) * largest, (mean + t * error) * largest
+    if n < 3 or error <= 1e-12 * abs(mean):  # resamples of two values, or of equal ones, have no spread
+        return mean - t * error, mean + t * error
     resamples = max(resamples, math.ceil(10 / outside))  # at least 5 of them beyond either end
-    ratios_R = np.sort(_studentized_means(scaled_P, mean, error, resamples, seed))
+    ratios_R = np.sort(_studentized_means(values_P, mean, error, resamples, seed))
     beyond = int(outside / 2 * resamples)
     low = mean - max(t, float(ratios_R[resamples - 1 - beyond])) * error
     high = mean + max(t, -float(ratios_R[beyond])) * error
-    return low * largest, high * largest
+    return low, high
 
 
 def _outside(confidence: float, changed: int) -> float:
