@@ -10,6 +10,7 @@ from typing import Any
 
 import hydralign  # noqa: F401  (before torch, so that products do not depend on addresses)
 
+os.environ["HF_HUB_OFFLINE"] = "1"  # tests never touch the network
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests compare runs to the bit, or to 1e-5: one kind of device for all
 
 import pytest

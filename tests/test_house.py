@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "reproducible"),
     ("types", "config", "files", "streams"),
     ("algorithms", "tracking", "progress", "processes"),
-    ("memory",),
+    ("memory", "hub"),
     ("data", "models"),
     ("generation", "rewards"),
     ("rollout",),

@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 import torch
 import yaml
 
+from hydralign import processes
 from hydralign.cli import main
 from hydralign.errors import ConfigError
-from hydralign.processes import Processes
+from hydralign.processes import Processes, launched_count, launched_processes
 from hydralign.testing import tiny_model
 
 
@@ -34,6 +36,69 @@ def test_alone_nothing_is_sent() -> None:
     x = torch.ones(2)
     assert alone.sum(x) is x
     assert alone.gather(x, 2) is x
+
+
+LAUNCHED = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("WORLD_SIZE", "", "environment variable WORLD_SIZE='': launchers set it to a whole number from 1"),
+        ("WORLD_SIZE", "two", "environment variable WORLD_SIZE='two': "),
+        ("WORLD_SIZE", "0", "environment variable WORLD_SIZE='0': "),
+        ("WORLD_SIZE", "9" * 5000, "environment variable WORLD_SIZE='999"),
+        ("RANK", None, "environment variable RANK is not set with WORLD_SIZE=2: "),
+        ("RANK", "", "environment variable RANK='' with WORLD_SIZE=2: "),
+        (
+            "RANK",
+            "2",
+            "environment variable RANK='2' with WORLD_SIZE=2: launchers set it to a whole number from 0 to 1",
+        ),
+        ("RANK", "-1", "environment variable RANK='-1' with WORLD_SIZE=2: "),
+        ("LOCAL_RANK", "x", "environment variable LOCAL_RANK='x' with WORLD_SIZE=2: "),
+        ("MASTER_PORT", "70000", "environment variable MASTER_PORT='70000' with WORLD_SIZE=2: "),
+        ("MASTER_ADDR", None, "environment variable MASTER_ADDR is not set with WORLD_SIZE=2: "),
+        ("MASTER_ADDR", " ", "environment variable MASTER_ADDR=' ' with WORLD_SIZE=2: "),
+    ],
+)
+def test_launcher_variable_that_reaches_nobody_is_named(name: str, value: str | None, said: str) -> None:
+    environment = {**LAUNCHED, name: value}
+    with pytest.raises(ConfigError) as caught:
+        launched_count({name: text for name, text in environment.items() if text is not None})
+    assert str(caught.value).startswith(said)
+    assert "torchrun" in str(caught.value)
+    assert "unset WORLD_SIZE" in str(caught.value)
+
+
+def test_launcher_variables_that_fit_and_none_at_all_are_fine() -> None:
+    assert launched_count(LAUNCHED) == 2
+    assert launched_count({"WORLD_SIZE": "1", "RANK": "7"}) == launched_count({"RANK": ""}) == 1
+
+
+def test_process_that_waits_says_for_whom_and_where(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = threading.Event()
+
+    announce = processes._announce
+
+    def announce_and_tell(text: str) -> None:
+        announce(text)
+        said.set()
+
+    def wait_for_nobody(**_: object) -> None:
+        assert said.wait(60)
+        raise RuntimeError("the client socket has timed out\nsecond line")
+
+    monkeypatch.setattr("accelerate.PartialState", wait_for_nobody)
+    monkeypatch.setattr(processes, "_announce", announce_and_tell)
+    monkeypatch.setattr(processes, "SECONDS_BEFORE_ANNOUNCING", 0.0)
+    for name, value in LAUNCHED.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"the 2 processes could not meet at here:29500 \(RuntimeError: the client"):
+        launched_processes()
+    assert capsys.readouterr().err.startswith("Process 2 of 2 is waiting for process 1 of 2 at here:29500. ")
 
 
 def write_recipe(folder: Path, tokenizer: Any, form: dict[str, Any]) -> Path:

@@ -70,8 +70,8 @@ def test_print_of_somebody_elses_code_survives_a_reader_that_left(monkeypatch: p
     monkeypatch.setattr(sys, "stdout", gone)
     monkeypatch.setattr(sys, "stderr", None)
     with lasting_output():
-        print("a reward function speaks")  # noqa: T201
-        print("and complains", file=sys.stderr)  # noqa: T201
+        print("a reward function speaks")
+        print("and complains", file=sys.stderr)
         assert not sys.stderr.isatty()
     assert sys.stdout is gone
 

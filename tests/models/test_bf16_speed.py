@@ -18,7 +18,7 @@ from hydralign.config.model import ModelConfig
 from hydralign.config.sft import SFTConfig
 from hydralign.errors import ConfigError
 from hydralign.loops.precision import choose_precision, precision_of, resolve_precision
-from hydralign.loops.section import write_config
+from hydralign.loops.section_files import write_config
 from hydralign.models import bf16_speed as measuring
 from hydralign.models.bf16_speed import describe_speed, faster_precision
 from hydralign.models.forms import make_policy
@@ -149,6 +149,7 @@ def test_another_precision_than_a_section_was_made_in_is_refused(
     at(FAST, monkeypatch)
     assert isinstance(stored.sft, SFTConfig)
     write_config(out / "sft", resolve_precision(stored, stored.sft, out / "sft", Processes())[1])
+    (out / "sft/evaluation.json").write_text("{}")
     recipe["model"]["precision"] = precision
     assert bool(conflicts(stored, load_recipe(written(recipe)), out)) == refused
 

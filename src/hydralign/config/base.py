@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from hydralign.errors import ConfigError, UnknownKeyError, did_you_mean
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+"""One of AdamW's moment decays: at 1 the moment would never forget its start, and its correction divides by 0."""
 
 
 class Config(BaseModel):

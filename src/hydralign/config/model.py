@@ -48,8 +48,8 @@ class LoraForm(Config):
 
     type: Literal["lora"] = "lora"
     """Tag of this form."""
-    rank: int = Field(default=16, ge=1)
-    """Rank r."""
+    rank: int = Field(default=16, ge=1, le=16384)
+    """Rank r; at most the width of what is adapted."""
     alpha: float = Field(default=32.0, gt=0)
     """Scale: the update is multiplied by alpha / r."""
     targets: tuple[str, ...] | None = None

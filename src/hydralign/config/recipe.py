@@ -15,6 +15,7 @@ from hydralign.config.model import LoraForm, ModelConfig
 from hydralign.config.ppo import PPOConfig
 from hydralign.config.reward import RewardConfig
 from hydralign.config.sft import SFTConfig
+from hydralign.config.texts import require_path_fits
 from hydralign.config.training import SupervisedConfig
 
 Item = TypeVar("Item", SFTConfig, RewardConfig)
@@ -28,7 +29,7 @@ class Recipe(Config):
 
     output: str
     """Folder for results. Elsewhere in the recipe, `{output}` stands for it."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
     """Seeds data order, sampling and new weights."""
     model: ModelConfig
     """The model that is taught."""
@@ -61,7 +62,7 @@ class Recipe(Config):
             why = "there is no user of that name"
         if why:
             raise ValueError(f"output={output!r} cannot be used: {why}. Name a folder of its own, such as runs/first.")
-        return output
+        return require_path_fits(output, "output")
 
     @model_validator(mode="after")
     def _named(self) -> Recipe:

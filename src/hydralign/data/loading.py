@@ -2,13 +2,16 @@
 
 Every kind of data goes the same way; the kinds differ in how a row becomes a draft, and prompts are tokenised in
 the end. Rows are worked on in blocks, so that a `limit` stops early and tokenisers see many texts at once.
+
+A text that prompts are cut out of decides on the row's part; on which side it is held out, the cut prompt decides,
+since that is what a policy sees.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
@@ -31,6 +34,7 @@ from hydralign.data.report import DataReport, DataSet
 from hydralign.data.rows import EmptyTextError, Row, Table
 from hydralign.data.spelled import special_tokens, spelled_in
 from hydralign.data.splits import in_part, split_rows
+from hydralign.data.subsets import hash_order
 from hydralign.errors import ConfigError, DataError
 from hydralign.types import Demonstration, LabelledText, Preference, Prompt
 
@@ -54,6 +58,10 @@ class _Kind(Generic[Record]):
 
     drafter: Callable[[Table], Drafter[Record]]
     finish: Callable[[Sequence[Draft[Record]]], Sequence[Record | LeftOut]]
+    key: Callable[[Record], str] | None = None
+    """The prompt that decides on the side of a record; None is its draft's key."""
+    seen: Callable[[Record], Hashable] | None = None
+    """What a model sees of the record's prompt."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +103,8 @@ def load_prompts(
         withheld.update(RESERVED_COLUMNS & set(table.columns))
         return prompt_drafter(table, tokenizer, from_text=config.cut is not None)
 
-    loaded = _load(config, tokenizer, rows, _Kind(drafter, finish))
+    key = None if config.cut is None else _prompt_text
+    loaded = _load(config, tokenizer, rows, _Kind(drafter, finish, key=key, seen=_prompt_ids))
     return replace(loaded, report=replace(loaded.report, withheld=tuple(sorted(withheld))))
 
 
@@ -168,7 +177,13 @@ def _load(
     if isinstance(config.held_out, SourceSplit):
         table = read_table(config.held_out.source, split=config.held_out.split, **reading)
         other = _gather(table, config.filter, tokenizer, kind)
-    sides = split_rows(main.keyed, config.held_out, other.keyed if other else ())
+    sides = split_rows(
+        main.keyed,
+        config.held_out,
+        other.keyed if other else (),
+        seen=kind.seen,
+        common_stay=kind.key is not None,
+    )
     dropped = main.dropped + (other.dropped if other else Counter())
     spelled = main.spelled + (other.spelled if other else Counter())
     if sides.leaking:
@@ -199,32 +214,34 @@ def _gather(
     limit: int | None = None,
     part: PartConfig | None = None,
 ) -> _Gathered[Record]:
-    keyed: list[tuple[str, Record]] = []
+    kept: list[tuple[int, tuple[str, Record]]] = []
     dropped: Counter[str] = Counter()
     spelled: Counter[str] = Counter()
     special, shortened = special_tokens(tokenizer), 0
     drafter = kind.drafter(table)
-    starts = range(0, len(table.rows), _BLOCK)
-    blocks = (_worked(table.rows[start : start + _BLOCK], drafter, bounds, tokenizer, kind) for start in starts)
-    for place, outcome in enumerate(chain.from_iterable(blocks)):
-        if len(keyed) == limit:
-            dropped[f"after the first {limit:,} usable ones (limit)"] = len(table.rows) - place
+    order = range(len(table.rows)) if limit is None else hash_order([row.values for row in table.rows])
+    rows = [table.rows[place] for place in order]
+    starts = range(0, len(rows), _BLOCK)
+    blocks = (_worked(rows[start : start + _BLOCK], drafter, bounds, part, tokenizer, kind) for start in starts)
+    for done, (place, outcome) in enumerate(zip(order, chain.from_iterable(blocks), strict=False)):
+        if len(kept) == limit:
+            dropped[f"beyond the limit of {limit:,} usable rows"] = len(rows) - done
             break
         if isinstance(outcome, LeftOut):
             dropped[outcome.reason] += 1
-        elif part and not in_part(outcome[0], part):
-            dropped[f"outside the part {part.low:g}-{part.high:g} %"] += 1
         else:
-            keyed.append(outcome[:2])
+            kept.append((place, outcome[:2]))
             shortened += outcome[2]
             spelled.update(spelled_in(table.rows[place], special))
-    return _Gathered(table.source, len(table.rows), tuple(keyed), dropped, spelled, shortened)
+    kept.sort(key=lambda one: one[0])
+    return _Gathered(table.source, len(rows), tuple(keyed for _, keyed in kept), dropped, spelled, shortened)
 
 
 def _worked(
     rows: Sequence[Row],
     drafter: Drafter[Record],
     bounds: FilterConfig,
+    part: PartConfig | None,
     tokenizer: PreTrainedTokenizerBase | None,
     kind: _Kind[Record],
 ) -> Iterator[tuple[str, Record, bool] | LeftOut]:
@@ -236,7 +253,12 @@ def _worked(
             yield draft
         else:
             record = next(finished)
-            yield record if isinstance(record, LeftOut) else (draft.key, record, draft.shortened)
+            if isinstance(record, LeftOut):
+                yield record
+            elif part and not in_part(draft.key, part):
+                yield LeftOut(f"outside the part {part.low:g}-{part.high:g} %")
+            else:
+                yield (kind.key(record) if kind.key else draft.key), record, draft.shortened
 
 
 def _drafted(row: Row, drafter: Drafter[Record], bounds: FilterConfig) -> Draft[Record] | LeftOut:
@@ -250,3 +272,11 @@ def _drafted(row: Row, drafter: Drafter[Record], bounds: FilterConfig) -> Draft[
 
 def _records(drafts: Sequence[Draft[Record]]) -> Sequence[Record | LeftOut]:
     return [draft.record for draft in drafts]
+
+
+def _prompt_text(prompt: Prompt) -> str:
+    return prompt.text
+
+
+def _prompt_ids(prompt: Prompt) -> Hashable:
+    return prompt.token_ids

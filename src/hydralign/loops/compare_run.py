@@ -16,16 +16,17 @@ from typing import Any
 from hydralign.config import PPOConfig, Recipe
 from hydralign.config.compare import CompareConfig
 from hydralign.config.ppo import SamplingConfig
-from hydralign.data import encode_prompts, load_prompts
-from hydralign.errors import ConfigError, DataError, TokenizerError
+from hydralign.data import encode_prompts, fingerprint, load_prompts
+from hydralign.errors import ConfigError, TokenizerError
 from hydralign.evaluation.comparison import FACTS, Comparison, Share, as_record, check_shares, compare_answers
 from hydralign.evaluation.held_out import Answers, answer_held_out
 from hydralign.evaluation.report import AnswerPair, Report, write_report
 from hydralign.evaluation.statistics import Difference
 from hydralign.generation.sampler import check_context
 from hydralign.loops.ppo import sampling_plan
-from hydralign.loops.ppo_run import kept_answers, required_prompts, tell
-from hydralign.loops.section import RESULT, write_config, write_json
+from hydralign.loops.ppo_run import choose_prompts, kept_answers, required_prompts, tell
+from hydralign.loops.section import RESULT, write_json
+from hydralign.loops.standing import begin
 from hydralign.models.reader import Reader
 from hydralign.models.whole import load_whole
 from hydralign.processes import Processes
@@ -56,8 +57,7 @@ def run_compare(recipe: Recipe, config: CompareConfig, folder: Path, processes: 
     """Compare as the recipe's `compare` section says; writes OUT/report.json and OUT/report.html."""
     loaded = load_parts(recipe, config, processes)
     if processes.main:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_config(folder, config)
+        begin(recipe, config, folder)
     processes.wait()
 
     def answers(reader: Reader, label: str) -> Answers:
@@ -74,8 +74,9 @@ def run_compare(recipe: Recipe, config: CompareConfig, folder: Path, processes: 
         kept = {loaded.names.get(name, name): values for name, values in given.metrics.items()}
         return replace(given, metrics={name: values for name, values in kept.items() if name})
 
-    before = kept_answers(folder / "before.json", partial(answers, loaded.before, "before"), processes)
-    after = kept_answers(folder / "after.json", partial(answers, loaded.after, "after"), processes)
+    rows = fingerprint(loaded.prompts)
+    before = kept_answers(folder / "before.json", rows, partial(answers, loaded.before, "before"), processes)
+    after = kept_answers(folder / "after.json", rows, partial(answers, loaded.after, "after"), processes)
     shares = _shares(config)
     comparison = compare_answers(before, after, shares=shares, confidence=config.confidence)
     if processes.main:
@@ -113,8 +114,8 @@ def load_parts(recipe: Recipe, config: CompareConfig, processes: Processes) -> L
         names[f"reward/{terms[0].name}"] = ""  # a single reward is the score
     seed = recipe.seed if config.seed is None else config.seed
     plan = sampling_plan(sampling, seed)
-    prompts = load_prompts(source, before.tokenizer, seed=recipe.seed).held_out[: config.prompts]
-    require_prompts(prompts, processes)
+    data = load_prompts(source, before.tokenizer, seed=recipe.seed)
+    prompts = choose_prompts(data, config.prompts, at_least=max(2, processes.count))
     for reader in (before, after):
         check_context(reader, prompts, plan)
     return Loaded(before, after, prompts, (*terms, *judges), names, plan)
@@ -146,15 +147,6 @@ def require_same_tokens(before: Any, after: Any) -> None:
             f"compare.before and compare.after have tokenizers that encode {unequal!r} differently (they share "
             f"{shared:,} of {whole:,} tokens): the second model would read prompts in a way that it was not "
             "trained on. Compare models that share a tokenizer."
-        )
-
-
-def require_prompts(prompts: Sequence[Prompt], processes: Processes) -> None:
-    """Raise DataError for too few held-out prompts to draw an interval from."""
-    if len(prompts) < max(2, processes.count):
-        raise DataError(
-            f"{len(prompts)} prompts are held out, at least {max(2, processes.count)} are needed: nothing could be "
-            "told from chance. Set data.prompts.held_out, such as {by: hash, percent: 5}, or name more prompts."
         )
 
 

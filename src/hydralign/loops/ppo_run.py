@@ -14,7 +14,7 @@ from pathlib import Path
 from hydralign.config import PPOConfig, Recipe
 from hydralign.config.data import PromptSourceConfig
 from hydralign.config.model import ModelConfig
-from hydralign.data import DataSet, PromptStream, load_prompts, training_texts
+from hydralign.data import DataSet, PromptStream, choose_rows, fingerprint, load_prompts, training_texts
 from hydralign.errors import ConfigError, DataError, NonFiniteError
 from hydralign.evaluation.comparison import Comparison, as_record, compare_answers, fact_sentence
 from hydralign.evaluation.held_out import Answers, answer_held_out
@@ -50,8 +50,9 @@ def run_ppo(recipe: Recipe, config: PPOConfig, folder: Path, processes: Processe
             processes=processes,
         )
 
-    with opened(folder, config, processes) as records:
-        before = kept_answers(folder / "before.json", partial(answers, "before"), processes)
+    with opened(recipe, config, folder, processes) as records:
+        rows = fingerprint(held_out)
+        before = kept_answers(folder / "before.json", rows, partial(answers, "before"), processes)
         parts = PPOParts(
             policy=policy,
             prompts=PromptStream(loaded.prompts.train, recipe.seed),
@@ -63,7 +64,7 @@ def run_ppo(recipe: Recipe, config: PPOConfig, folder: Path, processes: Processe
             on_step=partial(_evaluate_when_due, config, answers, records.tracker),
         )
         train(config, parts, seed=recipe.seed)
-    after = kept_answers(folder / "after.json", partial(answers, "after"), processes)
+    after = kept_answers(folder / "after.json", rows, partial(answers, "after"), processes)
     comparison = compare_answers(before, after)
     if processes.main:
         policy.export(folder / "model")
@@ -140,11 +141,17 @@ def _policy(recipe: Recipe, model: ModelConfig, processes: Processes) -> Policy:
 
 def proof_prompts(prompts: DataSet[Prompt], config: PPOConfig, *, at_least: int) -> tuple[Prompt, ...]:
     """The held-out prompts that are answered before and after; raises DataError when no interval can be drawn."""
-    held_out = prompts.held_out[: config.evaluation.prompts]
+    return choose_prompts(prompts, config.evaluation.prompts, at_least=at_least)
+
+
+def choose_prompts(prompts: DataSet[Prompt], count: int, *, at_least: int) -> tuple[Prompt, ...]:
+    """`count` held-out prompts, or all that there are; raises DataError with the reasons when they are too few."""
+    held_out = choose_rows(prompts.held_out, count)
     if len(held_out) < at_least:
         raise DataError(
             f"{len(held_out)} prompts are held out, at least {at_least} are needed: whether training helped could not "
-            "be told from chance. Set data.prompts.held_out, such as {by: hash, percent: 5}, or name more prompts."
+            "be told from chance. Set data.prompts.held_out, such as {by: hash, percent: 5}, or name more prompts.\n"
+            f"{prompts.report.describe()}"
         )
     return held_out
 
@@ -157,9 +164,14 @@ def tell(comparison: Comparison) -> None:
         say(fact_sentence(fact))
 
 
-def kept_answers(path: Path, make: Callable[[], Answers], processes: Processes) -> Answers:
-    """Answers from a file of this run, or made now and written there. Every process returns the same."""
-    return kept(path, make, processes, load=Answers.load, save=lambda file, answers: answers.save(file))
+def kept_answers(path: Path, rows: str, make: Callable[[], Answers], processes: Processes) -> Answers:
+    """`kept`, for answers to held-out prompts."""
+
+    def load(file: Path) -> tuple[str, Answers]:
+        answers = Answers.load(file)
+        return answers.rows, answers
+
+    return kept(path, rows, make, processes, load=load, save=lambda file, answers: answers.save(file))
 
 
 def prompt_preview(prompt: Prompt, source: PromptSourceConfig) -> str:

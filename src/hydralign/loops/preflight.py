@@ -19,7 +19,7 @@ from hydralign.config.compare import CompareConfig
 from hydralign.config.data import HashSplit, LastSplit, NoSplit, SourceConfig
 from hydralign.config.reward import Labels, RewardConfig
 from hydralign.config.sft import SFTConfig
-from hydralign.data import DataSet, load_comparisons, load_demonstrations, load_labelled, load_prompts
+from hydralign.data import DataSet, choose_rows, load_comparisons, load_demonstrations, load_labelled, load_prompts
 from hydralign.data.packing import sequences
 from hydralign.errors import ConfigError, HydralignError, TokenizerError
 from hydralign.generation.sampler import check_context
@@ -112,13 +112,13 @@ def texts_of(value: Any) -> Iterator[str]:
 
 
 def read_head(load: Callable[..., DataSet[Record]], source: SourceConfig, *rest: Any, **more: Any) -> tuple[Any, bool]:
-    """(the data set of at most the first HEAD usable rows, whether these are all). Raises as `load` does."""
+    """(the data set of at most HEAD usable rows, whether these are all). Raises as `load` does."""
     split = source.held_out
     if isinstance(split, HashSplit | LastSplit) and split.percent > 99:
         return load(source, *rest, **more), True
     whole = source.limit is not None and source.limit <= HEAD
     data = load(source if whole else source.model_copy(update={"limit": HEAD}), *rest, **more)
-    return data, whole or not any(reason.startswith("after the first") for reason in data.report.dropped)
+    return data, whole or not any(reason.startswith("beyond the limit") for reason in data.report.dropped)
 
 
 def read_rows(
@@ -148,10 +148,10 @@ def _check_sft(recipe: Recipe, config: SFTConfig, models: ModelSource, processes
     if data is None or facts.tokenizer is None or facts.context is None or not whole:
         return
     stops = (facts.tokenizer.eos_token_id,)
-    made, _ = sequences(data.train, facts.tokenizer, stops, max_tokens=longest, too_long=config.too_long)
-    held_out = data.held_out[: config.evaluation.rows]
+    made, cut = sequences(data.train, facts.tokenizer, stops, max_tokens=longest, too_long=config.too_long)
+    held_out = choose_rows(data.held_out, config.evaluation.rows)
     apart, _ = sequences(held_out, facts.tokenizer, stops, max_tokens=longest, too_long="cut")
-    sft_run.require_sequences(made, apart)
+    sft_run.require_sequences(made, apart, longest, sft_run.account(data, cut))
 
 
 def _check_reward(recipe: Recipe, config: RewardConfig, models: ModelSource, processes: Processes) -> None:
@@ -169,8 +169,8 @@ def _check_reward(recipe: Recipe, config: RewardConfig, models: ModelSource, pro
     if data is None:
         return
     if whole:
-        reward_run.require_rows(data.train, data.held_out)
-    others = [data.held_out[: config.evaluation.rows]]
+        reward_run.require_rows(data.train, data.held_out, data.report.describe())
+    others = [choose_rows(data.held_out, config.evaluation.rows)]
     if config.test is not None:
         test = config.test.model_copy(update={"held_out": NoSplit()})
         tests, _ = read_rows(load, test, facts)
@@ -212,7 +212,7 @@ def _check_ppo(recipe: Recipe, config: PPOConfig, models: ModelSource, processes
     prompts, whole = _prompts(recipe, facts)
     if prompts and whole:
         ppo_run.proof_prompts(prompts, config, at_least=max(2, processes.count))
-    read = [*prompts.train, *prompts.held_out[: config.evaluation.prompts]] if prompts else []
+    read = [*prompts.train, *choose_rows(prompts.held_out, config.evaluation.prompts)] if prompts else []
     _check_length(facts, read, config.sampling, recipe.seed)
     check_terms(config.rewards, columns_of(prompts), models)
 
@@ -226,9 +226,9 @@ def _check_compare(recipe: Recipe, config: CompareConfig, models: ModelSource, p
             sides.append(models.of_path(path))
     prompts, whole = _prompts(recipe, sides[0])
     if prompts and whole:
-        compare_run.require_prompts(prompts.held_out, processes)
+        ppo_run.choose_prompts(prompts, config.prompts, at_least=max(2, processes.count))
     for facts in sides:
-        _check_length(facts, prompts.held_out[: config.prompts] if prompts else [], sampling, recipe.seed)
+        _check_length(facts, choose_rows(prompts.held_out, config.prompts) if prompts else [], sampling, recipe.seed)
     columns = columns_of(prompts)
     names = check_terms(score, columns, models)
     judges = [f"judge/{name}" for name in check_terms(config.judges, columns, models)]

@@ -11,8 +11,9 @@ from hydralign.config import Recipe
 from hydralign.config.data import NoSplit, SourceConfig
 from hydralign.config.model import ModelConfig
 from hydralign.config.reward import Comparisons, Labels, RewardConfig
-from hydralign.data import DataSet, load_comparisons, load_labelled
+from hydralign.data import DataSet, choose_rows, fingerprint, load_comparisons, load_labelled
 from hydralign.errors import ConfigError, DataError
+from hydralign.evaluation import baselines
 from hydralign.evaluation.calibration import (
     calibration_bins,
     expected_calibration_error,
@@ -55,6 +56,8 @@ class Loaded:
     test: Sequence[Pair] | Sequence[Labelled] = ()
     cut: Mapping[str, int] = field(default_factory=dict)
     """Rows whose beginning was cut off, by side."""
+    measured: str = ""
+    """Fingerprint of the records behind `held_out`."""
 
     def describe(self) -> str:
         """One paragraph on the data."""
@@ -64,18 +67,20 @@ class Loaded:
 
 
 def run_reward(recipe: Recipe, config: RewardConfig, folder: Path, processes: Processes) -> list[Difference]:
-    """Train as one item of the `reward` section says, into `folder`; returns the paired difference of accuracy."""
+    """Train as one item of the `reward` section says, into `folder`; returns the paired difference of accuracy to the
+    one before training, and to the baseline.
+    """
     loaded = load_parts(recipe, config, processes)
     scorer, task, micro = loaded.scorer, config.task, config.batch.micro_rows
     judge: Any = judge_pairs if isinstance(task, Comparisons) else judge_labels
     if processes.main:
         say(loaded.describe())
-    with opened(folder, config, processes) as records:
+    with opened(recipe, config, folder, processes) as records:
 
         def judged() -> Judged:
             return judge(scorer, loaded.held_out, micro, processes)
 
-        before = kept_numbers(folder / "before.json", lambda: judged().right_N.tolist(), processes)
+        before = kept_numbers(folder / "before.json", loaded.measured, lambda: judged().right_N.tolist(), processes)
         parts: Any = RewardParts(scorer, loaded.train, loaded.held_out, folder, records, processes)
         if isinstance(task, Comparisons):
             train_on_pairs(config, parts, seed=recipe.seed)
@@ -85,18 +90,23 @@ def run_reward(recipe: Recipe, config: RewardConfig, folder: Path, processes: Pr
         after = judged()
         test: Judged | None = judge(scorer, loaded.test, micro, processes) if loaded.test else None
     difference = compare_paired("held-out accuracy", before, after.right_N.tolist())
+    baseline = baseline_of(after, scorer.labels)
     if processes.main:
         scorer.export(folder / "model")
-        record = {"held_out": as_record(after), "test": as_record(test) if test else None, "temperature": temperature}
-        record |= {"before": {"accuracy": difference.before_mean}, "cut": dict(loaded.cut)}
-        write_json(folder / RESULT, record | {"sentence": difference.sentence()})
-        say(difference.sentence())
+        told = {
+            side: as_record(rows, scorer.labels) if rows else None
+            for side, rows in (("held_out", after), ("test", test))
+        }
+        record: dict[str, Any] = told | {"temperature": temperature, "before": {"accuracy": difference.before_mean}}
+        record |= {"cut": dict(loaded.cut), "sentence": baselines.verdict_sentence(difference, baseline)}
+        write_json(folder / RESULT, record)
+        say(record["sentence"])
         for side, rows in (("held-out", after), ("test", test)):
             if rows:
-                say(f"On {side} rows: {sentence(rows)}")
+                say(f"On {side} rows: {sentence(rows, scorer.labels)}")
         say(f"The model lies in {folder / 'model'}.")
     processes.wait()
-    return [difference]
+    return [difference, *([baseline.above] if baseline.above else [])]
 
 
 def calibrated(loaded: Loaded, task: Labels, micro: int, seed: int, processes: Processes) -> float | None:
@@ -116,8 +126,24 @@ def calibrated(loaded: Loaded, task: Labels, micro: int, seed: int, processes: P
     return temperature
 
 
-def as_record(judged: Judged) -> dict[str, Any]:
-    """The judgement as plain JSON: accuracy with Wilson interval, ties, loss, margin, calibration."""
+def baseline_of(judged: Judged, labels: Sequence[str]) -> baselines.Baseline:
+    """What an answer that does not read the rows achieves on them: the commonest label, or guessing between two."""
+    if judged.label_N is None:
+        return baselines.guessing_baseline(judged.right_N.numpy())
+    return baselines.majority_baseline(judged.label_N.numpy(), judged.right_N.numpy(), labels)
+
+
+def recalls_of(judged: Judged, labels: Sequence[str]) -> tuple[baselines.ClassRecall, ...]:
+    """Recall of each label; none for comparisons."""
+    if judged.label_N is None or judged.choice_N is None:
+        return ()
+    return baselines.class_recalls(judged.label_N.numpy(), judged.choice_N.numpy(), labels)
+
+
+def as_record(judged: Judged, labels: Sequence[str] = ()) -> dict[str, Any]:
+    """The judgement as plain JSON: accuracy with Wilson interval, baseline, classes, ties, loss, margin, calibration,
+    and warnings.
+    """
     right, n = float(judged.right_N.sum()), len(judged.right_N)
     low, high = wilson(right, n)
     bins = calibration_bins(judged.confidence_N.numpy(), judged.right_N.numpy())
@@ -129,19 +155,23 @@ def as_record(judged: Judged) -> dict[str, Any]:
         "ties": int((judged.right_N == 0.5).sum()),
         "loss": float(judged.loss_N.mean()),
         "margin": None if judged.margin_N is None else float(judged.margin_N.mean()),
+        **baselines.as_record(right / n, baseline_of(judged, labels), recalls_of(judged, labels)),
         "calibration": {"error": expected_calibration_error(bins), "bins": [asdict(one) for one in bins]},
     }
 
 
-def sentence(judged: Judged) -> str:
-    """Accuracy, interval, ties and calibration in one line."""
-    told = as_record(judged)
+def sentence(judged: Judged, labels: Sequence[str] = ()) -> str:
+    """Accuracy, interval, ties and calibration in one line; baseline and recalls in the next; then what to doubt."""
+    told = as_record(judged, labels)
     ties = f", {told['ties']} ties counted as half right" if told["ties"] else ""
     margin = "" if told["margin"] is None else f", mean margin {told['margin']:.2f}"
-    return (
+    lines = [
         f"accuracy {told['accuracy']:.3f} (95 % interval {told['ci_low']:.3f} to {told['ci_high']:.3f}, n = "
-        f"{told['n']:,}{ties}){margin}, loss {told['loss']:.3f}, calibration error {told['calibration']['error']:.3f}."
-    )
+        f"{told['n']:,}{ties}){margin}, loss {told['loss']:.3f}, calibration error {told['calibration']['error']:.3f}.",
+        baselines.describe_classes(baseline_of(judged, labels), recalls_of(judged, labels)),
+        *(f"Warning: {doubt}" for doubt in told["warnings"]),
+    ]
+    return "\n".join(lines)
 
 
 def load_parts(recipe: Recipe, config: RewardConfig, processes: Processes) -> Loaded:
@@ -172,12 +202,14 @@ def _load_pairs(
     scorer = _scorer(config, model, ("score",), texts, recipe.seed, processes)
     data = data or load_comparisons(source, scorer.tokenizer)
     train, cut = _pairs(data.train, scorer)
-    held_out, cut_apart = _pairs(data.held_out[: config.evaluation.rows], scorer)
+    chosen = choose_rows(data.held_out, config.evaluation.rows)
+    held_out, cut_apart = _pairs(chosen, scorer)
     judged = load_comparisons(_whole(config.test), scorer.tokenizer) if config.test else None
     test, cut_test = _pairs(judged.train if judged else (), scorer)
-    require_rows(train, held_out)
+    account = _account(data, judged)
+    require_rows(train, held_out, account)
     counts = {"train": cut, "held out": cut_apart, "test": cut_test}
-    return Loaded(scorer, _account(data, judged), train, held_out, test, counts)
+    return Loaded(scorer, account, train, held_out, test, counts, fingerprint(chosen))
 
 
 def _whole(source: SourceConfig) -> SourceConfig:
@@ -232,12 +264,19 @@ def _load_labels(
     scorer = _scorer(config, model, names, [row.text for row in data.train], recipe.seed, processes)
     column_of = {label: names.index(name) for label, name in columns.items()}
     train, cut = _labelled(data.train, column_of, scorer)
-    held_out, cut_apart = _labelled(data.held_out[: config.evaluation.rows], column_of, scorer)
+    chosen = choose_rows(data.held_out, config.evaluation.rows)
+    held_out, cut_apart = _labelled(chosen, column_of, scorer)
     judged = load_labelled(_whole(config.test), scorer.tokenizer) if config.test else None
     test, cut_test = _labelled(judged.train if judged else (), column_of, scorer)
-    require_rows(train, held_out)
+    account = _account(data, judged)
+    without = (
+        len(data.train) - len(train) + len(chosen) - len(held_out) + (len(judged.train) if judged else 0) - len(test)
+    )
+    if without:
+        account += f"\nOf them {without:,} have no token that the model could read: left out."
+    require_rows(train, held_out, account)
     counts = {"train": cut, "held out": cut_apart, "test": cut_test}
-    return Loaded(scorer, _account(data, judged), train, held_out, test, counts)
+    return Loaded(scorer, account, train, held_out, test, counts, fingerprint(chosen))
 
 
 def label_columns(task: Labels, found: Sequence[str]) -> dict[str, str]:
@@ -286,12 +325,12 @@ def require_finished(sets: Sequence[Sequence[Preference]]) -> None:
             _finished(record.columns.get(f"{side}_finished", True), side)
 
 
-def require_rows(train: Sequence[Any], held_out: Sequence[Any]) -> None:
-    """Raise DataError unless there is something to learn and something to measure."""
+def require_rows(train: Sequence[Any], held_out: Sequence[Any], account: str) -> None:
+    """Raise DataError, with the account of what became of all rows, unless some are to learn and some to measure."""
     if not train or len(held_out) < 2:
         raise DataError(
             f"{len(train)} rows to train on and {len(held_out)} held out: at least one and two are needed, or nobody "
-            "could tell whether it was learned. Name more rows, or hold out others (held_out)."
+            f"could tell whether it was learned. Name more rows, or hold out others (held_out).\n{account}"
         )
 
 

@@ -13,25 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from hydralign.config import (
-    Config,
-    HydraForm,
-    Recipe,
-    describe,
-    diff,
-    dump_recipe,
-    load_config,
-    load_recipe,
-    resolved_recipe,
-)
+from hydralign.config import Recipe, describe, diff, dump_recipe, load_recipe, resolved_recipe
 from hydralign.errors import ConfigError, RunFolderError, did_you_mean
 from hydralign.evaluation.statistics import Difference
-from hydralign.files import write_text, writing
+from hydralign.files import write_text
 from hydralign.loops.compare_run import run_compare
+from hydralign.loops.inputs import kinds_read
 from hydralign.loops.lock import locked
 from hydralign.loops.output_checks import check_output
 from hydralign.loops.plans import later_lines, plan_compare, plan_ppo, plan_reward, plan_sft
@@ -40,13 +31,21 @@ from hydralign.loops.precision import choose_precision, resolve_precision, same_
 from hydralign.loops.preflight import Step, check_steps, texts_of
 from hydralign.loops.results import RunResult, read_results
 from hydralign.loops.reward_run import run_reward
-from hydralign.loops.section import RESULT
+from hydralign.loops.same_settings import comparable
 from hydralign.loops.sft_run import run_sft
+from hydralign.loops.standing import (
+    Standing,
+    growth,
+    has_results,
+    readers_of,
+    refuse_stale,
+    set_aside,
+    standing,
+    stored_config,
+)
 from hydralign.processes import Processes, launched_processes
 from hydralign.progress import say
 from hydralign.streams import lasting_output
-
-C = TypeVar("C", bound=Config)
 
 
 @dataclass(frozen=True)
@@ -92,8 +91,7 @@ def run_recipe(recipe: Recipe | str | os.PathLike[str]) -> RunResult:
     Raises RunFolderError when another process runs in the same output folder.
     """
     recipe = resolved_recipe(recipe)
-    names = present_sections(recipe)
-    output, processes = Path(recipe.output).expanduser(), launched_processes()
+    output, names, processes = Path(recipe.output).expanduser(), present_sections(recipe), launched_processes()
     check_before(recipe, names, processes)
     with alone_in(output, processes):
         for line in processes.agreed(lambda: _precision_lines(recipe, output, processes)):
@@ -108,7 +106,7 @@ def _precision_lines(recipe: Recipe, output: Path, processes: Processes) -> list
     titles: dict[str, list[str]] = {}
     for item in (item for name in SECTIONS for item in items_of(recipe, name) if processes.main):
         folder = output / item.title
-        if not (folder / RESULT).exists():
+        if standing(recipe, item.config, folder).state != "finished":
             line = choose_precision(recipe, item.config, folder, processes.device.type)[1]
             titles.setdefault(line or "", []).append(item.title)
     return [f"{', '.join(group)}: {line}" for line, group in titles.items() if line]
@@ -151,18 +149,48 @@ def _run_items(recipe: Recipe, name: str, *, tell_settings: bool, tell_precision
         processes.wait()
         for item in items:
             folder = output / item.title
-            if (folder / RESULT).exists():
-                if processes.main:
-                    say(f"{item.title} is finished: see {folder}. To run it again, delete that folder.")
-                continue
-            require_made(recipe, item)
             used, config, line = resolve_precision(recipe, item.config, folder, processes)
+            if not prepared(used, replace(item, config=config), folder, processes):
+                continue
             if line and tell_precision:
                 say(f"{item.title}: {line}")
             if processes.main and tell_settings:
                 say(describe_item(used, replace(item, config=config), processes))
             differences += SECTIONS[name].run(used, config, folder, processes)
+            if processes.main:
+                claim_folder(output, recipe)  # the section stored the recipe in the precision that it ran in
     return differences
+
+
+def prepared(recipe: Recipe, item: Item, folder: Path, processes: Processes) -> bool:
+    """Whether the item is to be run; then an older result of it is out of the way. Says what it finds.
+
+    Raises RunFolderError when its inputs changed since it was trained, or are not there yet.
+    """
+
+    def check() -> Standing | None:
+        if not processes.main:
+            return None
+        found = standing(recipe, item.config, folder)
+        if found.state == "stale" and item.section != "compare":
+            others = [(one.title, one.config) for name in SECTIONS for one in items_of(recipe, name)]
+            made = [(title, config) for title, config in others if has_results(folder_of(recipe, title))]
+            refuse_stale(recipe, item.title, folder, found.changed, readers_of(item.title, made, recipe.output))
+        if found.state != "finished":
+            require_made(recipe, item)
+        if found.state == "finished":
+            say(f"{item.title} is {found.told}: see {folder}. To run it again, delete that folder.")
+        elif found.state in ("stale", "longer"):
+            say(f"{item.title} is {found.told}.{set_aside(folder, item.config)}")
+        return found
+
+    found = processes.agreed(check)
+    return not processes.any(found is not None and found.state == "finished")
+
+
+def folder_of(recipe: Recipe, title: str) -> Path:
+    """The folder of a section, or of an item of one."""
+    return Path(recipe.output).expanduser() / title
 
 
 def check_before(recipe: Recipe, names: Sequence[str], processes: Processes, *, dry: bool = False) -> None:
@@ -174,7 +202,7 @@ def check_before(recipe: Recipe, names: Sequence[str], processes: Processes, *, 
     steps = [Step(item.section, item.title, item.config) for name in SECTIONS for item in items_of(recipe, name)]
     items = [item for name in names for item in required_items(recipe, name)]
     check_output(recipe, [item.title for item in items])
-    wanted = [item for item in items if not (output / item.title / RESULT).exists()]
+    wanted = [item for item in items if standing(recipe, item.config, output / item.title).state != "finished"]
     require_same_recipe(output, recipe)
     for item in () if dry else wanted:
         require_made(recipe, item, besides=names)
@@ -225,12 +253,13 @@ def missing_parts(recipe: Recipe, item: Item) -> list[Path]:
 
 
 def claim_folder(output: Path, recipe: Recipe) -> None:
-    """Store the recipe in its output folder. Raises as `require_same_recipe` does, StorageError."""
+    """Store the recipe in an output folder that has results. Raises as `require_same_recipe` does, StorageError.
+
+    With nothing made yet, the first section that begins writes it: a start that fails leaves nothing in the way.
+    """
     require_same_recipe(output, recipe)
-    stored = output / "recipe.yaml"
-    with writing(stored):
-        output.mkdir(parents=True, exist_ok=True)
-        write_text(stored, dump_recipe(recipe))
+    if _made_items(recipe, output):
+        write_text(output / "recipe.yaml", dump_recipe(recipe))
 
 
 def require_same_recipe(output: Path, recipe: Recipe) -> None:
@@ -263,40 +292,39 @@ def require_same_recipe(output: Path, recipe: Recipe) -> None:
 def conflicts(stored: Recipe, recipe: Recipe, output: Path) -> list[str]:
     """Settings that results in the folder were made with and that are others now; none without such results.
 
-    Sections that have no folder yet, and kinds of data that the stored recipe did not name, may be added or changed;
-    where a rollout's states lie changes no result; precision `auto` is whatever a section was made in.
+    Sections without results, and data that no section with results reads, may be added or changed; so may what changes
+    no result, and the folder's name. A section that has a checkpoint may be trained longer. Precision `auto` is
+    whatever a section was made in.
     """
-    stored, recipe = (_states_anywhere(one) for one in (stored, recipe))
     stored = same_precision(stored, recipe)
     made, wanted = (_made_items(one, output) for one in (stored, recipe))
     if not made and not wanted:
         return []
     no_sections: dict[str, Any] = dict.fromkeys(SECTIONS)
-    old, new = (one.model_copy(update=no_sections) for one in (stored, recipe))
-    added = {kind: getattr(new.data, kind) for kind in type(old.data).model_fields if getattr(old.data, kind) is None}
-    differences = diff(old.model_copy(update={"data": old.data.model_copy(update=added)}), new)
+    old, new = (comparable(one, one.output).model_copy(update=no_sections) for one in (stored, recipe))
+    read = {kind for config in (*made.values(), *wanted.values()) for kind in kinds_read(config)}
+    free = {
+        kind: getattr(new.data, kind)
+        for kind in type(old.data).model_fields
+        if kind not in read or getattr(old.data, kind) is None
+    }
+    differences = diff(old.model_copy(update={"data": old.data.model_copy(update=free)}), new)
     for title, config in wanted.items():
         # The stored recipe may have been without the section for a while; its own folder tells what made it.
-        own = output / title / "config.yaml"
-        before = load_config(type(config), own) if own.exists() else made.get(title, config)
+        before = stored_config(stored, config, output / title)
+        if before is None:
+            before = comparable(made.get(title, config), stored.output)
         before = same_precision(before, config)
-        differences += [f"{title}.{line}" for line in diff(_states_anywhere(before), _states_anywhere(config))]
+        if longer := growth(stored, config, output / title):
+            before = before.model_copy(update={longer[0]: longer[2]})
+        differences += [f"{title}.{line}" for line in diff(before, comparable(config, recipe.output))]
     return differences
 
 
-def _states_anywhere(config: C) -> C:
-    """The config with a hydra form's trunk states in the default place."""
-    model = getattr(config, "model", None)
-    if model is None or not isinstance(model.form, HydraForm):
-        return config
-    form = model.form.model_copy(update={"offload": HydraForm().offload})
-    return config.model_copy(update={"model": model.model_copy(update={"form": form})})
-
-
 def _made_items(recipe: Recipe, output: Path) -> dict[str, Any]:
-    """The settings, by title, of those sections and items that have a folder."""
+    """The settings, by title, of those sections and items that have results."""
     items = [item for name in SECTIONS for item in items_of(recipe, name)]
-    return {item.title: item.config for item in items if (output / item.title).exists()}
+    return {item.title: item.config for item in items if has_results(output / item.title)}
 
 
 def plan(recipe: Recipe, section: str | None = None) -> str:
@@ -314,6 +342,8 @@ def plan(recipe: Recipe, section: str | None = None) -> str:
             told = later_lines(used, item.title, config, missing)
         else:
             told = SECTIONS[item.section].plan(used, config, processes)
-        lines = [f"precision  {line.removeprefix('precision ')}"] if line else []
-        parts.append("\n".join([describe_item(used, replace(item, config=config), processes), "", *lines, *told]))
+        found = standing(used, config, folder)
+        settings = describe_item(used, replace(item, config=config), processes)
+        notes = [f"precision  {line.removeprefix('precision ')}"] if line else []
+        parts.append("\n".join([f"{item.title} is {found.told}.", settings, "", *notes, *told]))
     return "\n\n".join(parts)

@@ -60,7 +60,7 @@ def faster_precision(speed: float) -> Precision:
     return "bf16" if speed >= CLEARLY_FASTER else "fp32"
 
 
-def concrete_precision(precision: str, device: torch.device) -> Precision:
+def concrete_precision(precision: str, device: torch.device) -> str:
     """fp32 or bf16 as given, or what `auto` stands for on the device. Raises ConfigError for anything else."""
     if precision == "auto":
         return faster_precision(bf16_speed(device.type))
@@ -69,7 +69,7 @@ def concrete_precision(precision: str, device: torch.device) -> Precision:
             f"precision={precision!r} is none that models are computed in here: results would be those of another. "
             "Give auto, fp32 or bf16."
         )
-    return "bf16" if precision == "bf16" else "fp32"
+    return precision
 
 
 def describe_speed(speed: float) -> str:

@@ -7,7 +7,6 @@ weight decay alone would then move them. So a model of the same class is built w
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable
 from functools import cache
 from typing import Any
 
@@ -31,7 +30,7 @@ def freeze_fixed(model: Any) -> None:
 
 def fixed_names(model: Any) -> frozenset[str]:
     """Names of the parameters that do not learn in a new model of this class and config; none where that is unknown."""
-    kind: Hashable = type(model)
+    kind: Any = type(model)  # any class is hashable, which type checkers do not know of type[Any]
     return _fixed_names(kind, _Key(model.config))
 
 

@@ -153,10 +153,23 @@ def save_adapter(peft: Any, folder: Path) -> None:
     peft.save_pretrained(folder, selected_adapters=[ADAPTER], save_embedding_layers=False)
 
 
+def require_rank_fits(model: Any, rank: int, targets: Sequence[str] | None) -> None:
+    """Raise ModelError when the rank is above the smaller side of every matrix that could be adapted."""
+    linear = [(n, m) for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))]
+    named = [(n, m) for n, m in linear if not targets or n.rpartition(".")[2] in targets or n in targets]
+    widest = max((min(module.weight.shape) for _, module in named or linear), default=rank)
+    if rank > widest:
+        raise ModelError(
+            f"model.form.rank={rank}: no adapted matrix of {type(model).__name__} has a rank above {widest}, so the "
+            f"adapters would be larger than what they adapt. Choose at most {widest}, or form: {{type: full}}."
+        )
+
+
 def _fresh_adapter(
     model: Any, *, rank: int, alpha: float, targets: Sequence[str] | None, seed: int, layers: Sequence[int] | None
 ) -> Any:
     """Adapters whose second factor is zero: at the start they change nothing, to the bit."""
+    require_rank_fits(model, rank, targets)
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,

@@ -12,6 +12,7 @@ from peft.tuners.lora import LoraLayer
 from transformers import AutoTokenizer
 
 from hydralign.errors import ModelError
+from hydralign.hub import describe_search, hub_access
 from hydralign.models.adapters import load_adapter, read_language_adapter
 from hydralign.models.fixed import freeze_fixed
 from hydralign.models.load_errors import named_load_errors
@@ -44,9 +45,10 @@ def load_tokenizer(path: str) -> Any:
     adapter = adapter_of(where)
     if adapter is not None:
         where = own_tokenizer(where) or base_of(adapter, path)
-    taken_for = "" if Path(where).exists() else " (no such folder here, so it was taken for a hub id)"
+    taken_for = describe_search(where)
     way_out = "Without it no tokens can be counted. Name a model with its tokenizer, saved by transformers."
-    with named_load_errors(f"The tokenizer of {path!r} could not be loaded{taken_for}", way_out):
+    named = named_load_errors(f"The tokenizer of {path!r} could not be loaded{taken_for}", way_out)
+    with hub_access(where, "model"), named:
         return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
 
 

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
 
 from hydralign.errors import ModelError
+from hydralign.hub import describe_search, hub_access
 from hydralign.models.load_errors import check_model_files, named_load_errors
 from hydralign.models.rope import rope_limit
 from hydralign.models.weights import require_finite_weights, require_ids_have_rows
@@ -29,7 +30,10 @@ def check_classifier_folder(path: str | os.PathLike[str]) -> str | Path:
         check_model_files(folder)
         return folder
     if folder.is_absolute() or str(path).startswith(("~", ".")) or str(path).count("/") > 1:
-        raise ModelError(f"there is no folder {str(path)!r}: no reward can be read from it. Correct the path.")
+        raise ModelError(
+            f"there is no folder {str(path)!r} (looked at {folder.absolute()}): no reward can be read from it. "
+            "Correct the path."
+        )
     return str(path)
 
 
@@ -42,7 +46,8 @@ def load_classifier(
         "It cannot give a reward. Give a folder or hub id that AutoModelForSequenceClassification loads from "
         "safetensors."
     )
-    with named_load_errors(f"{str(path)!r} does not load as a sequence classifier", way_out):
+    what = f"{str(path)!r} does not load as a sequence classifier{describe_search(path)}"
+    with hub_access(path, "model"), named_load_errors(what, way_out):
         raw, _ = PretrainedConfig.get_config_dict(path)
         model, report = AutoModelForSequenceClassification.from_pretrained(
             path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True

@@ -26,6 +26,7 @@ from hydralign.errors import ModelError
 from hydralign.models.bf16_speed import concrete_precision
 from hydralign.models.fixed import freeze_fixed
 from hydralign.models.loading import prepare_model
+from hydralign.models.lora import require_rank_fits
 from hydralign.models.making import PAD
 from hydralign.models.precision import convert_to_fp32, store_matrices_in_bf16
 from hydralign.models.rope import explain_rope_limit
@@ -148,9 +149,8 @@ def make_scorer(
     if isinstance(form, LoraForm):
         _adapt(model, form, frozen, seed)
     elif freeze_layers:
-        for name, module in model.base_model.named_modules():
-            if isinstance(module, nn.Embedding) or "embed" in name or module in frozen:
-                module.requires_grad_(False)
+        for module in _embeddings_and(model, frozen):
+            module.requires_grad_(False)
     scorer = Scorer(model, tokenizer, precision=precision, max_tokens=max_tokens)
     scorer.check_readout()
     return scorer
@@ -191,6 +191,12 @@ def _bottom(model: Any, layers: int) -> Sequence[nn.Module]:
             f"freeze. Use at most {len(blocks)}; fewer leave some of the trunk to learn."
         )
     return list(blocks)[:layers]
+
+
+def _embeddings_and(model: Any, blocks: Sequence[nn.Module]) -> list[nn.Module]:
+    """The embeddings of all kinds, and these blocks."""
+    named = model.base_model.named_modules()
+    return [m for name, m in named if isinstance(m, nn.Embedding) or "embed" in name or m in blocks]
 
 
 def _below_adapters(model: Any, form: Form | None) -> int:
@@ -242,9 +248,12 @@ def _adapt(model: Any, form: LoraForm, frozen: Sequence[nn.Module], seed: int) -
             f"model.form.adapter={form.adapter!r}: it was trained to write, so for scoring it belongs to the start, "
             "not to what is trained. Name it under model.path instead; it is merged into its base there."
         )
+    require_rank_fits(model, form.rank, form.targets)
     head = head_names(model)
     heads = {name.rpartition(".")[0] for name in head}
-    below = {module for block in frozen for module in block.modules()}
+    # With blocks that keep their weights, or only top layers to adapt, the embeddings below them keep theirs too.
+    closed = _embeddings_and(model, frozen) if frozen or form.unfrozen_layers else []
+    below = {module for part in closed for module in part.modules()}
     config = LoraConfig(
         r=form.rank,
         lora_alpha=form.alpha,

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +22,7 @@ from transformers import (
 from transformers.utils import logging
 
 from hydralign.errors import ModelError
+from hydralign.hub import describe_search, hub_access
 from hydralign.models.load_errors import named_load_errors
 from hydralign.models.loading import check_folder, own_tokenizer
 from hydralign.models.making import name_outputs
@@ -69,10 +69,10 @@ def _load(path: str, labels: Sequence[str], seed: int, tokenizer_of: str | None 
 
     `tokenizer_of` is another folder to read the tokenizer from.
     """
-    taken_for = "" if Path(path).exists() else " (no such folder here, so it was taken for a hub id)"
+    taken_for = describe_search(path)
     way_out = "Name a language model, an encoder or a classifier with its tokenizer, saved by transformers."
     named = named_load_errors(f"{path!r} could not be loaded as a classifier{taken_for}", way_out)
-    with named, _quiet(), torch.random.fork_rng(devices=[]):
+    with hub_access(path, "model"), named, _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         own = _own_labels(config, labels, path)
