@@ -304,8 +304,8 @@ def output_cases(folder: Path, inputs: Path) -> dict[str, tuple[Path, str]]:
         "inside a file": (folder / "file" / "below" / "out", "which is a file"),
         "a broken link": (folder / "link", "file"),
         "the model's folder": (inputs / "model", "model.path reads"),
-        "inside the model's folder": (inputs / "model" / "out", "lies in"),
-        "a link to the model's folder": (folder / "model" / "out", "lies in"),
+        "a link to the model's folder": (folder / "model", "model.path reads"),
+        "inside a data folder": (inputs / "empty" / "out", "lies in"),
         "a judge's folder": (inputs / "judge", "compare.judges.0.path reads"),
         "a data file": (inputs / "prompts.jsonl", "is a file"),
         "a name that is too long": (folder / ("x" * 300), "has a name of 300 bytes"),
@@ -315,7 +315,7 @@ def output_cases(folder: Path, inputs: Path) -> dict[str, tuple[Path, str]]:
 def test_output_that_would_touch_something_else_is_refused(
     recipe: Settings, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = change(recipe, "compare.judges.0", JUDGE)
+    recipe = change(change(recipe, "compare.judges.0", JUDGE), "data.prompts.source", "IN/empty")
     before = sorted((path, path.stat().st_mtime_ns) for path in inputs.rglob("*"))
     for output, words in output_cases(tmp_path, inputs).values():
         assert words in refuse({**recipe, "output": str(output)}, capsys, tmp_path, "run", "sft"), output

@@ -18,7 +18,7 @@ from hydralign.errors import RunFolderError
 def check_output(recipe: Recipe, titles: Iterable[str]) -> None:
     """Raise RunFolderError unless the output folder, and a folder in it for each title, can be made and written.
 
-    A folder that the recipe reads, or one inside it, is refused: results would lie among what is read.
+    A folder that the recipe reads is refused, and one inside a data set's: results would lie among what is read.
     """
     output = Path(recipe.output).expanduser()
     for folder in (output, *(output / title for title in titles)):
@@ -26,8 +26,11 @@ def check_output(recipe: Recipe, titles: Iterable[str]) -> None:
     place = Path(os.path.realpath(output))
     for name, text in sorted(inputs_of(recipe)):
         read = Path(text).expanduser()
-        if read.is_dir() and place.is_relative_to(os.path.realpath(read)):
-            where = "is" if place == Path(os.path.realpath(read)) else "lies in"
+        if not read.is_dir():
+            continue
+        same = place == Path(os.path.realpath(read))
+        if same or (name.endswith("source") and place.is_relative_to(os.path.realpath(read))):
+            where = "is" if same else "lies in"
             raise RunFolderError(
                 f"output={recipe.output!r} {where} {text!r}, which {name} reads: results would lie among what is read, "
                 "or replace it. Name a folder of its own, such as runs/first."
