@@ -20,8 +20,8 @@ from hydralign.config.sft import SFTConfig
 from hydralign.data.packing import TokenSequence
 from hydralign.errors import MemoryLimitError, ModelError, NonFiniteError
 from hydralign.loops import sft
-from hydralign.loops.section import Records, Silent
 from hydralign.loops.packing_check import require_apart
+from hydralign.loops.section import Records, Silent
 from hydralign.loops.sft import SFTParts, held_out_losses, language_loss, token_losses, train
 from hydralign.models import make_model
 from hydralign.models.student import Student

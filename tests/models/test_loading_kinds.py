@@ -83,7 +83,7 @@ ODD: dict[str, tuple[dict[str, Any], set[str]]] = {
     "not loaded": ({"early_stopping": "sometimes", "top_k": 7, "do_sample": True}, {"early_stopping"}),
     "negative": ({"max_new_tokens": -1}, {"max_new_tokens"}),
     "watermark": ({"watermarking_config": 3}, {"watermarking_config"}),
-    "several": ({"num_return_sequences": 4, "cache_implementation": "x"}, {"num_return_sequences", "cache_implementation"}),
+    "several": ({"num_return_sequences": 4, "max_new_tokens": -1}, {"num_return_sequences", "max_new_tokens"}),
     "end": ({"eos_token_id": "x"}, {"eos_token_id"}),
 }  # fmt: skip
 
@@ -95,7 +95,9 @@ def test_generation_settings_that_would_not_be_saved_are_left_out_and_named(
     settings, dropped = ODD[case]
     folder = Path(save(tiny_model(tokenizer), tokenizer, tmp_path / "model"))
     file = folder / "generation_config.json"
-    file.write_text(json.dumps({**json.loads(file.read_text()), "pad_token_id": None, "eos_token_id": [0, 7], **settings}))
+    file.write_text(
+        json.dumps({**json.loads(file.read_text()), "pad_token_id": None, "eos_token_id": [0, 7], **settings})
+    )
     policy = load_policy(str(folder))
     told = " ".join(capsys.readouterr().err.split())
     assert told.count("Left out") == bool(dropped)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 
-from hydralign.config.model import FullForm, HydraForm, LoraForm
+from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.config.sft import SFTConfig
 from hydralign.errors import ConfigError, DataError, ModelError
 from hydralign.generation.sampler import check_context
@@ -69,7 +69,11 @@ def test_limit_is_set_by_kinds_that_read_the_batch(parameters: dict[str, Any], l
     assert rope_limit(model_of("llama", rope_parameters=parameters)) == limit
 
 
-FORMS = {"full": FullForm(), "hydra": HydraForm(unfrozen_layers=1), "lora": LoraForm(rank=2, targets=("o_proj",))}
+FORMS: dict[str, Form] = {
+    "full": FullForm(),
+    "hydra": HydraForm(unfrozen_layers=1),
+    "lora": LoraForm(rank=2, targets=("o_proj",)),
+}
 
 
 @pytest.mark.parametrize("form", FORMS)

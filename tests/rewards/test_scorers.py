@@ -362,7 +362,11 @@ def test_tokenizer_of_an_export_pads_on_the_right(gpt2_folder: Callable[..., Pat
     assert AutoTokenizer.from_pretrained(tmp_path / "model").padding_side == "right"
 
 
-WITH_EMBEDDINGS = {"gpt2": ("wte", "wpe", "c_attn"), "llama": ("embed_tokens", "q_proj"), "bert": ("word_embeddings", "query")}
+WITH_EMBEDDINGS = {
+    "gpt2": ("wte", "wpe", "c_attn"),
+    "llama": ("embed_tokens", "q_proj"),
+    "bert": ("word_embeddings", "query"),
+}
 
 
 @pytest.mark.parametrize("family", WITH_EMBEDDINGS)

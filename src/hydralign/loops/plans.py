@@ -105,10 +105,8 @@ def _start_lines(model: ModelConfig) -> list[str]:
     if adapter is None:
         return []
     if isinstance(model.form, LoraForm):
-        settings = "with the rank and targets that it was made with, not those of model.form"
-        return [
-            f"start      adapter {model.path}, trained further on its base {adapter.base_model_name_or_path} ({settings})"
-        ]
+        base, own = adapter.base_model_name_or_path, "with its own rank and targets, not those of model.form"
+        return [f"start      adapter {model.path}, trained further on its base {base} ({own})"]
     return [f"start      adapter {model.path}, merged into its base {adapter.base_model_name_or_path}"]
 
 

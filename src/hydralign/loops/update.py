@@ -24,8 +24,8 @@ from hydralign.errors import ConfigError, NonFiniteError
 from hydralign.generation.keyed import SHUFFLE, keyed_uniforms
 from hydralign.loops.metrics import Sums
 from hydralign.memory import MicroRows
-from hydralign.models.precision import require_fp32
 from hydralign.models.policy import Policy
+from hydralign.models.precision import require_fp32
 from hydralign.processes import ALONE, Processes
 from hydralign.rollout import count_anew
 from hydralign.types import Estimates, Experience, Rows, TrunkUse

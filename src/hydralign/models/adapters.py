@@ -10,7 +10,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +25,7 @@ ADAPTER = "default"
 
 
 def read_language_adapter(folder: str) -> Any:
-    """The PEFT config of an adapter for a language model. Raises ModelError for another kind, or one that is damaged."""
+    """The PEFT config of an adapter for a language model. Raises ModelError for another kind, or a damaged one."""
     config = read_adapter(folder)
     kind = getattr(config.peft_type, "value", config.peft_type)
     if config.is_prompt_learning or config.is_adaption_prompt:

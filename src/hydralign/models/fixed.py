@@ -7,6 +7,7 @@ weight decay alone would then move them. So a model of the same class is built w
 from __future__ import annotations
 
 import copy
+from collections.abc import Hashable
 from functools import cache
 from typing import Any
 
@@ -30,7 +31,8 @@ def freeze_fixed(model: Any) -> None:
 
 def fixed_names(model: Any) -> frozenset[str]:
     """Names of the parameters that do not learn in a new model of this class and config; none where that is unknown."""
-    return _fixed_names(type(model), _Key(model.config))
+    kind: Any = type(model)
+    return _fixed_names(kind, _Key(model.config))
 
 
 class _Key:
@@ -48,10 +50,11 @@ class _Key:
 
 
 @cache
-def _fixed_names(kind: Any, key: _Key) -> frozenset[str]:
+def _fixed_names(kind: Hashable, key: _Key) -> frozenset[str]:
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            new = kind(copy.deepcopy(key.config))
+            build: Any = kind
+            new = build(copy.deepcopy(key.config))
     except Exception:  # A class of somebody else's may need more than a config; then nothing is known of it.
         return frozenset()
     return frozenset(name for name, parameter in new.named_parameters() if not parameter.requires_grad)

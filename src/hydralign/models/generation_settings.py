@@ -62,7 +62,7 @@ def mend_generation_settings(model: Any) -> None:
             model.generation_config, dropped = _keep_what_saves(wanted) if reason else (generation, [])
             say(f"The model's generation config cannot be saved as it is. {_left_out([*broken, *dropped])}")
     # Settings that belong to the generation config are refused in the model's own.
-    misplaced = getattr(model.config, "_get_generation_parameters", dict)()
+    misplaced: dict[str, Any] = getattr(model.config, "_get_generation_parameters", dict)()
     for name in misplaced:
         setattr(model.config, name, None)
     if misplaced:

@@ -20,8 +20,8 @@ from hydralign.errors import ModelError
 from hydralign.models.adapters import ADAPTER, AdapterStart, load_adapter, read_language_adapter
 from hydralign.models.causal import CausalModel
 from hydralign.models.decoding import CachedDecoding
-from hydralign.models.heads import ValueHead
 from hydralign.models.fixed import freeze_fixed
+from hydralign.models.heads import ValueHead
 from hydralign.models.loading import context_of, prepare_model, stop_ids_of
 from hydralign.models.precision import store_frozen_in_bf16
 from hydralign.models.rope import explain_rope_limit

@@ -11,7 +11,6 @@ from transformers.pytorch_utils import Conv1D
 
 from hydralign.errors import ModelError
 
-
 ADAPTER_PARTS = {"modules_to_save", "token_adapter", "trainable_tokens_delta"}
 """What PEFT calls the parts of an adapter that are no factors of a matrix."""
 
