@@ -7,7 +7,7 @@ it; the fourth model, the reward's, is called by the benchmark as a reward funct
 from __future__ import annotations
 
 import copy
-from pathlib import Path
+import os
 from typing import Any
 
 import torch
@@ -44,7 +44,7 @@ class SeparatePolicy(FullPolicy):
         body = self.values.body.named_parameters()
         return super().trained() | {f"value_model.{name}": p for name, p in body}
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: str | os.PathLike[str]) -> None:
         """Refused: this exists to be timed."""
         raise ModelError(f"{folder}: this set-up is timed and then dropped. Save a policy of the full form instead.")
 

@@ -8,6 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import hydralign  # noqa: F401  (before torch, so that products do not depend on addresses)
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # tests never touch the network
 os.environ["CUDA_VISIBLE_DEVICES"] = ""  # tests compare runs to the bit, or to 1e-5: one kind of device for all
 
 import pytest
@@ -30,6 +33,14 @@ def _imports_out_of_garbage_collection() -> Iterator[None]:
     gc.freeze()
     yield
     gc.unfreeze()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _auto_is_fp32() -> Iterator[None]:
+    """Precision `auto` is fp32 on every machine: no test depends on how fast one CPU multiplies bf16."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("hydralign.models.bf16_speed.bf16_speed", lambda kind: 0.5)
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,9 @@ import yaml
 
 from hydralign.cli import main
 from hydralign.config import load_recipe
+from hydralign.loops import runs
 from hydralign.loops.runs import claim_folder, conflicts, run_section
+from hydralign.loops.standing import begin
 from hydralign.testing import tiny_model
 
 WORDS = ["this", "that", "thing", "other", "small", "plain", "words", "text"]
@@ -37,7 +40,7 @@ def write_recipe(folder: Path, tokenizer: Any, **changes: Any) -> Path:
     small = {"batch": {"rows": 8, "micro_rows": 3}, "evaluation": {"rows": 20, "every": 4}}
     recipe = {
         "output": str(folder / "out"),
-        "model": {"path": str(folder / "model")},
+        "model": {"path": str(folder / "model"), "precision": "fp32"},
         "data": {
             name: {"source": str(folder / f"{name}.jsonl"), "held_out": {"by": "hash", "percent": 40}} for name in data
         },
@@ -60,6 +63,7 @@ def write_recipe(folder: Path, tokenizer: Any, **changes: Any) -> Path:
         },
         "compare": {
             "prompts": 20,
+            "precision": "fp32",
             "judges": [
                 {"type": "classifier", "path": "{output}/reward/labels/model", "label": "THIS", "output": "log_odds"},
                 {"type": "function", "function": f"{folder / 'rule.py'}:length"},
@@ -298,3 +302,165 @@ def test_two_processes_give_the_losses_and_the_report_of_one(finished: Path) -> 
         assert reports[1]["metrics"][name]["after"] == pytest.approx(metric["after"], abs=1e-4), name
     samples = [json.loads((finished / run / "compare/after.json").read_text())["samples"] for run in ("out", "two")]
     assert [row["response"] for row in samples[0]] == [row["response"] for row in samples[1]]
+
+
+@pytest.fixture
+def copied(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The output of the finished recipe in another place; what ppo and compare train and measure is made up."""
+    shutil.copytree(finished / "out", tmp_path / "out")
+    for name in ("ppo", "compare"):
+        monkeypatch.setitem(runs.SECTIONS, name, replace(runs.SECTIONS[name], run=pretend))
+    return tmp_path / "out"
+
+
+def pretend(recipe: Any, config: Any, folder: Path, processes: Any) -> list[Any]:
+    begin(recipe, config, folder)
+    for place in ("model", "checkpoints/step-1"):
+        (folder / place).mkdir(parents=True, exist_ok=True)
+    (folder / "model/config.json").write_text(config.model_dump_json())
+    (folder / "evaluation.json").write_text("{}")
+    return []
+
+
+def results(output: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in output.rglob("*.json*") if path.is_file()}
+
+
+def test_moved_output_is_the_same_run_and_settings_without_effect_may_change(
+    finished: Path, copied: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(copied.parent)
+    before = results(copied)
+    for output in (str(copied), "out", "./out/", str(copied)):
+        options = [
+            "--output",
+            output,
+            "--ppo.batch.micro_rows",
+            "1",
+            "--ppo.saving.keep",
+            "5",
+            "--ppo.evaluation.every",
+        ]
+        assert main(["run", str(finished / "recipe.yaml"), *options, "1"]) == 0
+        assert capfd.readouterr().err.count(" is finished: ") == 5
+    assert results(copied) == before
+
+
+def test_comparison_of_a_deleted_model_is_made_again(
+    finished: Path, copied: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(finished / "recipe.yaml"), "--output", str(copied), "--ppo.kl.coefficient", "0.2"]
+    report = (copied / "report.html").read_bytes()
+    shutil.rmtree(copied / "ppo")
+    assert main(["compare", *command]) == 2
+    assert "compare needs" in capfd.readouterr().err
+    assert main(["run", *command]) == 0
+    told = capfd.readouterr().err
+    assert told.count("is finished") == 3
+    assert f"compare is stale and to be made again, because after: {copied}/ppo/model/config.json has other" in told
+    assert f"Its last result lies in {copied}/compare/previous." in told
+    assert (copied / "compare/previous/report.html").read_bytes() == report
+    assert not (copied / "report.html").exists()
+    assert main(["run", *command]) == 0
+    assert capfd.readouterr().err.count(" is finished: ") == 5
+
+
+def test_training_whose_inputs_changed_is_refused_and_left_as_it_was(
+    finished: Path, copied: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    command = [str(finished / "recipe.yaml"), "--output", str(copied)]
+    weights = copied / "reward/pairs/model/model.safetensors"
+    content = weights.read_bytes()
+    weights.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    before = results(copied)
+    assert main(["run", *command]) == 2
+    error = capfd.readouterr().err
+    assert f"rewards.0.path: {weights} has other content" in error
+    assert f"delete {copied / 'ppo'};" in error
+    assert results(copied) == before
+    assert main(["ppo", *command, "--dry-run"]) == 0
+    assert "ppo is stale and a run would stop here, because rewards.0.path" in capfd.readouterr().out
+
+
+def test_stale_beginning_of_a_chain_names_all_that_was_made_from_it(
+    finished: Path, copied: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    record = json.loads((copied / "sft/inputs.json").read_text())
+    next(iter(record["inputs"]["data.demonstrations.source"]["files"].values()))["sha256"] = "other"
+    (copied / "sft/inputs.json").write_text(json.dumps(record))
+    assert main(["run", str(finished / "recipe.yaml"), "--output", str(copied)]) == 2
+    folders = ", ".join(str(copied / name) for name in ("sft", "reward/pairs", "reward/labels", "ppo"))
+    assert f"delete {folders};" in capfd.readouterr().err
+
+
+def test_folder_from_before_inputs_were_recorded_counts_as_finished(
+    finished: Path, copied: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    (copied / "ppo/inputs.json").unlink()
+    (copied / "recipe.yaml").write_text(
+        (finished / "out/recipe.yaml").read_text().replace(str(finished / "out"), str(copied))
+    )
+    (copied / "ppo/config.yaml").write_text(
+        (copied / "ppo/config.yaml").read_text().replace(str(finished / "out"), str(copied))
+    )
+    command = [str(finished / "recipe.yaml"), "--output", str(copied)]
+    assert main(["ppo", *command]) == 0
+    assert "made before inputs were recorded" in capfd.readouterr().err
+    # A comparison of that time is made again once a model that it read was made since.
+    (copied / "compare/inputs.json").unlink()
+    for record in copied.glob("**/inputs.json"):
+        record.rename(record.with_name("hidden"))
+    for settings in copied.glob("**/config.yaml"):
+        settings.write_text(settings.read_text().replace(str(finished / "out"), str(copied)))
+    (copied / "ppo/inputs.json").write_text(json.dumps({"output": str(copied), "inputs": {}}))
+    assert main(["compare", *command, "--dry-run"]) == 0
+    assert f"because {copied}/ppo/model is newer" in capfd.readouterr().out
+
+
+def test_finished_ppo_is_trained_longer_from_its_checkpoint(
+    finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(finished / "out", output)
+    command = [str(finished / "recipe.yaml"), "--output", str(output)]
+    assert main(["ppo", *command, "--ppo.steps", "1"]) == 2
+    capfd.readouterr()
+    assert main(["ppo", *command, "--ppo.steps", "3"]) == 0
+    told = capfd.readouterr().err
+    assert "ppo is to be trained longer: steps 2 → 3" in told
+    assert "Resuming from step-2" in told
+    assert [row["step"] for row in _steps(output)] == [0, 1, 2]
+    for name in ("evaluation.json", "after.json"):
+        assert (output / "ppo/previous" / name).read_bytes() == (finished / "out/ppo" / name).read_bytes()
+        assert (output / "ppo" / name).read_bytes() != (finished / "out/ppo" / name).read_bytes()
+    assert main(["compare", *command, "--ppo.steps", "3", "--dry-run"]) == 0
+    assert "compare is stale and to be made again" in capfd.readouterr().out
+
+
+def test_start_that_failed_stands_in_no_way(
+    finished: Path, copied: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(copied / "ppo")
+    shutil.rmtree(copied / "compare")
+    command = ["run", str(finished / "recipe.yaml"), "--output", str(copied)]
+    mistyped = ["--data.prompts.source", str(tmp_path / "absent.jsonl"), "--ppo.steps", "9"]
+    (copied / "ppo").mkdir()
+    (copied / "ppo/before.json").write_text("measured with other settings")
+    claim_folder(copied, load_recipe(finished / "recipe.yaml", ["--output", str(copied), *mistyped]))
+    assert main(command) == 0
+    assert (copied / "ppo/evaluation.json").exists()
+
+
+def test_sft_for_more_epochs_goes_on_and_what_was_made_from_it_is_stale(
+    finished: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    shutil.copytree(finished / "out", output)
+    command = [str(finished / "recipe.yaml"), "--output", str(output), "--sft.epochs", "5"]
+    assert main(["sft", *command]) == 0
+    assert "sft is to be trained longer: epochs 4 → 5" in capfd.readouterr().err
+    assert (output / "sft/previous/evaluation.json").exists()
+    before = (finished / "out/sft/before.json").read_bytes()
+    assert (output / "sft/before.json").read_bytes() == before
+    assert main(["run", *command]) == 2
+    assert f"reward/pairs in {output}/reward/pairs is stale" in capfd.readouterr().err

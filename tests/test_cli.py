@@ -11,7 +11,7 @@ from types import ModuleType
 
 import pytest
 
-from hydralign.cli import main
+from hydralign.cli import main, split_arguments
 from hydralign.config import Recipe
 from hydralign.errors import RunFolderError
 
@@ -89,6 +89,65 @@ def test_options_are_never_abbreviated(loops: Loops, path: str, capsys: pytest.C
     assert main(["run", path, "--dry"]) == 2
     assert capsys.readouterr().err.startswith("error: --dry has no value: ")
     assert loops.calls == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "seed"),
+    [
+        (["--seed", "3", "PATH"], 3),
+        (["--seed=3", "PATH"], 3),
+        (["--seed", "3", "--debug", "PATH", "--seed", "4"], 4),
+        (["--debug", "PATH", "--seed", "5"], 5),
+        (["--ppo.rewards.0.weight", "-2", "PATH"], 0),
+    ],
+)
+def test_recipe_may_stand_anywhere_among_the_settings(loops: Loops, path: str, arguments: list[str], seed: int) -> None:
+    assert main(["ppo", *(path if argument == "PATH" else argument for argument in arguments)]) == 0
+    assert [recipe.seed for _, recipe in loops.calls] == [seed]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--dryrun", "PATH"], "--dryrun is neither a setting nor an option: "),
+        (["PATH", "--dry_run"], "--dry_run has no value: "),
+        (["PATH", "--dryrun", "--seed", "1"], "--dryrun has no value: "),
+        (["PATH", "-dry-run"], "--dry-run has no value: "),
+        (["PATH", "--dryrun=true"], "--dryrun is neither a setting nor an option: "),
+        (["PATH", "--debgu"], "--debgu has no value: "),
+    ],
+)
+def test_option_that_is_nearly_a_flag_names_it(
+    loops: Loops, path: str, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ppo", *(path if argument == "PATH" else argument for argument in arguments)]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith(f"error: {said}")
+    assert f"Did you mean --{'debug' if 'debgu' in said else 'dry-run'}?" in told
+    assert loops.calls == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--config", "PATH"], "no recipe is named: --config "),
+        (["--ppo.steps", "20"], "no recipe is named: --ppo.steps 20 counts as settings"),
+        (["PATH", "second.yaml"], "argument 'second.yaml' names no setting"),
+        (["PATH", "-seed", "3"], "argument '-seed' names no setting"),
+        (["PATH", "—seed", "3"], "argument '—seed' names no setting"),
+    ],
+)
+def test_arguments_that_fit_nowhere_are_named(
+    loops: Loops, path: str, arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["ppo", *(path if argument == "PATH" else argument for argument in arguments)]) == 2
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+    assert loops.calls == []
+
+
+def test_no_setting_of_a_recipe_is_taken_for_a_flag() -> None:
+    settings = [f"--{name}=1" for name in Recipe.model_fields]
+    assert split_arguments(["r.yaml", *settings], "run") == (["r.yaml"], settings)
 
 
 def test_error_of_a_loop_exits_with_2_and_shows_its_traceback_only_in_debug(

@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import json
-import random
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hydralign.cli import main
-from hydralign.demo.annotator import gold_rule, prefers_first
-from hydralign.demo.run import DEMONSTRATIONS, WRONG, demo_recipe, write_texts
+from hydralign.demo.annotator import Answer, gold_rule, prefers_first
+from hydralign.demo.run import (
+    ANNOTATION,
+    DEMONSTRATIONS,
+    WRONG,
+    compared,
+    demo_recipe,
+    sampled_answers,
+    write_texts,
+)
 from hydralign.demo.texts import demonstrations, prompts
+from hydralign.generation import sample
 from hydralign.models import load_policy
+from hydralign.testing import tiny_policy, tiny_prompts
+from hydralign.types import SamplingPlan
 
 
 @pytest.mark.parametrize(
@@ -30,12 +42,56 @@ def test_gold_rule_counts_different_words_and_endings(text: str, finished: bool,
     assert gold_rule([text], [finished]) == [score]
 
 
+GOOD, DULL, PLAIN, QUIET = (Answer(f" was {word}.", True) for word in ("good", "dull", "long", "short"))
+
+
 def test_annotator_errs_as_often_as_it_is_told_to() -> None:
-    draw = random.Random(0)
-    chosen = sum(prefers_first(2.0, 1.0, wrong=WRONG, draw=draw) for _ in range(4000))
+    prompts = [f"prompt {n}" for n in range(4000)]
+    chosen = sum(prefers_first(prompt, GOOD, DULL, wrong=WRONG, seed=0) for prompt in prompts)
     assert chosen / 4000 == pytest.approx(0.9, abs=0.015)
-    equal = sum(prefers_first(1.0, 1.0, wrong=WRONG, draw=draw) for _ in range(4000))
+    equal = sum(prefers_first(prompt, PLAIN, QUIET, wrong=WRONG, seed=0) for prompt in prompts)
     assert equal / 4000 == pytest.approx(0.5, abs=0.025)
+
+
+def test_label_of_a_pair_hangs_on_nothing_but_the_pair_and_the_seed() -> None:
+    pairs = [(f"prompt {n}", *sides) for n in range(100) for sides in ((GOOD, DULL), (PLAIN, QUIET))]
+
+    def chosen(pairs: list[tuple[str, Answer, Answer]], seed: int = 0) -> dict[str, str]:
+        rows = [compared(*pair, seed=seed) for pair in pairs]
+        return {row["prompt"] + row["chosen"] + row["rejected"]: row["chosen"] for row in rows}
+
+    labels = chosen(pairs)
+    assert chosen(pairs[::-1]) == labels
+    assert chosen([(prompt, second, first) for prompt, first, second in pairs]) == labels
+    fewer = chosen(pairs[:20] + pairs[21:])
+    assert len(labels) - len(fewer) == 1
+    assert fewer.items() <= labels.items()
+    unfinished = [(prompt, first, Answer(second.text, False)) for prompt, first, second in pairs]
+    assert chosen(pairs, seed=1) != labels != chosen(unfinished)
+
+
+def test_another_opening_changes_no_other_text() -> None:
+    openings = prompts()
+    whole = dict(demonstrations(openings))
+    assert len(set(whole.values())) > len(whole) / 2
+    assert dict(demonstrations(openings[::-1][:500])).items() <= whole.items()
+    assert dict(demonstrations(["A new one", *openings])).items() >= whole.items()
+
+
+def test_answers_to_annotate_are_shown_as_they_come_and_keyed_by_row(
+    tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    policy = tiny_policy(tokenizer=tokenizer)
+    asked = tiny_prompts(tokenizer, *("that and this thing of words"[:n] for n in range(1, 12)))
+    plan = SamplingPlan(max_new_tokens=4, decode_rows=4)
+    answers = sampled_answers(policy, asked, plan)
+    told = capsys.readouterr().err.splitlines()
+    assert told[0].startswith("answers 4/22")
+    assert told[-1].startswith("answers 22/22")
+    for side, found in enumerate(answers):
+        at_once = sample(policy, asked, replace(plan.at(ANNOTATION + side), decode_rows=64))
+        assert found == list(map(Answer, at_once.completions, at_once.finished_B.tolist()))
+    assert answers[0] != answers[1]
 
 
 def test_demonstrations_praise_about_as_often_as_they_complain() -> None:

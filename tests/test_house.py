@@ -25,10 +25,10 @@ ROOT = Path(__file__).parent.parent
 LONGEST_FILE = 400
 LONGEST_FUNCTION = 60
 LAYERS: tuple[tuple[str, ...], ...] = (
-    ("errors",),
-    ("types", "config"),
+    ("errors", "reproducible"),
+    ("types", "config", "files", "streams"),
     ("algorithms", "tracking", "progress", "processes"),
-    ("memory",),
+    ("memory", "hub"),
     ("data", "models"),
     ("generation", "rewards"),
     ("rollout",),

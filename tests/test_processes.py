@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,10 @@ import pytest
 import torch
 import yaml
 
+from hydralign import processes
 from hydralign.cli import main
 from hydralign.errors import ConfigError
-from hydralign.processes import Processes
+from hydralign.processes import Processes, launched_count, launched_processes
 from hydralign.testing import tiny_model
 
 
@@ -36,6 +38,69 @@ def test_alone_nothing_is_sent() -> None:
     assert alone.gather(x, 2) is x
 
 
+LAUNCHED = {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1", "MASTER_ADDR": "here", "MASTER_PORT": "29500"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("WORLD_SIZE", "", "environment variable WORLD_SIZE='': launchers set it to a whole number from 1"),
+        ("WORLD_SIZE", "two", "environment variable WORLD_SIZE='two': "),
+        ("WORLD_SIZE", "0", "environment variable WORLD_SIZE='0': "),
+        ("WORLD_SIZE", "9" * 5000, "environment variable WORLD_SIZE='999"),
+        ("RANK", None, "environment variable RANK is not set with WORLD_SIZE=2: "),
+        ("RANK", "", "environment variable RANK='' with WORLD_SIZE=2: "),
+        (
+            "RANK",
+            "2",
+            "environment variable RANK='2' with WORLD_SIZE=2: launchers set it to a whole number from 0 to 1",
+        ),
+        ("RANK", "-1", "environment variable RANK='-1' with WORLD_SIZE=2: "),
+        ("LOCAL_RANK", "x", "environment variable LOCAL_RANK='x' with WORLD_SIZE=2: "),
+        ("MASTER_PORT", "70000", "environment variable MASTER_PORT='70000' with WORLD_SIZE=2: "),
+        ("MASTER_ADDR", None, "environment variable MASTER_ADDR is not set with WORLD_SIZE=2: "),
+        ("MASTER_ADDR", " ", "environment variable MASTER_ADDR=' ' with WORLD_SIZE=2: "),
+    ],
+)
+def test_launcher_variable_that_reaches_nobody_is_named(name: str, value: str | None, said: str) -> None:
+    environment = {**LAUNCHED, name: value}
+    with pytest.raises(ConfigError) as caught:
+        launched_count({name: text for name, text in environment.items() if text is not None})
+    assert str(caught.value).startswith(said)
+    assert "torchrun" in str(caught.value)
+    assert "unset WORLD_SIZE" in str(caught.value)
+
+
+def test_launcher_variables_that_fit_and_none_at_all_are_fine() -> None:
+    assert launched_count(LAUNCHED) == 2
+    assert launched_count({"WORLD_SIZE": "1", "RANK": "7"}) == launched_count({"RANK": ""}) == 1
+
+
+def test_process_that_waits_says_for_whom_and_where(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    said = threading.Event()
+
+    announce = processes._announce
+
+    def announce_and_tell(text: str) -> None:
+        announce(text)
+        said.set()
+
+    def wait_for_nobody(**_: object) -> None:
+        assert said.wait(60)
+        raise RuntimeError("the client socket has timed out\nsecond line")
+
+    monkeypatch.setattr("accelerate.PartialState", wait_for_nobody)
+    monkeypatch.setattr(processes, "_announce", announce_and_tell)
+    monkeypatch.setattr(processes, "SECONDS_BEFORE_ANNOUNCING", 0.0)
+    for name, value in LAUNCHED.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigError, match=r"the 2 processes could not meet at here:29500 \(RuntimeError: the client"):
+        launched_processes()
+    assert capsys.readouterr().err.startswith("Process 2 of 2 is waiting for process 1 of 2 at here:29500. ")
+
+
 def write_recipe(folder: Path, tokenizer: Any, form: dict[str, Any]) -> Path:
     """A small recipe: five steps, adaptive KL, running scale, sequence lengths of all kinds."""
     tiny_model(tokenizer).save_pretrained(folder / "model")
@@ -45,7 +110,7 @@ def write_recipe(folder: Path, tokenizer: Any, form: dict[str, Any]) -> Path:
     (folder / "rewards.py").write_text("def count(completions):\n    return [float(len(t) % 5) for t in completions]\n")
     recipe = {
         "output": str(folder / "out"),
-        "model": {"path": str(folder / "model"), "form": form},
+        "model": {"path": str(folder / "model"), "form": form, "precision": "fp32"},
         "data": {"prompts": {"source": str(folder / "prompts.jsonl"), "held_out": {"by": "hash", "percent": 30}}},
         "ppo": {
             "steps": 5,
@@ -66,15 +131,16 @@ def write_recipe(folder: Path, tokenizer: Any, form: dict[str, Any]) -> Path:
 
 def numbers(folder: Path) -> list[dict[str, float]]:
     rows = [json.loads(line) for line in (folder / "ppo/metrics.jsonl").read_text().splitlines()]
-    # How much fills a batch hangs on which rows share it.
-    told = [{n: value for n, value in row.items() if n != "trunk_pad_share"} for row in rows]
+    # How much fills a batch, and whether a rounding gap is 0, hang on which rows share it.
+    shared = {"trunk_pad_share", "start/ref_gap_is_zero"}
+    told = [{n: value for n, value in row.items() if n not in shared} for row in rows]
     return [{name: value for name, value in row.items() if not name.startswith("time/")} for row in told]
 
 
 @pytest.mark.parametrize(
     "form",
-    [{"type": "full"}, {"type": "lora", "rank": 4}, {"type": "hydra", "unfrozen_layers": 1, "value": "branch"}],
-    ids=["full", "lora", "hydra"],
+    [{"type": "full"}, {"type": "lora", "rank": 4, "unfrozen_layers": 1}],
+    ids=["full", "lora-on-a-trunk"],
 )
 def test_two_processes_give_the_tokens_and_losses_of_one(
     form: dict[str, Any], tmp_path: Path, tokenizer: Any, capfd: pytest.CaptureFixture[str]
@@ -94,7 +160,7 @@ def test_two_processes_give_the_tokens_and_losses_of_one(
     assert done.returncode == 0, done.stderr
     one, two = numbers(tmp_path / "one"), numbers(tmp_path / "two")
     assert len(one) == 5
-    assert [row.get("trunk_passes_per_token") for row in two] == [1.0 if form["type"] == "hydra" else None] * 5
+    assert [row.get("trunk_passes_per_token") for row in two] == [1.0 if "unfrozen_layers" in form else None] * 5
     for alone, together in zip(one, two, strict=True):
         assert together == pytest.approx(alone, abs=1e-5)
     samples = [

@@ -304,7 +304,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(recipe: Recipe, capsys: pyte
         "hydra: k = 1 layers trained, value head",
         "separate: four whole models",
         "26 rows read",
-        "held-out prompts, answered before and after",
+        "held-out prompts (all there are of the 500 wanted), answered before and after",
         "context 64",
     ):
         assert words in plan, plan
@@ -339,3 +339,32 @@ def test_evaluations_between_before_and_after_are_logged(recipe: Recipe) -> None
     assert run(recipe) == 0
     rows = [json.loads(line) for line in (Path(recipe["output"]) / "ppo/metrics.jsonl").read_text().splitlines()]
     assert [row["step"] for row in rows if "eval/score" in row] == [1]
+
+
+def test_second_process_in_one_folder_is_refused_and_writes_nothing(
+    recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fcntl = pytest.importorskip("fcntl")
+    output = Path(recipe["output"])
+    output.mkdir()
+    with (output / ".lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        json.dump({"pid": 77, "host": "there", "started": "2026-01-02T03:04:05+00:00"}, other)
+        other.flush()
+        for command in ("ppo", "run"):
+            assert run(recipe, command=command) == 2
+            assert "is in use by process 77 on there, started 2026-01-02" in said(capsys)
+        assert run(recipe, "--dry-run") == 0
+    assert [path.name for path in output.iterdir()] == [".lock"]
+
+
+@pytest.mark.parametrize("content", ["", "{", "[1]", '{"metrics": 3}', '{"metrics": {"score": [1, 2], "kl": [1]}}'])
+def test_damaged_answers_before_training_are_measured_again(
+    content: str, recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = Path(recipe["output"]) / "ppo/before.json"
+    before.parent.mkdir(parents=True)
+    before.write_text(content)
+    assert run(recipe) == 0
+    assert "before.json is damaged" in capsys.readouterr().err
+    assert "score" in json.loads(before.read_text())["metrics"]

@@ -9,7 +9,10 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from hydralign import reproducible as _reproducible  # noqa: F401  (acts on import, before anything loads torch)
+
 if TYPE_CHECKING:
+    __version__: str
     from hydralign.config.loading import load_recipe as load_recipe
     from hydralign.config.model import FullForm as FullForm
     from hydralign.config.model import HydraForm as HydraForm
@@ -21,6 +24,7 @@ if TYPE_CHECKING:
     from hydralign.evaluation.statistics import compare_paired as compare_paired
     from hydralign.generation import sample as sample
     from hydralign.loops.estimate import estimate as estimate
+    from hydralign.loops.results import RunResult as RunResult
     from hydralign.loops.runs import run_recipe as run_recipe
     from hydralign.loops.runs import run_section as run_section
     from hydralign.loops.update import LossWeights as LossWeights
@@ -50,6 +54,7 @@ _HOMES = {
     "RewardTerm": "hydralign.rewards.combine",
     "Rollout": "hydralign.types",
     "Rows": "hydralign.types",
+    "RunResult": "hydralign.loops.results",
     "SamplingPlan": "hydralign.types",
     "collect": "hydralign.rollout",
     "compare_paired": "hydralign.evaluation.statistics",
@@ -68,6 +73,10 @@ __all__ = sorted(_HOMES)
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version  # here: it takes time, and few ask
+
+        return version("hydralign")
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     value = getattr(importlib.import_module(_HOMES[name]), name)
@@ -76,4 +85,4 @@ def __getattr__(name: str) -> Any:
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_HOMES})
+    return sorted({*globals(), *_HOMES, "__version__"})

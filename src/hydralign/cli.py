@@ -8,11 +8,13 @@ Exit codes: 0 done, 2 the user can mend it (the message says how), 130 interrupt
 from __future__ import annotations
 
 import argparse
+import difflib
 import sys
 import traceback
 from collections.abc import Sequence
 
-from hydralign.errors import HydralignError
+from hydralign.errors import ConfigError, HydralignError
+from hydralign.streams import lasting_output, open_missing_descriptors
 
 _COMMANDS = {
     "run": "every section of the recipe in order, going on at the first unfinished one",
@@ -23,9 +25,29 @@ _COMMANDS = {
 }
 
 
+_FLAGS = ("--dry-run", "--debug", "--help", "-h")
+_DASHES = ("-", "–", "—")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns its exit code; `argv` defaults to the process's arguments."""
-    arguments, overrides = _parser().parse_known_args(argv)
+    open_missing_descriptors()
+    with lasting_output():
+        return _run_command(argv)
+
+
+def _run_command(argv: Sequence[str] | None) -> int:
+    given = list(sys.argv[1:] if argv is None else argv)
+    command, rest = given[:1], given[1:]
+    try:
+        if command and command[0] in {*_COMMANDS, "demo"}:
+            rest, overrides = split_arguments(rest, command[0])
+            arguments = _parser().parse_args([*command, *rest])
+        else:
+            arguments, overrides = _parser().parse_known_args(given)
+    except HydralignError as error:
+        sys.stderr.write(f"error: {error}\n")
+        return 2
     try:
         if arguments.command == "demo":
             _demonstrate(overrides)
@@ -40,6 +62,47 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stderr.write("interrupted. The same command goes on from what was saved.\n")
         return 130
     return 0
+
+
+def split_arguments(arguments: Sequence[str], command: str) -> tuple[list[str], list[str]]:
+    """(what the parser takes: flags and the recipe; the overrides), wherever each of them stands.
+
+    A setting takes the word after it, so that `--ppo.steps 20 r.yaml` does not run a recipe called 20. Raises
+    ConfigError for an option that is nearly a flag, and when settings are given and no recipe.
+    """
+    taken: list[str] = []
+    recipes: list[str] = []
+    overrides: list[str] = []
+    rest = list(arguments)
+    while rest:
+        argument = rest.pop(0)
+        if argument.partition("=")[0] in _FLAGS:
+            taken.append(argument)
+        elif argument.startswith(_DASHES):
+            alone = "=" in argument or not rest or rest[0].startswith("--")
+            _refuse_near_flag(argument, has_value=not alone or "=" in argument)
+            overrides += [argument] if alone else [argument, rest.pop(0)]
+        elif recipes or command == "demo":
+            overrides.append(argument)
+        else:
+            recipes.append(argument)
+    if overrides and not recipes and command != "demo" and not {"-h", "--help"} & set(taken):
+        raise ConfigError(
+            f"no recipe is named: {' '.join(overrides)[:80]} counts as settings with their values, and there is none "
+            f"to change. Write hydralign {command} RECIPE.yaml, and the settings after it."
+        )
+    return taken + recipes, overrides
+
+
+def _refuse_near_flag(argument: str, *, has_value: bool) -> None:
+    name = argument.lstrip("".join(_DASHES)).partition("=")[0]
+    near = difflib.get_close_matches(name.replace("_", "-"), [flag.lstrip("-") for flag in _FLAGS], n=1, cutoff=0.6)
+    if near:
+        problem = "is neither a setting nor an option" if has_value else "has no value"
+        raise ConfigError(
+            f"--{name} {problem}: it would be taken for a setting, and there is none of this name. "
+            f"Did you mean --{near[0]}?"
+        )
 
 
 def _demonstrate(overrides: Sequence[str]) -> None:

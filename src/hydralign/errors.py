@@ -9,6 +9,7 @@
     │   └── TokenizerError          the tokenizer lacks something that is needed
     ├── RewardError                 a reward returned something that is not a reward
     ├── RunFolderError              the output folder belongs to something else, or is damaged
+    │   └── StorageError            a file could not be written: a full disk, no permission
     ├── StartCheckError             policy, reference and sampler disagree before the first update
     ├── NonFiniteError              NaN or infinity in logits, loss, reward or gradient
     └── MemoryLimitError            one row at a time is more than memory holds
@@ -64,6 +65,10 @@ class RewardError(HydralignError, ValueError):
 
 class RunFolderError(HydralignError, OSError):
     """An output folder belongs to another recipe or lacks what it should hold."""
+
+
+class StorageError(RunFolderError):
+    """A file could not be written."""
 
 
 class StartCheckError(HydralignError, RuntimeError):

@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import torch
 
-from hydralign.errors import MemoryLimitError
+from hydralign.errors import ConfigError, MemoryLimitError
 from hydralign.processes import ALONE, Processes
 from hydralign.progress import say
 
@@ -55,15 +55,17 @@ class MicroRows:
     ) -> None:
         """`name` is the recipe's word for it. A new number is said in a line if `speaks`, and told to `on_change`.
 
-        `remedies` are named when one row at a time is too many.
+        `remedies` are named when one row at a time is too many. Raises ConfigError for less than one row.
         """
+        if not isinstance(rows, int) or rows < 1:
+            raise ConfigError(f"{name}={rows!r:.60}: nothing would go through the model. Give a whole number above 0.")
         self.rows = rows
         self.name, self.speaks, self.on_change, self.remedies = name, speaks, on_change, remedies
 
     @classmethod
     def of(cls, rows: int | MicroRows) -> MicroRows:
         """`rows` itself, or a new one that begins at this number."""
-        return cls(rows) if isinstance(rows, int) else rows
+        return rows if isinstance(rows, MicroRows) else cls(rows)
 
     def run(
         self,

@@ -8,7 +8,10 @@ work, and a plain process is a run of one.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TypeVar, cast
 
@@ -17,6 +20,7 @@ import torch.distributed
 from torch import Tensor
 
 from hydralign.errors import ConfigError, HydralignError, NonFiniteError
+from hydralign.streams import lasting
 
 Result = TypeVar("Result")
 
@@ -127,10 +131,81 @@ ALONE = Processes()
 
 
 def launched_processes() -> Processes:
-    """The processes that a launcher started around us, or a run of one."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    """The processes that a launcher started around us, or a run of one.
+
+    Raises ConfigError when the launcher's environment variables contradict each other or reach nobody.
+    """
+    count = launched_count(os.environ)
+    if count == 1:
         return Processes(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     from accelerate import PartialState
 
-    state = PartialState(cpu=not torch.cuda.is_available())
+    place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+    with _announce_waiting(int(os.environ["RANK"]), count, place):
+        try:
+            state = PartialState(cpu=not torch.cuda.is_available())
+        except Exception as error:
+            reason = (str(error).splitlines() or [""])[0]
+            raise ConfigError(
+                f"the {count} processes could not meet at {place} ({type(error).__name__}: {reason}): each would train "
+                f"alone. Start all of them at once, with torchrun or accelerate launch. {_ALONE}"
+            ) from error
     return Processes(rank=state.process_index, count=state.num_processes, device=state.device)
+
+
+SECONDS_BEFORE_ANNOUNCING = 5.0
+_ALONE = "For a run of one process: unset WORLD_SIZE."
+
+
+def launched_count(environment: Mapping[str, str]) -> int:
+    """How many processes a launcher says it started; 1 without one.
+
+    Raises ConfigError when a variable that they need to meet is missing, empty, no number or out of range.
+    """
+    if "WORLD_SIZE" not in environment:
+        return 1
+    count = _number(environment, "WORLD_SIZE", range(1, 1 << 31))
+    if count > 1:
+        _number(environment, "RANK", range(count))
+        _number(environment, "LOCAL_RANK", range(count))
+        _number(environment, "MASTER_PORT", range(1, 1 << 16))
+        if not environment.get("MASTER_ADDR", "").strip():
+            raise _left_over("MASTER_ADDR", environment, "the address of the first process's machine", count)
+    return count
+
+
+def _number(environment: Mapping[str, str], name: str, allowed: range) -> int:
+    text = environment.get(name, "").strip()
+    if not (text.isdecimal() and len(text) < 20 and int(text) in allowed):
+        wanted = f"a whole number from {allowed[0]} to {allowed[-1]}"
+        raise _left_over(name, environment, wanted, environment["WORLD_SIZE"] if name != "WORLD_SIZE" else None)
+    return int(text)
+
+
+def _left_over(name: str, environment: Mapping[str, str], wanted: str, count: object) -> ConfigError:
+    given = f"{name}={environment[name][:40]!r}" if name in environment else f"{name} is not set"
+    beside = f" with WORLD_SIZE={count}" if count is not None else ""
+    return ConfigError(
+        f"environment variable {given}{beside}: launchers set it to {wanted}, and without that the processes of a run "
+        f"cannot meet. Start several with torchrun or accelerate launch, which set all of them. {_ALONE}"
+    )
+
+
+def _announce(text: str) -> None:
+    stream = lasting(sys.stderr)
+    stream.write(f"{text}\n")
+    stream.flush()
+
+
+@contextmanager
+def _announce_waiting(rank: int, count: int, place: str) -> Iterator[None]:
+    """Say whom this process waits for, and where, when the block takes longer than a few seconds."""
+    missing = f"process {2 - rank} of 2" if count == 2 else f"the other {count - 1} of {count} processes"
+    text = f"Process {rank + 1} of {count} is waiting for {missing} at {place}. {_ALONE}"
+    timer = threading.Timer(SECONDS_BEFORE_ANNOUNCING, _announce, [text])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()

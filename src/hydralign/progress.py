@@ -20,6 +20,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
 from rich.progress import Progress as RichProgress
 
+from hydralign.streams import lasting
+
 SECONDS_BETWEEN_LINES = 10.0
 NUMBERS_SHOWN = 3
 
@@ -43,8 +45,9 @@ def progress(
     """Progress over `total` steps of which `start` were done before (they do not count for the ETA).
 
     `stream` None is stderr; a bar is drawn when it is a terminal. NO_COLOR is honoured. `clock` counts seconds.
+    A stream that goes away ends the output and nothing else.
     """
-    stream = sys.stderr if stream is None else stream
+    stream = lasting(sys.stderr if stream is None else stream)
     console = Console(file=stream, markup=False, highlight=False)
     eta = _Eta(total, start, clock)
     if console.is_interactive:
@@ -61,8 +64,11 @@ def progress(
 
 
 def say(text: str, *, stream: TextIO | None = None) -> None:
-    """Writes `text` as a line of its own to stderr, above a progress bar if one is drawn. Brackets stay brackets."""
-    stream = sys.stderr if stream is None else stream
+    """Writes `text` as a line of its own to stderr, above a progress bar if one is drawn. Brackets stay brackets.
+
+    A stream that goes away ends the output and nothing else.
+    """
+    stream = lasting(sys.stderr if stream is None else stream)
     stream.write(f"{text}\n")
     stream.flush()
 

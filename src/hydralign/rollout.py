@@ -17,19 +17,19 @@ from torch import Tensor
 from hydralign.config.data import RESERVED_COLUMNS
 from hydralign.data.detokenise import decode_tokens
 from hydralign.errors import NonFiniteError, RewardError
-from hydralign.generation.sampler import Sampler, sample
+from hydralign.generation.sampler import Sampler, encoded_prompts, sample
 from hydralign.memory import MicroRows
 from hydralign.models.policy import Policy
 from hydralign.models.trunk import Trunk
-from hydralign.rewards.combine import RewardTerm, score_rollout
+from hydralign.rewards.combine import RewardTerm, as_terms, score_rollout
 from hydralign.types import Evaluation, Experience, Prompt, Rollout, Rows, SamplingPlan, Scores
 
 
 def collect(
     policy: Policy,
-    prompts: Sequence[Prompt],
-    reward: Callable[..., Any] | Sequence[RewardTerm],
-    plan: SamplingPlan,
+    prompts: Sequence[Prompt | str],
+    reward: Callable[..., Any] | RewardTerm | Sequence[RewardTerm | Callable[..., Any]],
+    plan: SamplingPlan | None = None,
     *,
     micro_rows: int | MicroRows = 16,
     decode_rows: MicroRows | None = None,
@@ -37,11 +37,13 @@ def collect(
 ) -> Experience:
     """Answer `prompts`, score the answers, and read the reference; `reward` is a function or weighted terms.
 
+    Prompts may be plain texts; `plan` None is `SamplingPlan()`.
     In fp32 the old log-probabilities and values are the sampler's own, but for values of a branch that sampling does
     not run. In bf16, where decoding with a cache and a full forward pass differ, both are read again by the path that
     the update uses. A shared trunk is run for rows that the sampler did not harvest. `micro_rows`, and the plan's
     `decode_rows`, are halved whenever memory runs out; a `MicroRows` of either remembers it for the next call.
     """
+    prompts, terms, plan = encoded_prompts(policy, prompts), as_terms(reward), plan or SamplingPlan()
     decoding, reading = decode_rows or MicroRows(plan.decode_rows, name="decode_rows"), MicroRows.of(micro_rows)
     before = policy.trunk and policy.trunk.use
     rollout = decoding.run(
@@ -53,7 +55,7 @@ def collect(
         states = partial(trunk_states, policy.trunk, rollout.rows)
         trunk_BTD = reading.run(states, total=len(rollout), undo=count_anew(policy))
         rollout = replace(rollout, rows=rollout.rows.with_trunk(trunk_BTD))
-    scores = score(rollout, reward, policy.tokenizer)
+    scores = score(rollout, terms, policy.tokenizer)
     old_logprobs_BR, ref_logprobs_BR, values_BR = reading.run(partial(_read, policy, rollout), total=len(rollout))
     require_finite({"old/logprobs": old_logprobs_BR, "reference/logprobs": ref_logprobs_BR, "old/values": values_BR})
     used = policy.trunk.use.since(before) if policy.trunk and before else None
@@ -90,9 +92,8 @@ def require_finite(named: Mapping[str, Tensor]) -> None:
 
 def score(rollout: Rollout, reward: Callable[..., Any] | Sequence[RewardTerm], tokenizer: Any) -> Scores:
     """Scores of one rollout. Rewards see text, the data set's columns, `finished` and `completion_tokens`."""
-    terms = (RewardTerm(getattr(reward, "__name__", "reward"), reward),) if callable(reward) else tuple(reward)
     scores = score_rollout(
-        terms,
+        as_terms(reward),
         prompts=[prompt.text for prompt in rollout.prompts],
         completions=list(rollout.completions),
         columns=shared_columns(rollout.prompts),

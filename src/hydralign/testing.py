@@ -50,7 +50,12 @@ def tiny_model(
 
 
 def tiny_policy(
-    *, family: str = "gpt2", form: Form | None = None, precision: str = "fp32", seed: int = 0, tokenizer: Any = None
+    *,
+    family: str = "gpt2",
+    form: Form | str | None = None,
+    precision: str = "fp32",
+    seed: int = 0,
+    tokenizer: Any = None,
 ) -> Policy:
     """A policy in any form around `tiny_model`."""
     tokenizer = tokenizer or tiny_tokenizer()

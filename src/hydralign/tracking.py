@@ -11,6 +11,7 @@ anywhere unless the user asks for it: wandb runs in WANDB_MODE or else offline, 
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import json
 import logging
 import math
@@ -21,6 +22,7 @@ from types import ModuleType
 from typing import Any, Protocol
 
 from hydralign.errors import ConfigError, RunFolderError, did_you_mean
+from hydralign.files import append, write_bytes, writing
 
 logger = logging.getLogger("hydralign")
 
@@ -42,27 +44,29 @@ class Tracker(Protocol):
 
 
 class JsonLines:
-    """metrics.jsonl and samples.jsonl in `folder`, appended to, flushed after every line."""
+    """metrics.jsonl and samples.jsonl in `folder`, every line whole. Raises StorageError when the disk is full."""
 
     def __init__(self, folder: str | Path) -> None:
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         self.metrics_path, self.samples_path = folder / "metrics.jsonl", folder / "samples.jsonl"
-        self._metrics = self.metrics_path.open("ab")
-        self._samples = self.samples_path.open("ab")
+        with writing(self.metrics_path):
+            folder.mkdir(parents=True, exist_ok=True)
+            # Unbuffered: a line that the disk has no room for must not wait and fail once more at the end.
+            self._metrics = self.metrics_path.open("ab", buffering=0)
+            self._samples = self.samples_path.open("ab", buffering=0)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Appends one line; a number keeps its kind, whole numbers stay whole."""
-        self._append(self._metrics, {"step": step, **metrics})
+        append(self._metrics, _line({"step": step, **metrics}), self.metrics_path)
 
     def table(self, step: int, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Appends one line per row to samples.jsonl."""
-        for row in rows:
-            self._append(self._samples, {"step": step, "table": name, **row})
+        lines = [_line({"step": step, "table": name, **row}) for row in rows]
+        append(self._samples, b"".join(lines), self.samples_path)
 
     def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
         """Appends one line to metrics.jsonl."""
-        self._append(self._metrics, {"step": step, "event": name, **details})
+        append(self._metrics, _line({"step": step, "event": name, **details}), self.metrics_path)
 
     def close(self) -> None:
         """Closes both files."""
@@ -76,24 +80,39 @@ class JsonLines:
     def cut_back(self, offset: int) -> None:
         """Forgets what was written after `position()` was `offset`, and the samples of later steps with it.
 
-        Raises RunFolderError when metrics.jsonl is shorter than that or has no line end there.
+        Raises RunFolderError when metrics.jsonl is shorter than that, has no line end there, or holds other lines.
         """
         kept = self.metrics_path.read_bytes()[:offset]
-        if len(kept) < offset or (kept and not kept.endswith(b"\n")):
+        steps = [_step(line) for line in kept.splitlines()]
+        if len(kept) < offset or (kept and not kept.endswith(b"\n")) or None in steps:
             raise RunFolderError(
                 f"{self.metrics_path} has no line that ends at byte {offset}, where the checkpoint left it: the file "
                 "was changed since, so its metrics would not fit the run. Restore it, or start in another folder."
             )
-        last = max((json.loads(line)["step"] for line in kept.splitlines()), default=-1)
-        samples = self.samples_path.read_bytes().splitlines(keepends=True)
-        # A crash can leave half a line at the end, which counts as later.
-        whole = [line for line in samples if line.endswith(b"\n") and json.loads(line)["step"] <= last]
+        last = max((step for step in steps if step is not None), default=-1)
+        samples = self.samples_path.read_bytes()
+        lines = [line for line in samples.splitlines(keepends=True) if line.endswith(b"\n")]
+        # A crash can leave half a line at the end, or zeros, which count as later.
+        whole = b"".join(line for line in lines if (step := _step(line)) is not None and step <= last)
         os.truncate(self.metrics_path, offset)
-        self.samples_path.write_bytes(b"".join(whole))
+        if whole != samples:
+            self._samples.close()
+            write_bytes(self.samples_path, whole)
+            self._samples = self.samples_path.open("ab", buffering=0)
 
-    def _append(self, file: Any, row: Mapping[str, Any]) -> None:
-        file.write(json.dumps(_plain(row), ensure_ascii=False, allow_nan=False).encode() + b"\n")
-        file.flush()
+
+def _line(row: Mapping[str, Any]) -> bytes:
+    text = json.dumps(_plain(row), ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace") + b"\n"  # lone surrogates, valid JSON this way
+
+
+def _step(line: bytes) -> int | None:
+    """The step of a line of ours; None for anything else."""
+    try:
+        step = json.loads(line)["step"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return step if isinstance(step, int) else None
 
 
 class WandbMirror:
@@ -261,6 +280,16 @@ def open_trackers(folder: str | Path, names: Iterable[str], run_name: str, confi
         except Exception as error:
             _report_lost(name, error)
     return Trackers(JsonLines(folder), mirrors)
+
+
+def require_trackers(names: Iterable[str]) -> None:
+    """Raise ConfigError for a mirror whose package is not installed, without importing it."""
+    for name in names:
+        if importlib.util.find_spec(name) is None:
+            raise ConfigError(
+                f"tracker {name!r} needs a package that is not installed: it would record nothing. "
+                f"Run: pip install 'hydralign[{name}]'"
+            )
 
 
 def _report_lost(name: str, error: Exception) -> None:

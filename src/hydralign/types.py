@@ -20,14 +20,24 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from hydralign.errors import ConfigError
+
 
 @dataclass(frozen=True)
 class Prompt:
-    """One prompt: its text, its token ids, and the other columns of its row (seen by rewards)."""
+    """One prompt: its text, its token ids, and the other columns of its row (seen by rewards).
+
+    Without token ids it is encoded by the tokenizer of the policy that answers it.
+    """
 
     text: str
-    token_ids: tuple[int, ...]
+    token_ids: tuple[int, ...] = ()
     columns: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        given: Any = self.token_ids
+        if not isinstance(given, tuple):
+            object.__setattr__(self, "token_ids", tuple(map(int, given)))
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,27 @@ class SamplingPlan:
     iteration: int = 0
     first_row: int = 0
     decode_rows: int = 64
+
+    def __post_init__(self) -> None:
+        lengths = self.lengths
+        if isinstance(lengths, Sequence) and len(lengths) == 2:
+            object.__setattr__(self, "lengths", tuple(lengths))
+            lengths = self.lengths
+        allowed = {
+            "temperature": (0 < self.temperature < math.inf, "a number above 0"),
+            "min_new_tokens": (self.min_new_tokens >= 0, "0 or more"),
+            "max_new_tokens": (self.max_new_tokens >= 1, "1 or more"),
+            "lengths": (
+                lengths is None or (isinstance(lengths, tuple) and 1 <= lengths[0] <= lengths[1]),
+                "(low, high)",
+            ),
+            "top_k": (self.top_k >= 0, "0, which keeps all tokens, or more"),
+            "top_p": (0 < self.top_p <= 1, "a number above 0, at most 1"),
+            "decode_rows": (self.decode_rows >= 1, "1 or more"),
+        }
+        for name, (right, wanted) in allowed.items():
+            if not right:
+                raise ConfigError(f"{name}={getattr(self, name)!r}: no answer can be sampled so. Give {wanted}.")
 
     @property
     def longest(self) -> int:

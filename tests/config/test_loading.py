@@ -256,6 +256,8 @@ def test_unknown_key_in_the_file_is_found_as_in_an_override(path: Path) -> None:
             "model.form has no type: which settings it takes depends on that. Add type, one of ",
         ),
         ("--model.form=lora", "model.form='lora' cannot be used"),
+        ("--model.form=lora", "Give a section of keys and values, here {type: lora}."),
+        ("--ppo.kl.controller=adaptive", "here {type: adaptive}."),
         ("--ppo.rewards.0={type: classifier, path: c}", "ppo.rewards.0.label is missing: it sets “Name of the label"),
         ("--ppo.rewards.2.weight=1", "--ppo.rewards.2.weight: ppo.rewards is a list of 2, counted from 0, so '2' is"),
         ("--ppo.trackers.0=wandb", "--ppo.trackers.0: ppo.trackers is not in the recipe, so it has no item 0"),

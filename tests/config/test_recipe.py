@@ -43,7 +43,7 @@ def test_ppo_takes_the_recipes_precision_with_its_form_and_the_pad_token_of_eith
     start = start_of(resolved(model, {"model": {"path": "base", "form": LORA, "pad_token": "<pad>"}}))
     assert (start.precision, start.pad_token) == ("bf16", "<pad>")
     again = start_of(resolved({"pad_token": "<pad>"}, {"model": {"path": "base", "form": LORA}}))
-    assert (again.precision, again.pad_token) == ("fp32", "<pad>")
+    assert (again.precision, again.pad_token) == ("auto", "<pad>")
 
 
 def test_ppo_goes_on_with_the_adapter_of_sft_where_both_are_lora() -> None:

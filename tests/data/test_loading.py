@@ -74,12 +74,13 @@ def test_filter_counts_tokens_of_prompt_and_answer_together(tokenizer: Any) -> N
         load_comparisons(config, rows=rows)
 
 
-def test_limit_takes_the_first_usable_rows_and_counts_the_others() -> None:
+def test_limit_counts_the_rows_that_it_leaves_out() -> None:
     config = SourceConfig(source="unused", held_out=NONE, filter=FilterConfig(min_characters=3), limit=3)
     rows = [{"text": f"{n}" * (1 + n % 4)} for n in range(2 * _BLOCK)]
     data = load_demonstrations(config, rows=rows)
-    assert [row.completion for row in data.train] == ["222", "3333", "666"]
-    assert data.report.dropped == {"shorter than 3 characters": 4, "after the first 3 usable ones (limit)": 4089}
+    assert len(data.train) == 3
+    assert all(len(row.completion) >= 3 for row in data.train)
+    assert data.report.dropped["beyond the limit of 3 usable rows"] > 4080  # a few of the others were too short
     assert accounted_for(data)
 
 
@@ -99,7 +100,6 @@ def test_rows_keep_their_order_across_blocks(tokenizer: Any) -> None:
 def test_one_prompt_falls_on_one_side_whatever_kind_of_data_it_is_in(tokenizer: Any) -> None:
     names = [f"the film {n}" for n in range(400)]
     config = PromptSourceConfig(source="unused")
-    cut = config.model_copy(update={"cut": CutConfig(min_tokens=1, max_tokens=2)})
     rows = [{"prompt": name, "completion": "c", "chosen": "a", "rejected": "b"} for name in names]
     texts = [{"text": name, "label": 1} for name in names]
     held_out = {
@@ -108,7 +108,6 @@ def test_one_prompt_falls_on_one_side_whatever_kind_of_data_it_is_in(tokenizer: 
         tuple(record.text for record in load_prompts(config, tokenizer, seed=0, rows=rows).held_out),
         tuple(record.text for record in load_labelled(config, rows=texts).held_out),
         tuple(record.completion for record in load_demonstrations(config, rows=texts).held_out),
-        tuple(record.columns["text"] for record in load_prompts(cut, tokenizer, seed=0, rows=texts).held_out),
     }
     assert len(held_out) == 1
     assert 5 < len(held_out.pop()) < 40  # 20 expected, standard deviation 4.4
@@ -127,17 +126,17 @@ def test_held_out_source_is_filtered_and_taken_off_the_training_side(write_lines
         limit=3,
     )
     data = load_demonstrations(config)
-    assert [row.prompt for row in data.train] == ["a", "c"]
+    assert [row.prompt for row in data.train] == ["a"]  # of a, b and d, which the limit leaves
     assert [row.prompt for row in data.held_out] == ["b", "d"]
     assert data.report.dropped == {
-        "after the first 3 usable ones (limit)": 1,
+        "beyond the limit of 3 usable rows": 1,
         "longer than 3 characters": 1,
-        "whose prompt is held out": 1,
+        "whose prompt is held out": 2,
     }
     assert accounted_for(data)
     assert data.report.describe() == (
-        f"{train} (held out: {test}): 7 rows read, 2 to train on, 2 held out.\n"
-        "Left out: 1 after the first 3 usable ones (limit), 1 longer than 3 characters, 1 whose prompt is held out."
+        f"{train} (held out: {test}): 7 rows read, 1 to train on, 2 held out.\n"
+        "Left out: 1 beyond the limit of 3 usable rows, 1 longer than 3 characters, 2 whose prompt is held out."
     )
 
 

@@ -67,7 +67,7 @@ def test_rows_to_test_on_are_accounted_for(tmp_path: Path, tokenizer: Any) -> No
     told = loaded(tmp_path, rows, tokenizer, test=source).describe().splitlines()
     assert told[0].endswith("rows.jsonl: 12 rows read, 7 to train on, 4 held out.")
     assert told[2].endswith("rows.jsonl: 12 rows read, 5 to test on.")
-    assert told[3] == "Left out: 1 with equal answers, 6 after the first 5 usable ones (limit)."
+    assert told[3] == "Left out: 7 beyond the limit of 5 usable rows."
     told = loaded(tmp_path, LABELLED, tokenizer, task={"type": "labels"}, test=source).describe().splitlines()
     assert told[1].endswith("rows.jsonl: 12 rows read, 5 to test on.")
 

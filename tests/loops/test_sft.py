@@ -252,7 +252,7 @@ with torch.no_grad():
 """
 
 
-@pytest.mark.parametrize(("family", "form"), FAMILY_FORMS)
+@pytest.mark.parametrize(("family", "form"), [("gpt2", "full"), ("llama", "lora")])
 def test_saved_student_loads_in_plain_transformers(tokenizer: Any, tmp_path: Path, family: str, form: str) -> None:
     base = make_model(tokenizer, family=family, layers=2, width=32, heads=2, context=64, seed=0)
     base.save_pretrained(tmp_path / "base")

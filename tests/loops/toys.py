@@ -30,16 +30,39 @@ def word_tokenizer(words: Sequence[str]) -> PreTrainedTokenizerFast:
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token="<eos>", pad_token="<pad>")
 
 
-def small_model(tokenizer: Any, *, family: str = "gpt2", layers: int = 1, width: int = 32) -> Any:
+def small_model(tokenizer: Any, *, family: str = "gpt2", layers: int = 1, width: int = 32, seed: int = 0) -> Any:
     """Random weights; embeddings wide enough apart that a frozen tied head can tell tokens with certainty."""
-    model = make_model(tokenizer, family=family, layers=layers, width=width, heads=2, context=16, seed=0)
+    model = make_model(tokenizer, family=family, layers=layers, width=width, heads=2, context=16, seed=seed)
     with torch.no_grad():
         model.get_input_embeddings().weight.mul_(10)
     return model
 
 
+def random_speaker(tokenizer: Any, *, family: str = "gpt2", layers: int = 1, width: int = 32, seed: int = 0) -> Any:
+    """A small model after plain training on random words: every word is about as likely as any other, anywhere.
+
+    Without this step a tied model of wide embeddings repeats its last word almost surely, and whether PPO ever sees
+    another word is luck. Only the blocks are trained: the final norm and the head must stay able to be certain.
+    """
+    model = small_model(tokenizer, family=family, layers=layers, width=width, seed=seed)
+    blocks = [p for name, p in model.named_parameters() if ".h." in name or ".layers." in name]
+    generator = torch.Generator().manual_seed(seed)
+
+    def random_words() -> list[list[int]]:
+        return torch.randint(2, len(tokenizer), (64, 5), generator=generator).tolist()
+
+    _learn_next_tokens(model, blocks, random_words, steps=60, pad=tokenizer.pad_token_id)
+    return model
+
+
 def taught(
-    policy: Policy, prompts: Sequence[Prompt], reward: Callable[..., Any], folder: Path, **settings: Any
+    policy: Policy,
+    prompts: Sequence[Prompt],
+    reward: Callable[..., Any],
+    folder: Path,
+    *,
+    seed: int = 0,
+    **settings: Any,
 ) -> list[dict[str, float]]:
     """Run PPO; returns its metrics by iteration."""
     import json
@@ -48,7 +71,7 @@ def taught(
     record = JsonLines(folder)
     parts = PPOParts(policy, PromptStream(tuple(prompts)), (RewardTerm("toy", reward),), folder, record, record=record)
     try:
-        train(config, parts, seed=0)
+        train(config, parts, seed=seed)
     finally:
         record.close()
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
@@ -122,10 +145,20 @@ def random_graph(nodes: int = 21, *, chance: float = 0.1, seed: int = 0) -> Walk
 def teach_to_walk(model: Any, tokenizer: Any, walks: Walks, *, steps: int, seed: int = 0) -> None:
     """Plain next-token training on random walks, so that the model starts as a random walker."""
     rng = np.random.default_rng(seed)
-    eos, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
-    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+
+    def some_walks() -> list[list[int]]:
+        return [[node + 2 for node in walk] + [tokenizer.eos_token_id] for walk in walks.random_walks(64, rng)]
+
+    _learn_next_tokens(model, list(model.parameters()), some_walks, steps=steps, pad=tokenizer.pad_token_id)
+
+
+def _learn_next_tokens(
+    model: Any, trained: Sequence[torch.nn.Parameter], batch: Callable[[], list[list[int]]], *, steps: int, pad: int
+) -> None:
+    """So many steps of cross-entropy, each on a batch of token ids."""
+    optimizer = torch.optim.AdamW(trained, lr=3e-3)
     for _ in range(steps):
-        rows = [[node + 2 for node in walk] + [eos] for walk in walks.random_walks(64, rng)]
+        rows = batch()
         width = max(map(len, rows))
         ids = torch.tensor([row + [pad] * (width - len(row)) for row in rows])
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids)).logits[:, :-1]

@@ -1,4 +1,4 @@
-"""Adapters that PEFT wrote, of every kind: trained further with their start as reference, saved, merged, refused."""
+"""Adapters of every kind that PEFT writes: trained on, with their start as reference, saved, merged, or refused."""
 
 from __future__ import annotations
 

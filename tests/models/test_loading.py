@@ -15,11 +15,12 @@ from safetensors.torch import load_file
 
 from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.errors import ModelError, TokenizerError
+from hydralign.files import whole_folder
 from hydralign.models import load_model, load_policy, make_model, make_policy
 from hydralign.models.heads import ValueHead
 from hydralign.models.loading import stop_ids_of
 from hydralign.models.policy import Policy
-from hydralign.models.saving import load_value_head, save_value_head, whole_folder
+from hydralign.models.saving import load_value_head, save_value_head
 from hydralign.models.student import load_student
 from hydralign.models.whole import adapter_of, load_tokenizer, load_whole
 from hydralign.rewards.loading import load_classifier

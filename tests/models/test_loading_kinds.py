@@ -83,7 +83,10 @@ ODD: dict[str, tuple[dict[str, Any], set[str]]] = {
     "not loaded": ({"early_stopping": "sometimes", "top_k": 7, "do_sample": True}, {"early_stopping"}),
     "negative": ({"max_new_tokens": -1}, {"max_new_tokens"}),
     "watermark": ({"watermarking_config": 3}, {"watermarking_config"}),
-    "several": ({"num_return_sequences": 4, "max_new_tokens": -1}, {"num_return_sequences", "max_new_tokens"}),
+    "several": (
+        {"num_return_sequences": 4, "cache_implementation": "x"},
+        {"num_return_sequences", "cache_implementation"},
+    ),
     "end": ({"eos_token_id": "x"}, {"eos_token_id"}),
 }  # fmt: skip
 

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from hydralign.config.model import LoraForm
+from hydralign.errors import ModelError
 from hydralign.models import load_policy, make_policy
 from hydralign.models.heads import OutputHead
+from hydralign.models.lora import require_rank_fits
 from hydralign.models.policy import Policy
 from hydralign.testing import tiny_model, tiny_policy, tiny_tokenizer
 from hydralign.types import Rows
@@ -245,3 +247,12 @@ def test_pad_equal_to_eos_keeps_the_eos_in_the_mask(tokenizer: Any) -> None:
     evaluation.logprobs_BR[0, 1].backward()
     head_gradient = policy.causal.model.transformer.wte.weight.grad[eos]  # type: ignore[attr-defined]
     assert head_gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize(("targets", "widest"), [(None, 32), (("c_attn",), 32), (("nowhere",), 32)])
+def test_rank_above_every_adapted_matrix_is_refused(targets: tuple[str, ...] | None, widest: int) -> None:
+    model = tiny_model(tiny_tokenizer())
+    assert model.config.hidden_size == widest
+    require_rank_fits(model, widest, targets)
+    with pytest.raises(ModelError, match=rf"model\.form\.rank={widest + 1}: no adapted matrix .* above {widest}, "):
+        require_rank_fits(model, widest + 1, targets)

@@ -106,7 +106,7 @@ def test_scores_are_those_of_the_adapted_model_under_peft(gpt2_folder: Callable[
         before = scores(model, rows, 0)
         config = LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["c_attn"], fan_in_fan_out=True)
         adapted = get_peft_model(model, config).eval()
-        assert torch.equal(scores(adapted, rows, 0), before)
+        assert torch.allclose(scores(adapted, rows, 0), before, rtol=0, atol=1e-5)
         for name, weight in adapted.named_parameters():
             if "lora_B" in name or "modules_to_save" in name:
                 weight.add_(0.5)

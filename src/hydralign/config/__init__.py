@@ -2,7 +2,15 @@
 
 from hydralign.config.base import Config
 from hydralign.config.data import DataConfig, PromptSourceConfig, SourceConfig
-from hydralign.config.loading import dump_config, dump_recipe, load_config, load_recipe, parse_overrides, read_config
+from hydralign.config.loading import (
+    dump_config,
+    dump_recipe,
+    load_config,
+    load_recipe,
+    parse_overrides,
+    read_config,
+    resolved_recipe,
+)
 from hydralign.config.model import FullForm, HydraForm, LoraForm, ModelConfig, NewModelConfig
 from hydralign.config.ppo import PPOConfig
 from hydralign.config.recipe import Recipe
@@ -29,4 +37,5 @@ __all__ = [
     "load_recipe",
     "parse_overrides",
     "read_config",
+    "resolved_recipe",
 ]

@@ -5,11 +5,23 @@ Import-light on purpose (pydantic only): `hydralign --help` and a wrong recipe m
 
 from __future__ import annotations
 
-from pydantic import BaseModel, ConfigDict
+import os
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from hydralign.errors import ConfigError, UnknownKeyError, did_you_mean
+
+Beta = Annotated[float, Field(ge=0, lt=1)]
+"""One of AdamW's moment decays: at 1 the moment would never forget its start, and its correction divides by 0."""
 
 
 class Config(BaseModel):
-    """A frozen group of settings. Unknown keys are refused; the printed form loads again."""
+    """A frozen group of settings. Unknown keys are refused; the printed form loads again.
+
+    Made in Python it takes `os.PathLike` wherever it takes text, and raises ConfigError for settings that cannot work.
+    """
 
     model_config = ConfigDict(
         frozen=True,
@@ -19,3 +31,45 @@ class Config(BaseModel):
         use_attribute_docstrings=True,
         protected_namespaces=(),
     )
+
+    def __init__(self, /, **settings: Any) -> None:
+        try:
+            super().__init__(**settings)
+        except ValidationError as error:
+            raise _named(type(self), error) from error
+
+    # pydantic calls an `__init__` of one's own for groups inside groups too, unless it is marked as its own: there,
+    # errors must stay pydantic's, so that all of a recipe's are listed together with their keys.
+    __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _paths_as_text(cls, settings: Any) -> Any:
+        return (
+            {name: _as_text(value) for name, value in settings.items()} if isinstance(settings, Mapping) else settings
+        )
+
+
+def _as_text(value: Any) -> Any:
+    """A path, or the paths in a list, as text; anything else as it is."""
+    if isinstance(value, os.PathLike):
+        return os.fspath(value)
+    return type(value)(map(_as_text, value)) if type(value) in (list, tuple) else value
+
+
+def _named(kind: type[Config], error: ValidationError) -> ConfigError:
+    """The error of a config made in Python, each wrong setting in a sentence."""
+    lines, unknown = [], False
+    for one in error.errors(include_url=False):
+        key = ".".join(map(str, one["loc"]))
+        if one["type"] == "value_error":
+            lines.append(str(one["ctx"]["error"]))
+        elif one["type"] == "missing":
+            lines.append(f"{key} is missing: it has no default. Give it.")
+        elif one["type"] == "extra_forbidden":
+            unknown = True
+            advice = did_you_mean(str(one["loc"][-1]), kind.model_fields if len(one["loc"]) == 1 else ())
+            lines.append(f"{key} is not a setting: it would be ignored. {advice}")
+        else:
+            lines.append(f"{key}={one['input']!r:.80} cannot be used: {one['msg']}. Give another value.")
+    return (UnknownKeyError if unknown else ConfigError)(f"{kind.__name__}: " + "\n".join(lines))

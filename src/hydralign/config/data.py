@@ -53,7 +53,10 @@ class CutConfig(Config):
 
 
 class HashSplit(Config):
-    """Holds out rows by a hash of their prompt: the same prompt never stands on both sides."""
+    """Holds out rows by a hash of their prompt (of a cut one, of what is left): none stands on both sides.
+
+    Common cut prompts, which would make the share a matter of chance, stay on the training side.
+    """
 
     by: Literal["hash"] = "hash"
     """Tag of this kind of split."""
@@ -92,7 +95,10 @@ HeldOut = Annotated[HashSplit | LastSplit | SourceSplit | NoSplit, Field(discrim
 
 
 class PartConfig(Config):
-    """Use only the rows whose text hashes into this range: recipes with disjoint ranges share no prompt."""
+    """Use only the rows whose text hashes into this range: recipes with disjoint ranges share no text.
+
+    Prompts that are cut out of different texts may still be equal.
+    """
 
     low: float = Field(default=0.0, ge=0, lt=100)
     """Lower end in percent, inclusive."""
@@ -124,7 +130,10 @@ class SourceConfig(Config):
     held_out: HeldOut = HashSplit()
     """How rows for evaluation are set apart."""
     limit: int | None = Field(default=None, ge=1)
-    """Use the first rows only, after filtering and before any are held out; not of a held-out source."""
+    """Use so many rows only, after filtering and before any are held out; not of a held-out source.
+
+    They are chosen by a hash of their content, so that a sorted file gives a fair sample.
+    """
 
 
 class PromptSourceConfig(SourceConfig):

@@ -8,9 +8,10 @@ Checks the shape of a recipe only: no file, model or data set that it names is o
 
 from __future__ import annotations
 
+import os
 import re
 import types
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
@@ -22,6 +23,8 @@ from pydantic_core import ErrorDetails
 
 from hydralign.config.base import Config
 from hydralign.config.recipe import Recipe
+from hydralign.config.texts import unusable_texts
+from hydralign.config.yaml_reading import MAX_DEPTH, parse_yaml, read_yaml_file
 from hydralign.errors import ConfigError, UnknownKeyError, did_you_mean
 
 C = TypeVar("C", bound=Config)
@@ -39,28 +42,35 @@ _WANTED = {
     "greater_than_equal": "a number of at least {ge:g}",
     "int_from_float": "a whole number",
     "int_parsing": "a whole number",
+    "int_parsing_size": "a whole number with fewer digits",
     "int_type": "a whole number",
     "less_than": "a number below {lt:g}",
     "less_than_equal": "a number of at most {le:g}",
     "literal_error": "{expected}",
     "model_attributes_type": "a section of keys and values",
     "model_type": "a section of keys and values",
+    "string_pattern_mismatch": "letters, digits, _, . and -, beginning with a letter or digit",
     "string_type": "text (in quotes if it looks like a number, a date, yes or no)",
     "too_long": "a list of at most {max_length}",
     "tuple_type": "a list",
 }
 
 
-def load_recipe(path: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a YAML file with command-line `overrides` applied, checked and resolved.
 
     Raises `ConfigError` when the file cannot be read, is not a mapping of sections or holds values that cannot
     work (all are listed, one per line), and `UnknownKeyError` when one of them is a key that no section has.
     """
-    values: Any = _read_file(Path(path))
+    values: Any = read_yaml_file(_as_path(path))
     for key, value in parse_overrides(overrides):
         values = _overridden(values, key.split("."), value, key)
     return read_config(Recipe, values).resolved()
+
+
+def resolved_recipe(recipe: Recipe | str | os.PathLike[str]) -> Recipe:
+    """A recipe made in Python with what it left open filled in, or that of a file. Raises as `load_recipe` does."""
+    return recipe.resolved() if isinstance(recipe, Recipe) else load_recipe(recipe)
 
 
 def dump_recipe(recipe: Recipe) -> str:
@@ -73,9 +83,19 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(), sort_keys=False, allow_unicode=True, width=120)
 
 
-def load_config(kind: type[C], path: str | Path) -> C:
+def load_config(kind: type[C], path: str | os.PathLike[str]) -> C:
     """The group of settings that `dump_config` wrote into a file. Raises ConfigError."""
-    return read_config(kind, _read_file(Path(path)))
+    return read_config(kind, read_yaml_file(_as_path(path)))
+
+
+def _as_path(path: str | os.PathLike[str]) -> Path:
+    """The file that a recipe is read from, `~` expanded. Raises ConfigError for what is no path."""
+    if not isinstance(path, str | os.PathLike):
+        raise ConfigError(
+            f"{path!r:.80} of type {type(path).__name__} is no recipe and no path of one: there is nothing to read. "
+            "Give the path of a YAML file."
+        )
+    return Path(path).expanduser()
 
 
 def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
@@ -93,18 +113,22 @@ def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
                 f"argument {argument!r} names no setting: it is not clear what to change. "
                 "Write --section.key value, for example --ppo.steps 20."
             )
+        if key.count(".") >= MAX_DEPTH:
+            raise ConfigError(f"--{_short(key)} has more than {MAX_DEPTH} parts: no setting lies there. Shorten it.")
         value = text if equals else next(rest, "--")
         if not equals and value.startswith("--"):
             raise ConfigError(
                 f"--{key} has no value: a setting cannot be changed to nothing. "
                 f"Write --{key} VALUE, or --{key}=VALUE when the value begins with --."
             )
-        pairs.append((key, _parse_yaml(value, f"--{key}")))
+        pairs.append((key, parse_yaml(value, f"--{key}")))
     return pairs
 
 
 def read_config(kind: type[C], values: Any) -> C:
     """A config of this kind made of plain values; raises one `ConfigError` that lists everything wrong."""
+    if texts := list(unusable_texts(values)):
+        raise _config_error(texts)
     try:
         config = kind.model_validate(values)
     except ValidationError as error:
@@ -124,58 +148,6 @@ def _config_error(problems: Sequence[str], *, unknown: bool = False) -> ConfigEr
     return kind("\n".join([f"{len(problems)} settings cannot be used:", *problems] if len(problems) > 1 else problems))
 
 
-# Reading YAML.
-
-
-class _UniqueKeyLoader(yaml.SafeLoader):
-    """PyYAML's safe loader, which by itself lets the last of two equal keys win without a word."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        seen: set[str] = set()
-        for key, _ in node.value:
-            if isinstance(key, yaml.ScalarNode) and key.value in seen:
-                raise ConfigError(
-                    f"key {key.value!r} stands twice in one section, the second time in line "
-                    f"{key.start_mark.line + 1}: only one of the two can count. Remove the other."
-                )
-            seen.add(str(key.value))
-        return super().construct_mapping(node, deep)
-
-
-def _parse_yaml(text: str, source: str) -> Any:
-    try:
-        return yaml.load(text, Loader=_UniqueKeyLoader)
-    except yaml.YAMLError as error:
-        mark = getattr(error, "problem_mark", None)
-        place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
-        reason = getattr(error, "problem", None) or str(error)
-        raise ConfigError(
-            f"{source}{place}: this is not YAML ({reason}), so nothing can be read from it. "
-            "Check indentation, quotes and brackets there."
-        ) from error
-    except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from None
-
-
-def _read_file(path: Path) -> dict[str, Any]:
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise ConfigError(f"recipe {path} does not exist: there is nothing to run. Check the path.") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(
-            f"recipe {path} cannot be read ({error}): there is nothing to run. Name a YAML file in UTF-8."
-        ) from error
-    values = _parse_yaml(text, str(path))
-    if not isinstance(values, dict):
-        found = "nothing" if values is None else f"a {type(values).__name__}"
-        raise ConfigError(
-            f"recipe {path} holds {found}: settings are found by section and key. "
-            "Begin with the lines `output: …` and `model: …`."
-        )
-    return values
-
-
 def _overridden(node: Any, parts: Sequence[str], value: Any, key: str) -> Any:
     """A copy of `node` with one value replaced. Copies the path down to it, since YAML aliases share objects."""
     if not parts:
@@ -183,7 +155,7 @@ def _overridden(node: Any, parts: Sequence[str], value: Any, key: str) -> Any:
     head, rest = parts[0], parts[1:]
     above = ".".join(key.split(".")[: -len(parts)])
     if isinstance(node, list):
-        if not head.isdecimal() or int(head) >= len(node):
+        if not head.isdecimal() or len(head) > 6 or int(head) >= len(node):
             raise ConfigError(
                 f"--{key}: {above} is a list of {len(node)}, counted from 0, so {head!r} is none of its items. "
                 f"Use an index that it has, or give it whole: --{above} '[…]'."
@@ -298,7 +270,7 @@ def _sentences(group: Sequence[tuple[_Place, ErrorDetails]]) -> list[str]:
     if causes := [cause for place, error in group if (cause := _cause(place, error))]:
         return causes
     place, error = group[0]
-    wanted = " or ".join(dict.fromkeys(_wanted(error) for _, error in group))
+    wanted = " or ".join(dict.fromkeys(_wanted(error) for _, error in group)) + _tagged_section(place, error["input"])
     return [f"{place.key}={_short(error['input'])} cannot be used: it sets {_meaning(place)}. Give {wanted}."]
 
 
@@ -330,6 +302,16 @@ def _meaning(place: _Place) -> str:
     """What the setting is for, in the words of its own docstring."""
     text = place.field.description if place.field else None
     return f"“{' '.join(text.split()).rstrip('.')}”" if text else "nothing that is known"
+
+
+def _tagged_section(place: _Place, value: Any) -> str:
+    """An example for a tag that stands where its section should: `--model.form lora`."""
+    for kind in place.kinds:
+        for tag in _tags(kind):
+            if value == tag:
+                name = next(n for n, field in kind.model_fields.items() if get_args(field.annotation) == (tag,))
+                return f", here {{{name}: {tag}}}"
+    return ""
 
 
 def _wanted(error: ErrorDetails) -> str:

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from hydralign.config.base import Config
+from hydralign.config.base import Beta, Config
 from hydralign.config.model import ModelConfig
 from hydralign.config.rewards import RewardTerm
 
@@ -164,7 +164,7 @@ class OptimizerConfig(Config):
     """Optimizer."""
     learning_rate: float | None = Field(default=None, gt=0)
     """Peak rate; None becomes 3e-6 (full) or 3e-5 (LoRA) when the recipe is read."""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Beta, Beta] = (0.9, 0.999)
     """AdamW's moment decay."""
     eps: float = Field(default=1e-5, gt=0)
     """AdamW's ε; 1e-5 keeps the first steps small."""

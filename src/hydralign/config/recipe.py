@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os.path import expanduser
+from os.path import dirname, expanduser, normpath, sep
 from typing import Any, TypeVar
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hydralign.config.base import Config
 from hydralign.config.compare import CompareConfig
@@ -15,6 +15,7 @@ from hydralign.config.model import LoraForm, ModelConfig
 from hydralign.config.ppo import PPOConfig
 from hydralign.config.reward import RewardConfig
 from hydralign.config.sft import SFTConfig
+from hydralign.config.texts import require_path_fits
 from hydralign.config.training import SupervisedConfig
 
 Item = TypeVar("Item", SFTConfig, RewardConfig)
@@ -28,7 +29,7 @@ class Recipe(Config):
 
     output: str
     """Folder for results. Elsewhere in the recipe, `{output}` stands for it."""
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0, le=2**63 - 1)
     """Seeds data order, sampling and new weights."""
     model: ModelConfig
     """The model that is taught."""
@@ -42,6 +43,26 @@ class Recipe(Config):
     """Reinforcement learning."""
     compare: CompareConfig | None = None
     """Before and after, with a report."""
+
+    @field_validator("output")
+    @classmethod
+    def _is_a_folder_of_its_own(cls, output: str) -> str:
+        """Refuse what names no folder, and folders that are never there for results alone."""
+        place = normpath(expanduser(output))
+        why = ""
+        if not output.strip():
+            why = "it names no folder"
+        elif OUTPUT in output:
+            why = f"{OUTPUT} stands for this very folder"
+        elif dirname(place) == place or place == normpath(expanduser("~")):
+            why = "results would lie among everything else there"
+        elif set(place.split(sep)) <= {".", ".."}:
+            why = "results would lie among the files of the folder that the command runs in, and replace a recipe.yaml"
+        elif place.startswith("~"):
+            why = "there is no user of that name"
+        if why:
+            raise ValueError(f"output={output!r} cannot be used: {why}. Name a folder of its own, such as runs/first.")
+        return require_path_fits(output, "output")
 
     @model_validator(mode="after")
     def _named(self) -> Recipe:

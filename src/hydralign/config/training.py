@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
-from hydralign.config.base import Config
+from hydralign.config.base import Beta, Config
+from hydralign.config.texts import require_path_fits
 
 
 class SupervisedBatchConfig(Config):
@@ -25,7 +26,7 @@ class SupervisedOptimizerConfig(Config):
     """Optimizer."""
     learning_rate: float | None = Field(default=None, gt=0)
     """Peak rate; None is filled in when the recipe is read, by how much of the model is trained."""
-    betas: tuple[float, float] = (0.9, 0.95)
+    betas: tuple[Beta, Beta] = (0.9, 0.95)
     """AdamW's moment decay."""
     eps: float = Field(default=1e-8, gt=0)
     """AdamW's ε."""
@@ -74,3 +75,8 @@ class SupervisedConfig(Config):
     """Mirrors of the local metrics file."""
     stop_after_bad_steps: int = Field(default=3, ge=1)
     """Stop with a diagnosis after this many poisoned steps in a row."""
+
+    @field_validator("name", check_fields=False)
+    @classmethod
+    def _names_a_folder(cls, name: str | None) -> str | None:
+        return name and require_path_fits(name, "name")

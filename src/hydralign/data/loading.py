@@ -2,15 +2,19 @@
 
 Every kind of data goes the same way; the kinds differ in how a row becomes a draft, and prompts are tokenised in
 the end. Rows are worked on in blocks, so that a `limit` stops early and tokenisers see many texts at once.
+
+A text that prompts are cut out of decides on the row's part; on which side it is held out, the cut prompt decides,
+since that is what a policy sees.
 """
 
 from __future__ import annotations
 
+import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from hydralign.config.data import (
     RESERVED_COLUMNS,
@@ -25,11 +29,12 @@ from hydralign.data.demonstrations import demonstration_drafter, labelled_drafte
 from hydralign.data.drafts import Draft, Drafter, LeftOut
 from hydralign.data.filters import within_bounds
 from hydralign.data.prompts import cut_to_prompts, prompt_drafter, tokenised
-from hydralign.data.reading import read_table
+from hydralign.data.reading import IN_MEMORY, read_table
 from hydralign.data.report import DataReport, DataSet
 from hydralign.data.rows import EmptyTextError, Row, Table
 from hydralign.data.spelled import special_tokens, spelled_in
 from hydralign.data.splits import in_part, split_rows
+from hydralign.data.subsets import hash_order
 from hydralign.errors import ConfigError, DataError
 from hydralign.types import Demonstration, LabelledText, Preference, Prompt
 
@@ -37,7 +42,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 Record = TypeVar("Record")
+Settings = TypeVar("Settings", bound=SourceConfig)
 InMemory = Iterable[Mapping[str, Any]]
+Source = (
+    SourceConfig | str | os.PathLike[str] | Mapping[str, Any] | Iterable[str | os.PathLike[str] | Mapping[str, Any]]
+)
+"""A config, the path of a file, the settings of a config, a list of paths, or rows."""
 
 _BLOCK = 2048
 
@@ -48,6 +58,10 @@ class _Kind(Generic[Record]):
 
     drafter: Callable[[Table], Drafter[Record]]
     finish: Callable[[Sequence[Draft[Record]]], Sequence[Record | LeftOut]]
+    key: Callable[[Record], str] | None = None
+    """The prompt that decides on the side of a record; None is its draft's key."""
+    seen: Callable[[Record], Hashable] | None = None
+    """What a model sees of the record's prompt."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +77,20 @@ class _Gathered(Generic[Record]):
 
 
 def load_prompts(
-    config: PromptSourceConfig, tokenizer: PreTrainedTokenizerBase, *, seed: int, rows: InMemory | None = None
+    config: Source, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0, rows: InMemory | None = None
 ) -> DataSet[Prompt]:
     """Prompts to answer, tokenised; with `config.cut`, the first tokens of texts, whose lengths `seed` draws.
 
-    A prompt's `columns` are all columns of its row but those with a reserved name, which belong to sampled things.
-    `rows` stand in for `config.source`. Raises DataError (RowError for one row), TokenizerError for chats without a
-    template.
+    `config` may be the file's path, its settings as a mapping, or rows in memory. A prompt's `columns` are all columns
+    of its row but those with a reserved name, which belong to sampled things. `rows` stand in for `config.source`.
+    Raises DataError (RowError for one row), TokenizerError for chats without a template, ConfigError for what is no
+    source or no tokenizer.
     """
+    config, rows = source_config(PromptSourceConfig, config, rows)
+    if not callable(tokenizer):
+        raise ConfigError(
+            f"tokenizer={tokenizer!r:.80} is none: prompts could not be encoded. Give the policy's, policy.tokenizer."
+        )
 
     def finish(drafts: Sequence[Draft[Prompt]]) -> Sequence[Prompt | LeftOut]:
         if config.cut is None:
@@ -83,39 +103,65 @@ def load_prompts(
         withheld.update(RESERVED_COLUMNS & set(table.columns))
         return prompt_drafter(table, tokenizer, from_text=config.cut is not None)
 
-    loaded = _load(config, tokenizer, rows, _Kind(drafter, finish))
+    key = None if config.cut is None else _prompt_text
+    loaded = _load(config, tokenizer, rows, _Kind(drafter, finish, key=key, seen=_prompt_ids))
     return replace(loaded, report=replace(loaded.report, withheld=tuple(sorted(withheld))))
 
 
 def load_demonstrations(
-    config: SourceConfig, tokenizer: PreTrainedTokenizerBase | None = None, *, rows: InMemory | None = None
+    config: Source, tokenizer: PreTrainedTokenizerBase | None = None, *, rows: InMemory | None = None
 ) -> DataSet[Demonstration]:
     """Texts to imitate, not tokenised. The tokenizer is needed for chats and for filters on tokens only.
 
     `rows` stand in for `config.source`. Raises as `load_prompts` does.
     """
+    config, rows = source_config(SourceConfig, config, rows)
     return _load(config, tokenizer, rows, _Kind(lambda table: demonstration_drafter(table, tokenizer), _records))
 
 
 def load_comparisons(
-    config: SourceConfig, tokenizer: PreTrainedTokenizerBase | None = None, *, rows: InMemory | None = None
+    config: Source, tokenizer: PreTrainedTokenizerBase | None = None, *, rows: InMemory | None = None
 ) -> DataSet[Preference]:
     """Pairs of answers, not tokenised; pairs of equal answers are left out and counted.
 
     The tokenizer is needed for chats and for filters on tokens only. `rows` stand in for `config.source`. Raises as
     `load_prompts` does.
     """
+    config, rows = source_config(SourceConfig, config, rows)
     return _load(config, tokenizer, rows, _Kind(lambda table: comparison_drafter(table, tokenizer), _records))
 
 
 def load_labelled(
-    config: SourceConfig, tokenizer: PreTrainedTokenizerBase | None = None, *, rows: InMemory | None = None
+    config: Source, tokenizer: PreTrainedTokenizerBase | None = None, *, rows: InMemory | None = None
 ) -> DataSet[LabelledText]:
     """Texts with the names of their classes; a label that is a number becomes its digits.
 
     The tokenizer is needed for filters on tokens only. `rows` stand in for `config.source`. Raises DataError.
     """
+    config, rows = source_config(SourceConfig, config, rows)
     return _load(config, tokenizer, rows, _Kind(labelled_drafter, _records))
+
+
+def source_config(
+    kind: type[Settings], source: Source, rows: InMemory | None = None
+) -> tuple[Settings, InMemory | None]:
+    """The settings that `source` stands for, and the rows in memory, if it holds them. Raises ConfigError."""
+    if isinstance(source, kind):
+        return source, rows
+    if isinstance(source, SourceConfig):
+        return kind(**source.model_dump()), rows
+    if isinstance(source, Mapping):
+        return kind(**source), rows
+    if isinstance(source, str | os.PathLike):
+        return kind(source=os.fspath(source)), rows
+    if isinstance(source, list | tuple) and source and all(isinstance(one, str | os.PathLike) for one in source):
+        return kind(source=tuple(map(os.fspath, source))), rows
+    if isinstance(source, Iterable):
+        return kind(source=IN_MEMORY), cast(InMemory, source)
+    raise ConfigError(
+        f"source={source!r:.80} of type {type(source).__name__}: there is nothing to read. Give the path of a file, "
+        "rows, or a SourceConfig."
+    )
 
 
 def _load(
@@ -131,7 +177,13 @@ def _load(
     if isinstance(config.held_out, SourceSplit):
         table = read_table(config.held_out.source, split=config.held_out.split, **reading)
         other = _gather(table, config.filter, tokenizer, kind)
-    sides = split_rows(main.keyed, config.held_out, other.keyed if other else ())
+    sides = split_rows(
+        main.keyed,
+        config.held_out,
+        other.keyed if other else (),
+        seen=kind.seen,
+        common_stay=kind.key is not None,
+    )
     dropped = main.dropped + (other.dropped if other else Counter())
     spelled = main.spelled + (other.spelled if other else Counter())
     if sides.leaking:
@@ -162,32 +214,34 @@ def _gather(
     limit: int | None = None,
     part: PartConfig | None = None,
 ) -> _Gathered[Record]:
-    keyed: list[tuple[str, Record]] = []
+    kept: list[tuple[int, tuple[str, Record]]] = []
     dropped: Counter[str] = Counter()
     spelled: Counter[str] = Counter()
     special, shortened = special_tokens(tokenizer), 0
     drafter = kind.drafter(table)
-    starts = range(0, len(table.rows), _BLOCK)
-    blocks = (_worked(table.rows[start : start + _BLOCK], drafter, bounds, tokenizer, kind) for start in starts)
-    for place, outcome in enumerate(chain.from_iterable(blocks)):
-        if len(keyed) == limit:
-            dropped[f"after the first {limit:,} usable ones (limit)"] = len(table.rows) - place
+    order = range(len(table.rows)) if limit is None else hash_order([row.values for row in table.rows])
+    rows = [table.rows[place] for place in order]
+    starts = range(0, len(rows), _BLOCK)
+    blocks = (_worked(rows[start : start + _BLOCK], drafter, bounds, part, tokenizer, kind) for start in starts)
+    for done, (place, outcome) in enumerate(zip(order, chain.from_iterable(blocks), strict=False)):
+        if len(kept) == limit:
+            dropped[f"beyond the limit of {limit:,} usable rows"] = len(rows) - done
             break
         if isinstance(outcome, LeftOut):
             dropped[outcome.reason] += 1
-        elif part and not in_part(outcome[0], part):
-            dropped[f"outside the part {part.low:g}-{part.high:g} %"] += 1
         else:
-            keyed.append(outcome[:2])
+            kept.append((place, outcome[:2]))
             shortened += outcome[2]
             spelled.update(spelled_in(table.rows[place], special))
-    return _Gathered(table.source, len(table.rows), tuple(keyed), dropped, spelled, shortened)
+    kept.sort(key=lambda one: one[0])
+    return _Gathered(table.source, len(rows), tuple(keyed for _, keyed in kept), dropped, spelled, shortened)
 
 
 def _worked(
     rows: Sequence[Row],
     drafter: Drafter[Record],
     bounds: FilterConfig,
+    part: PartConfig | None,
     tokenizer: PreTrainedTokenizerBase | None,
     kind: _Kind[Record],
 ) -> Iterator[tuple[str, Record, bool] | LeftOut]:
@@ -199,7 +253,12 @@ def _worked(
             yield draft
         else:
             record = next(finished)
-            yield record if isinstance(record, LeftOut) else (draft.key, record, draft.shortened)
+            if isinstance(record, LeftOut):
+                yield record
+            elif part and not in_part(draft.key, part):
+                yield LeftOut(f"outside the part {part.low:g}-{part.high:g} %")
+            else:
+                yield (kind.key(record) if kind.key else draft.key), record, draft.shortened
 
 
 def _drafted(row: Row, drafter: Drafter[Record], bounds: FilterConfig) -> Draft[Record] | LeftOut:
@@ -213,3 +272,11 @@ def _drafted(row: Row, drafter: Drafter[Record], bounds: FilterConfig) -> Draft[
 
 def _records(drafts: Sequence[Draft[Record]]) -> Sequence[Record | LeftOut]:
     return [draft.record for draft in drafts]
+
+
+def _prompt_text(prompt: Prompt) -> str:
+    return prompt.text
+
+
+def _prompt_ids(prompt: Prompt) -> Hashable:
+    return prompt.token_ids

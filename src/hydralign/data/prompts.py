@@ -6,7 +6,7 @@ the head of a long text is tokenised, up to a space well behind the last token t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING
@@ -16,6 +16,7 @@ from hydralign.data.chat import is_chat, messages_of, render_prompt
 from hydralign.data.drafts import Draft, Drafter, LeftOut
 from hydralign.data.rows import Row, Table
 from hydralign.data.tokens import encode_plain, encode_prompts, first_token
+from hydralign.errors import DataError
 from hydralign.types import Prompt
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ _HEAD_CHARACTERS_PER_TOKEN = 24
 def prompt_drafter(table: Table, tokenizer: PreTrainedTokenizerBase, *, from_text: bool) -> Drafter[Prompt]:
     """How this table's rows become prompts, not yet tokenised. Raises DataError when its columns do not allow it."""
     names = ("text",) if from_text else ("prompt", "query")
-    name = next((name for name in names if table.has(name)), None)
+    name = prompt_column(table, from_text=from_text)
     if name is None:
         needed = "`text` is" if from_text else "`prompt` or `query` (or `text`, with a `cut`) is"
         raise table.lacks("prompts", needed, names[0])
@@ -40,6 +41,28 @@ def prompt_drafter(table: Table, tokenizer: PreTrainedTokenizerBase, *, from_tex
         return Draft(Prompt(text, (), row.without(*RESERVED_COLUMNS)), text, (text,))
 
     return draft
+
+
+def prompt_column(table: Table, *, from_text: bool) -> str | None:
+    """The column that prompts are read from: one that the recipe maps, of whatever kind, goes before all others."""
+    names = ("text", "prompt", "query") if from_text else ("prompt", "query", "text")
+    kept = names[:1] if from_text else names[:2]
+    return table.first(*(name for name in names if name in kept or name in table.mapped))
+
+
+def as_prompts(prompts: Sequence[Prompt | str], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
+    """The prompts, and texts as prompts, those without token ids encoded. Raises DataError for anything else."""
+    listed = [] if isinstance(prompts, str) or not isinstance(prompts, Iterable) else list(prompts)
+    if not listed or not all(isinstance(prompt, str | Prompt) for prompt in listed):
+        raise DataError(
+            f"prompts={prompts!r:.60} of type {type(prompts).__name__}: a list of texts or of Prompts is needed, or it "
+            "is unclear what to answer. Give a list, [text] for one."
+        )
+    made = [Prompt(prompt) if isinstance(prompt, str) else prompt for prompt in listed]
+    bare = [place for place, prompt in enumerate(made) if prompt.text and not prompt.token_ids]
+    for place, ids in zip(bare, encode_prompts(tokenizer, [made[place].text for place in bare]), strict=True):
+        made[place] = replace(made[place], token_ids=ids)
+    return made
 
 
 def tokenised(drafts: Sequence[Draft[Prompt]], tokenizer: PreTrainedTokenizerBase) -> list[Prompt | LeftOut]:

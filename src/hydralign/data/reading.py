@@ -26,11 +26,13 @@ from typing import Any
 
 from hydralign.data.rows import Row, Table, shortened
 from hydralign.errors import DataError, did_you_mean
+from hydralign.hub import describe_search, hub_access
 
 IN_MEMORY = "rows in memory"
 _SUFFIXES = (".json", ".json.gz", ".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _FROM_ONE = "rows count from 1"
+_NEW_LINE = b"\n"
 _LINES = "row numbers are line numbers, from 1"
 _AFTER_HEADER = "rows count from 1, after the header"
 
@@ -153,7 +155,7 @@ def _is_json_lines(content: bytes) -> bool:
         return False
     try:
         json.loads(first)
-    except ValueError:
+    except (ValueError, RecursionError):
         return False
     return True
 
@@ -170,13 +172,21 @@ def _json_list_rows(source: str, parsed: object) -> Iterator[Row]:
 
 
 def _parsed(place: str, content: bytes) -> object:
+    text = _decoded(place, content)
     try:
-        return json.loads(_decoded(place, content))
+        return json.loads(text)
     except json.JSONDecodeError as error:
         within = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise DataError(
             f"{place}: no valid JSON, {error.msg} at {within}column {error.colno}: the row cannot be read. "
             "Repair it; a file cut short by a full disk or a broken download ends like this."
+        ) from error
+    except ValueError as error:  # Python converts no whole number of more than 4300 digits
+        long = max(re.finditer(rb"\d+", content), key=lambda number: len(number[0]))
+        within = f", line {content.count(_NEW_LINE, 0, long.start()) + 1}" if _NEW_LINE in content else ""
+        raise DataError(
+            f"{place}{within}: a number of {len(long[0])} digits: the row cannot be read. Shorten it, or put it in "
+            "quotes as text."
         ) from error
     except RecursionError as error:
         raise DataError(f"{place}: JSON nested too deeply to be read: rows are flat. Repair it.") from error
@@ -232,7 +242,7 @@ def _folder_dataset(source: str, path: Path, split: str) -> Any:
 
 
 def _hub_dataset(source: str, split: str) -> Any:
-    with _quiet_datasets(source) as datasets:
+    with hub_access(source, "dataset"), _quiet_datasets(source) as datasets:
         return datasets.load_dataset(source, split=split)
 
 
@@ -257,7 +267,8 @@ def _quiet_datasets(source: str) -> Iterator[Any]:
         raise
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise DataError(
-            f"{source} cannot be read: {error}. Check the name, the split and the connection, or name a file."
+            f"{source} cannot be read: {error}{describe_search(source)}. Check the name, the split and the "
+            "connection, or name a file."
         ) from error
     finally:
         datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counted

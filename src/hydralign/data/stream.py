@@ -25,10 +25,13 @@ Item = TypeVar("Item")
 class Stream(Generic[Item]):
     """All rows in a new order every epoch, without end and without leaving any out. Keeps no state."""
 
-    rows: tuple[Item, ...]
+    rows: Sequence[Item]
     seed: int = 0
 
     def __post_init__(self) -> None:
+        if isinstance(self.rows, str):
+            raise DataError(f"rows={self.rows!r:.60} is one text: its letters would be rows. Give a list, [text].")
+        object.__setattr__(self, "rows", tuple(self.rows))
         if not self.rows:
             raise DataError("a stream over no rows: there is nothing to draw batches from. Give it some.")
         if self.seed < 0:
@@ -50,7 +53,8 @@ class Stream(Generic[Item]):
         return tuple(self.rows[_order(len(self.rows), self.seed, epoch)[place]] for epoch, place in places)
 
 
-PromptStream = Stream[Prompt]
+PromptStream = Stream[Prompt | str]
+"""Batches of prompts; plain texts are encoded by the policy that answers them."""
 
 
 @lru_cache(maxsize=8)

@@ -6,9 +6,11 @@ where no people and no network are at hand.
 
 from __future__ import annotations
 
+import json
 import random
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 PRAISE = frozenset(
@@ -44,9 +46,25 @@ def _score(text: str, ended: bool) -> float:
     return float(min(MOST, len(words & PRAISE)) - len(words & COMPLAINT) - (not ended))
 
 
-def prefers_first(first: float, second: float, *, wrong: float, draw: random.Random) -> bool:
-    """Whether the annotator prefers the first of two answers with these scores; a coin decides between equals, and a
-    share `wrong` of all choices is turned round.
+@dataclass(frozen=True, order=True)
+class Answer:
+    """A completion, and whether it ended by itself."""
+
+    text: str
+    finished: bool
+
+
+def prefers_first(prompt: str, first: Answer, second: Answer, *, wrong: float, seed: int) -> bool:
+    """Whether the annotator prefers the first of two answers; a coin decides between equal scores, and a share `wrong`
+    of all choices is turned round.
+
+    The chance is keyed by seed, prompt and both answers, whichever comes first: the same pair is always judged the
+    same, and no other pair, nor the order of pairs, has a say in it.
     """
-    choice = draw.random() < 0.5 if first == second else first > second
-    return choice != (draw.random() < wrong)
+    lower, upper = sorted((first, second))
+    key = json.dumps([seed, prompt, lower.text, lower.finished, upper.text, upper.finished])
+    draw = random.Random(key)
+    coin, noise = draw.random(), draw.random()
+    scores = gold_rule([lower.text, upper.text], [lower.finished, upper.finished])
+    lower_is_better = coin < 0.5 if scores[0] == scores[1] else scores[0] > scores[1]
+    return (lower_is_better != (noise < wrong)) == (first == lower)

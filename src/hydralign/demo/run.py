@@ -7,8 +7,7 @@ model trained on them, PPO, and a comparison on held-out prompts whose score is 
 from __future__ import annotations
 
 import json
-import random
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -17,13 +16,17 @@ from transformers.utils.logging import disable_progress_bar
 
 from hydralign.config import Recipe, load_recipe
 from hydralign.data import load_prompts
-from hydralign.demo.annotator import gold_rule, prefers_first
+from hydralign.demo.annotator import Answer, prefers_first
 from hydralign.demo.texts import demonstrations, prompts
+from hydralign.files import write_text
 from hydralign.generation import sample
+from hydralign.loops.lock import locked
 from hydralign.loops.ppo import sampling_plan
 from hydralign.loops.runs import claim_folder, run_section
 from hydralign.models import load_policy
-from hydralign.progress import say
+from hydralign.models.policy import Policy
+from hydralign.progress import progress, say
+from hydralign.types import Prompt, SamplingPlan
 
 DEMONSTRATIONS = 800
 """Openings that get an ending to imitate; the other openings are prompts only."""
@@ -47,6 +50,11 @@ def run_demo(overrides: Iterable[str] = ()) -> None:
     recipe = demo_recipe(overrides)
     disable_progress_bar()
     output = Path(recipe.output).expanduser()
+    with locked(output):
+        _run_parts(recipe, output)
+
+
+def _run_parts(recipe: Recipe, output: Path) -> None:
     claim_folder(output, recipe)
     write_texts(output / "data")
     say("1 of 4: supervised fine-tuning on made-up reviews.")
@@ -80,28 +88,41 @@ def write_comparisons(recipe: Recipe, output: Path) -> None:
     asked = load_prompts(recipe.data.prompts, policy.tokenizer, seed=recipe.seed).train
     plan = sampling_plan(recipe.ppo.sampling, recipe.seed)
     asked = tuple(prompt for prompt in asked for _ in range(PAIRS))
-    rollouts = [sample(policy, asked, plan.at(ANNOTATION + side)) for side in (0, 1)]
-    first, second = (list(zip(one.completions, one.finished_B.tolist(), strict=True)) for one in rollouts)
-    draw = random.Random(recipe.seed)
-    rows = []
-    for prompt, one, other in zip(asked, first, second, strict=True):
-        if one == other:
-            continue
-        scores = [gold_rule([text], [ended])[0] for text, ended in (one, other)]
-        if not prefers_first(scores[0], scores[1], wrong=WRONG, draw=draw):
-            one, other = other, one
-        rows.append(
-            {
-                "prompt": prompt.text,
-                "chosen": one[0],
-                "rejected": other[0],
-                "chosen_finished": one[1],
-                "rejected_finished": other[1],
-                "annotator": "simulated",
-            }
-        )
+    first, second = sampled_answers(policy, asked, plan)
+    rows = [
+        compared(prompt.text, one, other, seed=recipe.seed)
+        for prompt, one, other in zip(asked, first, second, strict=True)
+        if one != other
+    ]
     _write(output / "data" / "comparisons.jsonl", rows)
     say(f"{len(rows):,} pairs labelled by the simulated annotator, about {WRONG:.0%} of them wrongly on purpose.")
+
+
+def sampled_answers(policy: Policy, asked: Sequence[Prompt], plan: SamplingPlan) -> tuple[list[Answer], list[Answer]]:
+    """Two answers to each prompt, shown on a progress bar. How many rows are decoded together changes none of them."""
+    sides: tuple[list[Answer], list[Answer]] = ([], [])
+    with progress("answers", 2 * len(asked)) as shown:
+        for side, answers in enumerate(sides):
+            for start in range(0, len(asked), plan.decode_rows):
+                few = asked[start : start + plan.decode_rows]
+                rollout = sample(policy, few, plan.at(ANNOTATION + side, first_row=start))
+                answers += map(Answer, rollout.completions, rollout.finished_B.tolist())
+                shown.update(side * len(asked) + len(answers), {})
+    return sides
+
+
+def compared(prompt: str, one: Answer, other: Answer, *, seed: int) -> dict[str, Any]:
+    """The annotator's choice between two answers, as a row of comparisons.jsonl."""
+    if not prefers_first(prompt, one, other, wrong=WRONG, seed=seed):
+        one, other = other, one
+    return {
+        "prompt": prompt,
+        "chosen": one.text,
+        "rejected": other.text,
+        "chosen_finished": one.finished,
+        "rejected_finished": other.finished,
+        "annotator": "simulated",
+    }
 
 
 ANNOTATION = 0xFFFF_0000
@@ -110,6 +131,4 @@ ANNOTATION = 0xFFFF_0000
 
 def _write(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    partial.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
-    partial.rename(path)
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))

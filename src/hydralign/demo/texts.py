@@ -1,13 +1,15 @@
 """Prompts and demonstrations for the demonstration run, put together from words.
 
 They are not real data and say so: openings of film reviews, and one or two short sentences that end them. As many
-praise as complain, so that imitation teaches how long an answer is, and leaves what it says open.
+praise as complain, so that imitation teaches how long an answer is, and leaves what it says open. Where an opening
+stands and how it ends depends on its own words only: another phrase in the lists changes no other text.
 """
 
 from __future__ import annotations
 
 import random
 from collections.abc import Iterator, Sequence
+from hashlib import blake2b
 
 _WHEN = """Last night|On a rainy Sunday|After a long day at work|With my family|Years ago|On the plane
 One evening in May|For the third time|Without knowing the book|Because a friend asked me to|At a small festival
@@ -32,15 +34,13 @@ I would see it again.|We did not expect that.|My brother slept.|I told my friend
 def prompts() -> list[str]:
     """All openings, in an order that looks random and never changes."""
     texts = [f"{when} {what} {then}" for when in _list(_WHEN) for what in _list(_WHAT) for then in _list(_THEN)]
-    random.Random(0).shuffle(texts)
-    return texts
+    return sorted(texts, key=lambda text: blake2b(text.encode()).digest())
 
 
 def demonstrations(openings: Sequence[str]) -> Iterator[tuple[str, str]]:
     """(prompt, completion) for each opening; the same every time."""
-    draw = random.Random(1)
     for prompt in openings:
-        yield prompt, _ending(draw)
+        yield prompt, _ending(random.Random(prompt))
 
 
 def _ending(draw: random.Random) -> str:

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hydralign.errors import ConfigError, did_you_mean
+from hydralign.errors import ConfigError, DataError, did_you_mean
 from hydralign.evaluation.held_out import Answers
 from hydralign.evaluation.statistics import Difference, compare_paired
 from hydralign.evaluation.text_metrics import distinct_2_blocks, paired_distinct_2
@@ -47,8 +47,14 @@ def compare_answers(
 ) -> Comparison:
     """Paired differences of every metric and fact, prompt by prompt; distinct-2 by blocks of neighbouring prompts.
 
-    Prompts that a metric did not apply to, before or after, are left out of its n. Raises as `check_shares` does.
+    Prompts that a metric did not apply to, before or after, are left out of its n. Raises DataError when the two sides
+    are known to have answered other prompts, and as `check_shares` does.
     """
+    if before.rows and after.rows and before.rows != after.rows:
+        raise DataError(
+            f"the prompts before ({before.rows}) and after ({after.rows}) are not the same ones in the same order: "
+            "their answers cannot be paired. Answer the same prompts twice."
+        )
     check_shares(shares, before.metrics)
     pairs = {name: _paired(before.metrics[name], after.metrics[name]) for name in before.metrics}
     for share in shares:

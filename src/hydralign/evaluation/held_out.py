@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from hydralign.algorithms.kl import k1
+from hydralign.data import fingerprint
+from hydralign.files import write_text
 from hydralign.generation.sampler import Sampler, sample
 from hydralign.memory import MicroRows
 from hydralign.models.policy import Policy
@@ -37,20 +39,25 @@ class Answers:
 
     metrics: dict[str, list[float]]
     samples: list[dict[str, Any]] = field(default_factory=list)
+    rows: str = ""
+    """Fingerprint of the prompts; empty where it is not known."""
 
     def save(self, path: Path) -> None:
         """Write whole or not at all."""
         metrics = {name: [None if math.isnan(x) else x for x in values] for name, values in self.metrics.items()}
-        partial = path.with_name(f".{path.name}.partial")
-        partial.write_text(json.dumps({"metrics": metrics, "samples": self.samples}) + "\n", encoding="utf-8")
-        partial.rename(path)
+        write_text(path, json.dumps({"rows": self.rows, "metrics": metrics, "samples": self.samples}) + "\n")
 
     @classmethod
     def load(cls, path: Path) -> Answers:
-        """What `save` wrote."""
+        """What `save` wrote. Raises ValueError, KeyError, TypeError or AttributeError for anything else."""
         stored = json.loads(path.read_text(encoding="utf-8"))
-        metrics = {name: [math.nan if x is None else x for x in values] for name, values in stored["metrics"].items()}
-        return cls(metrics, stored["samples"])
+        metrics = {
+            name: [math.nan if x is None else float(x) for x in values] for name, values in stored["metrics"].items()
+        }
+        samples = [dict(row) for row in stored["samples"]]
+        if len({len(values) for values in metrics.values()}) != 1 or not all("response" in row for row in samples):
+            raise ValueError("not one number per answer")
+        return cls(metrics, samples, str(stored.get("rows", "")))
 
 
 def answer_held_out(
@@ -100,7 +107,8 @@ def answer_held_out(
     require_applied(counts, len(prompts))
     alone = rewards if len(rewards) == 1 else []  # a single reward is the score
     texts = [json.loads(row) for row in processes.join([json.dumps(row) for row in shown])]
-    return Answers({name: values for name, values in metrics.items() if name not in alone}, texts[:samples])
+    kept = {name: values for name, values in metrics.items() if name not in alone}
+    return Answers(kept, texts[:samples], fingerprint(prompts))
 
 
 def _measured(experience: Experience) -> dict[str, Tensor]:

@@ -24,6 +24,7 @@ from markupsafe import Markup
 from hydralign.errors import DataError
 from hydralign.evaluation.figures import LARGE, Floats, change_histogram, curve, histograms, interval_strip
 from hydralign.evaluation.statistics import Verdict, decimals
+from hydralign.files import write_text
 
 Values = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 
@@ -92,11 +93,8 @@ def write_report(folder: Path, report: Report) -> tuple[Path, Path]:
     page = _page(report)
     record = json.dumps(_without_gaps(report.record), indent=2, ensure_ascii=False, allow_nan=False)
     paths = folder / "report.json", folder / "report.html"
-    partials = [path.with_name(f".{path.name}.partial") for path in paths]
-    for partial, text in zip(partials, (record + "\n", page), strict=True):
-        partial.write_text(text, encoding="utf-8", errors="backslashreplace")  # lone surrogates, valid JSON this way
-    for partial, path in zip(partials, paths, strict=True):
-        partial.replace(path)
+    for path, text in zip(paths, (record + "\n", page), strict=True):
+        write_text(path, text, errors="backslashreplace")  # lone surrogates, valid JSON this way
     return paths
 
 

@@ -98,7 +98,7 @@ def compare_paired(
             f"confidence={confidence}, resamples={resamples}: no interval can be drawn from these. "
             "Use a confidence between 0 and 1, such as 0.95, and at least 100 resamples, such as 2000."
         )
-    before_P, after_P = np.asarray(before, dtype=np.float64), np.asarray(after, dtype=np.float64)
+    before_P, after_P = _numbers(name, before), _numbers(name, after)
     _check_pairs(name, before_P, after_P)
     difference_P = after_P - before_P
     low, high = _bootstrap_interval(difference_P, confidence=confidence, resamples=resamples, seed=seed)
@@ -142,6 +142,16 @@ def wilson(successes: float, n: int, confidence: float = 0.95) -> tuple[float, f
     low = 0.0 if successes == 0 else centre - half_width
     high = 1.0 if successes == n else centre + half_width
     return low, high
+
+
+def _numbers(name: str, values: Sequence[float] | NDArray[np.floating]) -> NDArray[np.float64]:
+    try:
+        return np.asarray(values, dtype=np.float64)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"{name}: {values!r:.60} is no list of numbers ({error}): there is no mean of it. Give one number per "
+            "prompt."
+        ) from error
 
 
 def _check_pairs(name: str, before_P: NDArray[np.float64], after_P: NDArray[np.float64]) -> None:

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from hydralign.data.detokenise import decode_completions
-from hydralign.errors import ConfigError, DataError, NonFiniteError
+from hydralign.data.prompts import as_prompts
+from hydralign.errors import ConfigError, DataError, ModelError, NonFiniteError
 from hydralign.generation.keyed import drawn_lengths, keyed_uniforms
 from hydralign.models.logprobs import shape_logits
 from hydralign.models.policy import Policy
@@ -36,13 +37,15 @@ class Sampler(Protocol):
 
 
 @torch.no_grad()
-def sample(policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan) -> Rollout:
+def sample(policy: Policy, prompts: Sequence[Prompt | str], plan: SamplingPlan | None = None) -> Rollout:
     """One answer per prompt, by ancestral sampling from softmax(logits / temperature).
 
     Rows are decoded `plan.decode_rows` at a time, similar prompt lengths together. Raises ConfigError when a prompt
     and its answer do not fit the context, NonFiniteError when logits hold NaN or infinity, or overflow by a low
     temperature. Minus infinity for tokens that are not drawn is fine: it only says that they are impossible.
+    Texts are encoded as data sets are; `plan` None is `SamplingPlan()`.
     """
+    prompts, plan = encoded_prompts(policy, prompts), plan or SamplingPlan()
     check_context(policy, prompts, plan)
     rows = np.arange(plan.first_row, plan.first_row + len(prompts))
     limits_B = _limits(plan, rows)
@@ -56,6 +59,16 @@ def sample(policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan) -> Rol
     return drawn.rollout(policy, prompts, plan)
 
 
+def encoded_prompts(policy: Policy, prompts: Sequence[Prompt | str]) -> list[Prompt]:
+    """The prompts as the policy reads them, texts encoded. Raises ModelError for what is no policy, DataError."""
+    if not hasattr(policy, "tokenizer") or not hasattr(policy, "start"):
+        raise ModelError(
+            f"policy={policy!r:.80} of type {type(policy).__name__} is no policy: it cannot answer. Make one with "
+            "hydralign.load_policy."
+        )
+    return as_prompts(prompts, policy.tokenizer)
+
+
 def check_context(policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan) -> None:
     """Raise ConfigError unless the longest prompt and answer fit the context together, DataError for empty prompts."""
     empty = next((i for i, prompt in enumerate(prompts) if not prompt.token_ids), None)
@@ -66,10 +79,10 @@ def check_context(policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan)
         )
     longest = max(len(prompt.token_ids) for prompt in prompts)
     if longest + plan.longest > policy.context:
-        reason = policy.context_note or ": later tokens would have no position"
         raise ConfigError(
             f"The longest prompt has {longest} tokens and answers may have {plan.longest}, together "
-            f"{longest + plan.longest}, but the model's context holds {policy.context}{reason}. Shorten answers "
+            f"{longest + plan.longest}, but the model's context holds {policy.context}"
+            f"{policy.context_note or ': later tokens would have no position'}. Shorten answers "
             f"(max_new_tokens, lengths), or drop prompts with filter.max_tokens: {policy.context - plan.longest}."
         )
 

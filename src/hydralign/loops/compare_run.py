@@ -16,16 +16,17 @@ from typing import Any
 from hydralign.config import PPOConfig, Recipe
 from hydralign.config.compare import CompareConfig
 from hydralign.config.ppo import SamplingConfig
-from hydralign.data import encode_prompts, load_prompts
-from hydralign.errors import ConfigError, DataError, TokenizerError
+from hydralign.data import encode_prompts, fingerprint, load_prompts
+from hydralign.errors import ConfigError, TokenizerError
 from hydralign.evaluation.comparison import FACTS, Comparison, Share, as_record, check_shares, compare_answers
 from hydralign.evaluation.held_out import Answers, answer_held_out
 from hydralign.evaluation.report import AnswerPair, Report, write_report
 from hydralign.evaluation.statistics import Difference
 from hydralign.generation.sampler import check_context
 from hydralign.loops.ppo import sampling_plan
-from hydralign.loops.ppo_run import kept_answers, tell
-from hydralign.loops.section import RESULT, write_config, write_json
+from hydralign.loops.ppo_run import choose_prompts, kept_answers, required_prompts, tell
+from hydralign.loops.section import RESULT, write_json
+from hydralign.loops.standing import begin
 from hydralign.models.reader import Reader
 from hydralign.models.whole import load_whole
 from hydralign.processes import Processes
@@ -56,8 +57,7 @@ def run_compare(recipe: Recipe, config: CompareConfig, folder: Path, processes: 
     """Compare as the recipe's `compare` section says; writes OUT/report.json and OUT/report.html."""
     loaded = load_parts(recipe, config, processes)
     if processes.main:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_config(folder, config)
+        begin(recipe, config, folder)
     processes.wait()
 
     def answers(reader: Reader, label: str) -> Answers:
@@ -74,8 +74,9 @@ def run_compare(recipe: Recipe, config: CompareConfig, folder: Path, processes: 
         kept = {loaded.names.get(name, name): values for name, values in given.metrics.items()}
         return replace(given, metrics={name: values for name, values in kept.items() if name})
 
-    before = kept_answers(folder / "before.json", partial(answers, loaded.before, "before"), processes)
-    after = kept_answers(folder / "after.json", partial(answers, loaded.after, "after"), processes)
+    rows = fingerprint(loaded.prompts)
+    before = kept_answers(folder / "before.json", rows, partial(answers, loaded.before, "before"), processes)
+    after = kept_answers(folder / "after.json", rows, partial(answers, loaded.after, "after"), processes)
     shares = _shares(config)
     comparison = compare_answers(before, after, shares=shares, confidence=config.confidence)
     if processes.main:
@@ -96,8 +97,7 @@ def conclusion(comparison: Comparison) -> str:
 def load_parts(recipe: Recipe, config: CompareConfig, processes: Processes) -> Loaded:
     """Everything that a comparison needs, with every check that can be made before the first answer."""
     before_path, after_path, sampling, score = required_settings(recipe.ppo, config)
-    if recipe.data.prompts is None:
-        raise ConfigError("The recipe has no `data.prompts`: there is nothing to answer. Name a source of prompts.")
+    source = required_prompts(recipe)
     pad: dict[str, Any] = {"pad_token": recipe.model.pad_token, "device": processes.device}
     before = Reader(*load_whole(before_path, **pad), precision=config.precision)
     after = Reader(*load_whole(after_path, **pad), reference=before.causal, precision=config.precision)
@@ -108,19 +108,14 @@ def load_parts(recipe: Recipe, config: CompareConfig, processes: Processes) -> L
         replace(judge, name=f"judge/{judge.name}", weight=0.0)
         for judge in (build_terms(config.judges, processes.device) if config.judges else ())
     )
-    rewards = [f"reward/{term.name}" for term in terms] if len(terms) > 1 else []
-    check_shares(_shares(config), ["score", *rewards, *(judge.name for judge in judges), *FACTS])
+    require_shares(config, [term.name for term in terms], [judge.name for judge in judges])
     names = {f"reward/{judge.name}": judge.name for judge in judges}
     if len(terms) == 1 and judges:
         names[f"reward/{terms[0].name}"] = ""  # a single reward is the score
     seed = recipe.seed if config.seed is None else config.seed
     plan = sampling_plan(sampling, seed)
-    prompts = load_prompts(recipe.data.prompts, before.tokenizer, seed=recipe.seed).held_out[: config.prompts]
-    if len(prompts) < max(2, processes.count):
-        raise DataError(
-            f"{len(prompts)} prompts are held out, at least {max(2, processes.count)} are needed: nothing could be "
-            "told from chance. Set data.prompts.held_out, such as {by: hash, percent: 5}, or name more prompts."
-        )
+    data = load_prompts(source, before.tokenizer, seed=recipe.seed)
+    prompts = choose_prompts(data, config.prompts, at_least=max(2, processes.count))
     for reader in (before, after):
         check_context(reader, prompts, plan)
     return Loaded(before, after, prompts, (*terms, *judges), names, plan)
@@ -155,6 +150,12 @@ def require_same_tokens(before: Any, after: Any) -> None:
         )
 
 
+def require_shares(config: CompareConfig, rewards: Sequence[str], judges: Sequence[str]) -> None:
+    """Raise ConfigError for shares of what will be no metric; `judges` are called judge/NAME."""
+    several = [f"reward/{name}" for name in rewards] if len(rewards) > 1 else []
+    check_shares(_shares(config), ["score", *several, *judges, *FACTS])
+
+
 def _shares(config: CompareConfig) -> list[Share]:
     return [Share(**share.model_dump()) for share in config.shares]
 
@@ -186,7 +187,7 @@ def _report(
     ]
     shown = {name: (before.metrics[name], after.metrics[name]) for name in before.metrics}
     history = Path(recipe.output).expanduser() / "ppo" / "metrics.jsonl"
-    rows = [json.loads(line) for line in history.read_text().splitlines()] if history.exists() else []
+    rows = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()] if history.exists() else []
     return Report(config.title or Path(recipe.output).name, record, shown, pairs, rows)
 
 

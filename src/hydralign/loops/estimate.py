@@ -12,6 +12,7 @@ from hydralign.algorithms.advantages import gae
 from hydralign.algorithms.kl import k1, k3
 from hydralign.algorithms.masked import masked_moments, masked_sum, mean_and_variance, whiten
 from hydralign.algorithms.rewards import token_rewards
+from hydralign.errors import ConfigError, did_you_mean
 from hydralign.loops.metrics import Sums, variance
 from hydralign.processes import ALONE, Processes
 from hydralign.rewards.combine import require_applied
@@ -37,8 +38,15 @@ def estimate(
 
     Scores are divided by `score_std`, clipped, then lowered for answers that no stop token ended. Whitening uses
     the moments of all real tokens of all processes. Stats are global means. Raises RewardError for a reward that
-    applied to no row of any process.
+    applied to no row of any process, ConfigError for an unknown
+    estimator.
     """
+    estimators = {"k1": k1, "k3": k3}
+    if kl_estimator not in estimators:
+        raise ConfigError(
+            f"kl_estimator={kl_estimator!r} is not known: the KL in the reward depends on it. "
+            f"{did_you_mean(str(kl_estimator), estimators)}"
+        )
     rows = experience.rollout.rows
     mask_BR = rows.mask_BR
     finished_B = experience.rollout.finished_B
@@ -49,7 +57,7 @@ def estimate(
         clip=score_clip,
         missing_eos_penalty=missing_eos_penalty,
     )
-    kl_BR = {"k1": k1, "k3": k3}[kl_estimator](experience.old_logprobs_BR, experience.ref_logprobs_BR, mask_BR)
+    kl_BR = estimators[kl_estimator](experience.old_logprobs_BR, experience.ref_logprobs_BR, mask_BR)
     dense_BR = dense_scores(experience.scores.token_scores, mask_BR, std=score_std)
     rewards_BR = token_rewards(scores_B, kl_BR, mask_BR, coefficient=kl_coefficient, token_scores_BR=dense_BR)
     if whiten_rewards:

@@ -81,7 +81,9 @@ def plan_ppo(recipe: Recipe, config: PPOConfig, processes: Processes) -> list[st
     policy = loaded.policy
     return [
         loaded.prompts.report.describe(),
-        f"proof      {len(loaded.held_out)} held-out prompts, answered before and after",
+        f"proof      {len(loaded.held_out)} held-out prompts{_fewer(len(loaded.held_out), config.evaluation.prompts)}, "
+        "answered before and after",
+        *_repeated_lines(len(loaded.prompts.train), config.batch.prompts),
         *_start_lines(config.model or recipe.model),
         f"{parameter_line(policy.trained(), policy.fixed())}{_copied(config.model or recipe.model)}",
         *_memory_of_ppo(recipe, config, loaded, processes),
@@ -89,6 +91,18 @@ def plan_ppo(recipe: Recipe, config: PPOConfig, processes: Processes) -> list[st
         *_reward_lines(loaded.terms, loaded.prompts.train, sampling_plan(config.sampling, recipe.seed).longest),
         f"prompt     {ppo_run.prompt_preview(loaded.prompts.train[0], source)}",
     ]
+
+
+def _fewer(there: int, wanted: int) -> str:
+    """Said behind a number of rows when the data hold fewer than the recipe asks for."""
+    return f" (all there are of the {wanted:,} wanted)" if there < wanted else ""
+
+
+def _repeated_lines(prompts: int, wanted: int) -> list[str]:
+    """Said when an iteration takes more prompts than there are."""
+    if prompts >= wanted:
+        return []
+    return [f"prompts    {prompts:,} for {wanted:,} per iteration: some are answered more than once in each"]
 
 
 def _form_lines(model: ModelConfig, *, frozen: int = 0) -> list[str]:
@@ -105,8 +119,9 @@ def _start_lines(model: ModelConfig) -> list[str]:
     if adapter is None:
         return []
     if isinstance(model.form, LoraForm):
-        base, own = adapter.base_model_name_or_path, "with its own rank and targets, not those of model.form"
-        return [f"start      adapter {model.path}, trained further on its base {base} ({own})"]
+        settings = "with the rank and targets that it was made with, not those of model.form"
+        base = adapter.base_model_name_or_path
+        return [f"start      adapter {model.path}, trained further on its base {base} ({settings})"]
     return [f"start      adapter {model.path}, merged into its base {adapter.base_model_name_or_path}"]
 
 
@@ -169,9 +184,10 @@ def plan_compare(recipe: Recipe, config: CompareConfig, processes: Processes) ->
     """Lines about a compare section."""
     loaded = compare_run.load_parts(recipe, config, processes)
     terms = ", ".join(f"{term.name} (weight {term.weight:g})" for term in loaded.terms)
+    asked = f"{len(loaded.prompts):,} held-out prompts{_fewer(len(loaded.prompts), config.prompts)}"
     return [
         f"models     {config.before} and {config.after}",
-        f"answers    {len(loaded.prompts):,} held-out prompts, up to {loaded.plan.longest} tokens each, by both",
+        f"answers    {asked}, up to {loaded.plan.longest} tokens each, by both",
         f"metrics    {terms}",
         *_reward_lines(loaded.terms, loaded.prompts, loaded.plan.longest),
     ]

@@ -27,7 +27,7 @@ from hydralign.loops.estimate import estimate
 from hydralign.loops.interruption import interruptible
 from hydralign.loops.remedies import ppo_remedies
 from hydralign.loops.schedule import learning_rate_at, set_learning_rate
-from hydralign.loops.state import PPOState, checkpoints, load_checkpoint, save_checkpoint
+from hydralign.loops.state import PPOState, read_ppo_state, resume, save_checkpoint
 from hydralign.loops.update import LossWeights, make_optimizer, update
 from hydralign.memory import MicroRows
 from hydralign.models.policy import Policy
@@ -37,7 +37,7 @@ from hydralign.rewards.combine import RewardTerm
 from hydralign.rewards.normalise import RunningMoments
 from hydralign.rollout import collect
 from hydralign.tracking import JsonLines, Tracker
-from hydralign.types import Estimates, Experience, Prompt, SamplingPlan
+from hydralign.types import Estimates, Experience, SamplingPlan
 
 
 @dataclass(frozen=True)
@@ -150,9 +150,7 @@ def _collect(
 ) -> Experience:
     """This process's share of the iteration's rows: each prompt `samples_per_prompt` times, neighbours."""
     batch = config.batch
-    prompts: list[Prompt] = [
-        prompt for prompt in parts.prompts.batch(step, batch.prompts) for _ in range(batch.samples_per_prompt)
-    ]
+    prompts = [prompt for prompt in parts.prompts.batch(step, batch.prompts) for _ in range(batch.samples_per_prompt)]
     share = parts.processes.share(len(prompts))
     return collect(
         parts.policy,
@@ -237,12 +235,14 @@ def _resumed(config: PPOConfig, parts: PPOParts, optimizer: torch.optim.Optimize
 
     Raises NonFiniteError when the run ended poisoned: it has no iterations left, and would pass for finished.
     """
-    saved = checkpoints(parts.folder / "checkpoints")
-    if not saved:
+    resumed = resume(
+        parts.folder / "checkpoints", parts.policy.trained(), optimizer, read_ppo_state, main=parts.processes.main
+    )
+    if resumed is None:
         if parts.record:
             parts.record.cut_back(0)
         return PPOState(kl_coefficient=config.kl.coefficient)
-    state, metrics_position, differences = load_checkpoint(saved[-1], parts.policy.trained(), optimizer)
+    state = resumed.state
     if _is_ruined(config, state) and state.step >= config.steps:
         raise NonFiniteError(
             "checkpoint",
@@ -250,11 +250,7 @@ def _resumed(config: PPOConfig, parts: PPOParts, optimizer: torch.optim.Optimize
             "learned. Lower the learning rate or use precision fp32, delete that folder, and run again.",
         )
     if parts.record:
-        parts.record.cut_back(metrics_position)
-    if parts.processes.main:
-        say(f"Going on from {saved[-1].name}.")
-        for difference in differences:
-            say(f"Not bit-equal to an uninterrupted run: {difference}.")
+        parts.record.cut_back(resumed.metrics_position)
     return state
 
 

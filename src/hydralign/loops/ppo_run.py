@@ -14,7 +14,7 @@ from pathlib import Path
 from hydralign.config import PPOConfig, Recipe
 from hydralign.config.data import PromptSourceConfig
 from hydralign.config.model import ModelConfig
-from hydralign.data import DataSet, PromptStream, load_prompts, training_texts
+from hydralign.data import DataSet, PromptStream, choose_rows, fingerprint, load_prompts, training_texts
 from hydralign.errors import ConfigError, DataError, NonFiniteError
 from hydralign.evaluation.comparison import Comparison, as_record, compare_answers, fact_sentence
 from hydralign.evaluation.held_out import Answers, answer_held_out
@@ -50,8 +50,9 @@ def run_ppo(recipe: Recipe, config: PPOConfig, folder: Path, processes: Processe
             processes=processes,
         )
 
-    with opened(folder, config, processes) as records:
-        before = kept_answers(folder / "before.json", partial(answers, "before"), processes)
+    with opened(recipe, config, folder, processes) as records:
+        rows = fingerprint(held_out)
+        before = kept_answers(folder / "before.json", rows, partial(answers, "before"), processes)
         parts = PPOParts(
             policy=policy,
             prompts=PromptStream(loaded.prompts.train, recipe.seed),
@@ -63,7 +64,7 @@ def run_ppo(recipe: Recipe, config: PPOConfig, folder: Path, processes: Processe
             on_step=partial(_evaluate_when_due, config, answers, records.tracker),
         )
         train(config, parts, seed=recipe.seed)
-    after = kept_answers(folder / "after.json", partial(answers, "after"), processes)
+    after = kept_answers(folder / "after.json", rows, partial(answers, "after"), processes)
     comparison = compare_answers(before, after)
     if processes.main:
         policy.export(folder / "model")
@@ -100,14 +101,20 @@ class Loaded:
     terms: tuple[RewardTerm, ...]
 
 
+def required_prompts(recipe: Recipe) -> PromptSourceConfig:
+    """The prompts' source. Raises ConfigError when the recipe names none."""
+    if recipe.data.prompts is None:
+        raise ConfigError("The recipe has no `data.prompts`: there is nothing to answer. Name a source of prompts.")
+    return recipe.data.prompts
+
+
 def load_parts(recipe: Recipe, config: PPOConfig, processes: Processes) -> Loaded:
     """Everything that a ppo section needs, with every check that can be made before the first answer is sampled."""
-    if recipe.data.prompts is None:
-        raise ConfigError("The recipe has no `data.prompts`: PPO has nothing to answer. Name a source of prompts.")
+    source = required_prompts(recipe)
     processes.require_shares(config.batch.minibatch_rows, "ppo rows per minibatch")
     terms = build_terms(config.rewards, processes.device)
     policy = _policy(recipe, config.model or recipe.model, processes)
-    prompts = load_prompts(recipe.data.prompts, policy.tokenizer, seed=recipe.seed)
+    prompts = load_prompts(source, policy.tokenizer, seed=recipe.seed)
     held_out = proof_prompts(prompts, config, at_least=max(2, processes.count))
     check_context(policy, [*prompts.train, *held_out], sampling_plan(config.sampling, recipe.seed))
     return Loaded(policy, prompts, held_out, terms)
@@ -134,11 +141,17 @@ def _policy(recipe: Recipe, model: ModelConfig, processes: Processes) -> Policy:
 
 def proof_prompts(prompts: DataSet[Prompt], config: PPOConfig, *, at_least: int) -> tuple[Prompt, ...]:
     """The held-out prompts that are answered before and after; raises DataError when no interval can be drawn."""
-    held_out = prompts.held_out[: config.evaluation.prompts]
+    return choose_prompts(prompts, config.evaluation.prompts, at_least=at_least)
+
+
+def choose_prompts(prompts: DataSet[Prompt], count: int, *, at_least: int) -> tuple[Prompt, ...]:
+    """`count` held-out prompts, or all that there are; raises DataError with the reasons when they are too few."""
+    held_out = choose_rows(prompts.held_out, count)
     if len(held_out) < at_least:
         raise DataError(
             f"{len(held_out)} prompts are held out, at least {at_least} are needed: whether training helped could not "
-            "be told from chance. Set data.prompts.held_out, such as {by: hash, percent: 5}, or name more prompts."
+            "be told from chance. Set data.prompts.held_out, such as {by: hash, percent: 5}, or name more prompts.\n"
+            f"{prompts.report.describe()}"
         )
     return held_out
 
@@ -151,9 +164,14 @@ def tell(comparison: Comparison) -> None:
         say(fact_sentence(fact))
 
 
-def kept_answers(path: Path, make: Callable[[], Answers], processes: Processes) -> Answers:
-    """Answers from a file of this run, or made now and written there. Every process returns the same."""
-    return kept(path, make, processes, load=Answers.load, save=lambda file, answers: answers.save(file))
+def kept_answers(path: Path, rows: str, make: Callable[[], Answers], processes: Processes) -> Answers:
+    """`kept`, for answers to held-out prompts."""
+
+    def load(file: Path) -> tuple[str, Answers]:
+        answers = Answers.load(file)
+        return answers.rows, answers
+
+    return kept(path, rows, make, processes, load=load, save=lambda file, answers: answers.save(file))
 
 
 def prompt_preview(prompt: Prompt, source: PromptSourceConfig) -> str:

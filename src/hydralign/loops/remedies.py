@@ -64,4 +64,4 @@ def _fewer_layers(form: HydraForm | LoraForm) -> list[str]:
 
 
 def _rounding(model: ModelConfig) -> list[str]:
-    return ["model.precision: bf16"] if model.precision == "fp32" else []
+    return ["model.precision: bf16"] if model.precision != "bf16" else []

@@ -183,6 +183,10 @@ class Judged:
     """In nats."""
     margin_N: Tensor | None = None
     """Score of the chosen answer − score of the rejected one; None for labels."""
+    label_N: Tensor | None = None
+    """Column of each text's label; None for comparisons."""
+    choice_N: Tensor | None = None
+    """Column that it chose for each text; None for comparisons."""
 
     def metrics(self) -> dict[str, float]:
         """Means under their names in metrics.jsonl."""
@@ -206,7 +210,8 @@ def judge_labels(scorer: Scorer, texts: Sequence[Labelled], micro_rows: int, pro
     logits_NC = outputs_of(scorer, [text.ids for text in texts], micro_rows, processes)
     label_N = torch.tensor([text.label for text in texts])
     confidence_N, choice_N = logits_NC.softmax(-1).max(-1)
-    return Judged((choice_N == label_N).double(), confidence_N, cross_entropy(logits_NC, label_N, reduction="none"))
+    loss_N = cross_entropy(logits_NC, label_N, reduction="none")
+    return Judged((choice_N == label_N).double(), confidence_N, loss_N, label_N=label_N, choice_N=choice_N)
 
 
 Judge = Callable[[Scorer, Any, int, Processes], Judged]

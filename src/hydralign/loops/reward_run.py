@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,8 +11,9 @@ from hydralign.config import Recipe
 from hydralign.config.data import NoSplit, SourceConfig
 from hydralign.config.model import ModelConfig
 from hydralign.config.reward import Comparisons, Labels, RewardConfig
-from hydralign.data import DataSet, load_comparisons, load_labelled
+from hydralign.data import DataSet, choose_rows, fingerprint, load_comparisons, load_labelled
 from hydralign.errors import ConfigError, DataError
+from hydralign.evaluation import baselines
 from hydralign.evaluation.calibration import (
     calibration_bins,
     expected_calibration_error,
@@ -55,6 +56,8 @@ class Loaded:
     test: Sequence[Pair] | Sequence[Labelled] = ()
     cut: Mapping[str, int] = field(default_factory=dict)
     """Rows whose beginning was cut off, by side."""
+    measured: str = ""
+    """Fingerprint of the records behind `held_out`."""
 
     def describe(self) -> str:
         """One paragraph on the data."""
@@ -64,18 +67,20 @@ class Loaded:
 
 
 def run_reward(recipe: Recipe, config: RewardConfig, folder: Path, processes: Processes) -> list[Difference]:
-    """Train as one item of the `reward` section says, into `folder`; returns the paired difference of accuracy."""
+    """Train as one item of the `reward` section says, into `folder`; returns the paired difference of accuracy to the
+    one before training, and to the baseline.
+    """
     loaded = load_parts(recipe, config, processes)
     scorer, task, micro = loaded.scorer, config.task, config.batch.micro_rows
     judge: Any = judge_pairs if isinstance(task, Comparisons) else judge_labels
     if processes.main:
         say(loaded.describe())
-    with opened(folder, config, processes) as records:
+    with opened(recipe, config, folder, processes) as records:
 
         def judged() -> Judged:
             return judge(scorer, loaded.held_out, micro, processes)
 
-        before = kept_numbers(folder / "before.json", lambda: judged().right_N.tolist(), processes)
+        before = kept_numbers(folder / "before.json", loaded.measured, lambda: judged().right_N.tolist(), processes)
         parts: Any = RewardParts(scorer, loaded.train, loaded.held_out, folder, records, processes)
         if isinstance(task, Comparisons):
             train_on_pairs(config, parts, seed=recipe.seed)
@@ -85,18 +90,23 @@ def run_reward(recipe: Recipe, config: RewardConfig, folder: Path, processes: Pr
         after = judged()
         test: Judged | None = judge(scorer, loaded.test, micro, processes) if loaded.test else None
     difference = compare_paired("held-out accuracy", before, after.right_N.tolist())
+    baseline = baseline_of(after, scorer.labels)
     if processes.main:
         scorer.export(folder / "model")
-        record = {"held_out": as_record(after), "test": as_record(test) if test else None, "temperature": temperature}
-        record |= {"before": {"accuracy": difference.before_mean}, "cut": dict(loaded.cut)}
-        write_json(folder / RESULT, record | {"sentence": difference.sentence()})
-        say(difference.sentence())
+        told = {
+            side: as_record(rows, scorer.labels) if rows else None
+            for side, rows in (("held_out", after), ("test", test))
+        }
+        record: dict[str, Any] = told | {"temperature": temperature, "before": {"accuracy": difference.before_mean}}
+        record |= {"cut": dict(loaded.cut), "sentence": baselines.verdict_sentence(difference, baseline)}
+        write_json(folder / RESULT, record)
+        say(record["sentence"])
         for side, rows in (("held-out", after), ("test", test)):
             if rows:
-                say(f"On {side} rows: {sentence(rows)}")
+                say(f"On {side} rows: {sentence(rows, scorer.labels)}")
         say(f"The model lies in {folder / 'model'}.")
     processes.wait()
-    return [difference]
+    return [difference, *([baseline.above] if baseline.above else [])]
 
 
 def calibrated(loaded: Loaded, task: Labels, micro: int, seed: int, processes: Processes) -> float | None:
@@ -116,8 +126,24 @@ def calibrated(loaded: Loaded, task: Labels, micro: int, seed: int, processes: P
     return temperature
 
 
-def as_record(judged: Judged) -> dict[str, Any]:
-    """The judgement as plain JSON: accuracy with Wilson interval, ties, loss, margin, calibration."""
+def baseline_of(judged: Judged, labels: Sequence[str]) -> baselines.Baseline:
+    """What an answer that does not read the rows achieves on them: the commonest label, or guessing between two."""
+    if judged.label_N is None:
+        return baselines.guessing_baseline(judged.right_N.numpy())
+    return baselines.majority_baseline(judged.label_N.numpy(), judged.right_N.numpy(), labels)
+
+
+def recalls_of(judged: Judged, labels: Sequence[str]) -> tuple[baselines.ClassRecall, ...]:
+    """Recall of each label; none for comparisons."""
+    if judged.label_N is None or judged.choice_N is None:
+        return ()
+    return baselines.class_recalls(judged.label_N.numpy(), judged.choice_N.numpy(), labels)
+
+
+def as_record(judged: Judged, labels: Sequence[str] = ()) -> dict[str, Any]:
+    """The judgement as plain JSON: accuracy with Wilson interval, baseline, classes, ties, loss, margin, calibration,
+    and warnings.
+    """
     right, n = float(judged.right_N.sum()), len(judged.right_N)
     low, high = wilson(right, n)
     bins = calibration_bins(judged.confidence_N.numpy(), judged.right_N.numpy())
@@ -129,31 +155,37 @@ def as_record(judged: Judged) -> dict[str, Any]:
         "ties": int((judged.right_N == 0.5).sum()),
         "loss": float(judged.loss_N.mean()),
         "margin": None if judged.margin_N is None else float(judged.margin_N.mean()),
+        **baselines.as_record(right / n, baseline_of(judged, labels), recalls_of(judged, labels)),
         "calibration": {"error": expected_calibration_error(bins), "bins": [asdict(one) for one in bins]},
     }
 
 
-def sentence(judged: Judged) -> str:
-    """Accuracy, interval, ties and calibration in one line."""
-    told = as_record(judged)
+def sentence(judged: Judged, labels: Sequence[str] = ()) -> str:
+    """Accuracy, interval, ties and calibration in one line; baseline and recalls in the next; then what to doubt."""
+    told = as_record(judged, labels)
     ties = f", {told['ties']} ties counted as half right" if told["ties"] else ""
     margin = "" if told["margin"] is None else f", mean margin {told['margin']:.2f}"
-    return (
+    lines = [
         f"accuracy {told['accuracy']:.3f} (95 % interval {told['ci_low']:.3f} to {told['ci_high']:.3f}, n = "
-        f"{told['n']:,}{ties}){margin}, loss {told['loss']:.3f}, calibration error {told['calibration']['error']:.3f}."
-    )
+        f"{told['n']:,}{ties}){margin}, loss {told['loss']:.3f}, calibration error {told['calibration']['error']:.3f}.",
+        baselines.describe_classes(baseline_of(judged, labels), recalls_of(judged, labels)),
+        *(f"Warning: {doubt}" for doubt in told["warnings"]),
+    ]
+    return "\n".join(lines)
 
 
 def load_parts(recipe: Recipe, config: RewardConfig, processes: Processes) -> Loaded:
     """Everything that a reward section needs, with every check that can be made before the first step."""
     model = config.model or recipe.model
     if isinstance(config.task, Comparisons):
-        return _load_pairs(recipe, config, _source(config, recipe.data.comparisons, "comparisons"), model, processes)
-    return _load_labels(recipe, config, _source(config, recipe.data.labelled, "labelled"), model, processes)
+        return _load_pairs(recipe, config, required_source(recipe, config), model, processes)
+    return _load_labels(recipe, config, required_source(recipe, config), model, processes)
 
 
-def _source(config: RewardConfig, shared: SourceConfig | None, kind: str) -> SourceConfig:
-    source = config.data or shared
+def required_source(recipe: Recipe, config: RewardConfig) -> SourceConfig:
+    """The source of the comparisons or labelled texts. Raises ConfigError when the recipe names none."""
+    kind = "comparisons" if isinstance(config.task, Comparisons) else "labelled"
+    source: SourceConfig | None = config.data or getattr(recipe.data, kind)
     if source is None:
         raise ConfigError(
             f"reward.task is {config.task.type}, and neither reward.data nor data.{kind} names a source: there is "
@@ -170,12 +202,14 @@ def _load_pairs(
     scorer = _scorer(config, model, ("score",), texts, recipe.seed, processes)
     data = data or load_comparisons(source, scorer.tokenizer)
     train, cut = _pairs(data.train, scorer)
-    held_out, cut_apart = _pairs(data.held_out[: config.evaluation.rows], scorer)
+    chosen = choose_rows(data.held_out, config.evaluation.rows)
+    held_out, cut_apart = _pairs(chosen, scorer)
     judged = load_comparisons(_whole(config.test), scorer.tokenizer) if config.test else None
     test, cut_test = _pairs(judged.train if judged else (), scorer)
-    _require_rows(train, held_out)
+    account = _account(data, judged)
+    require_rows(train, held_out, account)
     counts = {"train": cut, "held out": cut_apart, "test": cut_test}
-    return Loaded(scorer, _account(data, judged), train, held_out, test, counts)
+    return Loaded(scorer, account, train, held_out, test, counts, fingerprint(chosen))
 
 
 def _whole(source: SourceConfig) -> SourceConfig:
@@ -230,12 +264,19 @@ def _load_labels(
     scorer = _scorer(config, model, names, [row.text for row in data.train], recipe.seed, processes)
     column_of = {label: names.index(name) for label, name in columns.items()}
     train, cut = _labelled(data.train, column_of, scorer)
-    held_out, cut_apart = _labelled(data.held_out[: config.evaluation.rows], column_of, scorer)
+    chosen = choose_rows(data.held_out, config.evaluation.rows)
+    held_out, cut_apart = _labelled(chosen, column_of, scorer)
     judged = load_labelled(_whole(config.test), scorer.tokenizer) if config.test else None
     test, cut_test = _labelled(judged.train if judged else (), column_of, scorer)
-    _require_rows(train, held_out)
+    account = _account(data, judged)
+    without = (
+        len(data.train) - len(train) + len(chosen) - len(held_out) + (len(judged.train) if judged else 0) - len(test)
+    )
+    if without:
+        account += f"\nOf them {without:,} have no token that the model could read: left out."
+    require_rows(train, held_out, account)
     counts = {"train": cut, "held out": cut_apart, "test": cut_test}
-    return Loaded(scorer, _account(data, judged), train, held_out, test, counts)
+    return Loaded(scorer, account, train, held_out, test, counts, fingerprint(chosen))
 
 
 def label_columns(task: Labels, found: Sequence[str]) -> dict[str, str]:
@@ -262,21 +303,34 @@ def _labelled(
     """The texts as token ids with their columns, and how many were too long: those keep their end."""
     scorer.tokenizer.truncation_side = "left"
     encoded = [encode_text(scorer.tokenizer, record.text, scorer.max_tokens) for record in records]
-    unknown = {record.label for record in records} - column_of.keys()
+    require_known_labels(records, column_of)
+    rows = [Labelled(one.ids, column_of[record.label]) for one, record in zip(encoded, records, strict=True)]
+    return [row for row in rows if row.ids], sum(one.cut > 0 for one in encoded)
+
+
+def require_known_labels(records: Sequence[LabelledText], known: Collection[str]) -> None:
+    """Raise DataError for rows whose label nothing was trained on."""
+    unknown = {record.label for record in records} - set(known)
     if unknown:
         raise DataError(
             f"held-out or test rows have labels that training rows lack: {', '.join(map(repr, sorted(unknown)))}. "
             "They cannot be told right. Leave them out, or train on them too."
         )
-    rows = [Labelled(one.ids, column_of[record.label]) for one, record in zip(encoded, records, strict=True)]
-    return [row for row in rows if row.ids], sum(one.cut > 0 for one in encoded)
 
 
-def _require_rows(train: Sequence[Any], held_out: Sequence[Any]) -> None:
+def require_finished(sets: Sequence[Sequence[Preference]]) -> None:
+    """Raise DataError for a comparison whose columns do not say by yes or no whether an answer ended."""
+    for record in (record for records in sets for record in records):
+        for side in ("chosen", "rejected"):
+            _finished(record.columns.get(f"{side}_finished", True), side)
+
+
+def require_rows(train: Sequence[Any], held_out: Sequence[Any], account: str) -> None:
+    """Raise DataError, with the account of what became of all rows, unless some are to learn and some to measure."""
     if not train or len(held_out) < 2:
         raise DataError(
             f"{len(train)} rows to train on and {len(held_out)} held out: at least one and two are needed, or nobody "
-            "could tell whether it was learned. Name more rows, or hold out others (held_out)."
+            f"could tell whether it was learned. Name more rows, or hold out others (held_out).\n{account}"
         )
 
 

@@ -7,26 +7,45 @@ OUT/<section>/<name>/     the same, of sections that are lists
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
-from hydralign.config import Config, HydraForm, Recipe, describe, diff, dump_recipe, load_config, load_recipe
+from hydralign.config import Recipe, describe, diff, dump_recipe, load_recipe, resolved_recipe
 from hydralign.errors import ConfigError, RunFolderError, did_you_mean
 from hydralign.evaluation.statistics import Difference
+from hydralign.files import write_text
 from hydralign.loops.compare_run import run_compare
+from hydralign.loops.inputs import kinds_read
+from hydralign.loops.lock import locked
+from hydralign.loops.output_checks import check_output
 from hydralign.loops.plans import later_lines, plan_compare, plan_ppo, plan_reward, plan_sft
 from hydralign.loops.ppo_run import run_ppo
+from hydralign.loops.precision import choose_precision, resolve_precision, same_precision
+from hydralign.loops.preflight import Step, check_steps, texts_of
+from hydralign.loops.results import RunResult, read_results
 from hydralign.loops.reward_run import run_reward
-from hydralign.loops.section import RESULT
+from hydralign.loops.same_settings import comparable
 from hydralign.loops.sft_run import run_sft
+from hydralign.loops.standing import (
+    Standing,
+    growth,
+    has_results,
+    readers_of,
+    refuse_stale,
+    set_aside,
+    standing,
+    stored_config,
+)
 from hydralign.processes import Processes, launched_processes
 from hydralign.progress import say
-
-C = TypeVar("C", bound=Config)
+from hydralign.streams import lasting_output
 
 
 @dataclass(frozen=True)
@@ -66,10 +85,39 @@ def items_of(recipe: Recipe, section: str) -> list[Item]:
     return [] if value is None else [Item(section, section, value)]
 
 
-def run_recipe(recipe: Recipe) -> None:
-    """Run every section that the recipe has, in order, going on at the first unfinished one."""
-    for name in present_sections(recipe):
-        run_section(recipe, name)
+def run_recipe(recipe: Recipe | str | os.PathLike[str]) -> RunResult:
+    """Run every section that the recipe (or the recipe in that file) has, going on at the first unfinished one.
+
+    Raises RunFolderError when another process runs in the same output folder.
+    """
+    recipe = resolved_recipe(recipe)
+    output, names, processes = Path(recipe.output).expanduser(), present_sections(recipe), launched_processes()
+    check_before(recipe, names, processes)
+    with alone_in(output, processes):
+        for line in processes.agreed(lambda: _precision_lines(recipe, output, processes)):
+            say(line)
+        differences = {name: _run_items(recipe, name, tell_settings=True, tell_precision=False) for name in names}
+    titles = [item.title for name in names for item in items_of(recipe, name)]
+    return read_results(output, titles, differences)
+
+
+def _precision_lines(recipe: Recipe, output: Path, processes: Processes) -> list[str]:
+    """What is to be said of the precision of unfinished sections before the first one runs; nothing on other ranks."""
+    titles: dict[str, list[str]] = {}
+    for item in (item for name in SECTIONS for item in items_of(recipe, name) if processes.main):
+        folder = output / item.title
+        if standing(recipe, item.config, folder).state != "finished":
+            line = choose_precision(recipe, item.config, folder, processes.device.type)[1]
+            titles.setdefault(line or "", []).append(item.title)
+    return [f"{', '.join(group)}: {line}" for line, group in titles.items() if line]
+
+
+@contextmanager
+def alone_in(output: Path, processes: Processes) -> Iterator[None]:
+    """Hold the output folder, locked by the main process, with output that cannot end the run."""
+    with lasting_output(), ExitStack() as held:
+        processes.agreed(lambda: held.enter_context(locked(output)) if processes.main else None)
+        yield
 
 
 def present_sections(recipe: Recipe) -> list[str]:
@@ -82,27 +130,83 @@ def present_sections(recipe: Recipe) -> list[str]:
     return present
 
 
-def run_section(recipe: Recipe, name: str, *, tell_settings: bool = True) -> list[Difference]:
+def run_section(recipe: Recipe | str | os.PathLike[str], name: str, *, tell_settings: bool = True) -> list[Difference]:
     """Run one section into its folder, unless it is finished there already (said so; returns nothing then)."""
+    recipe = resolved_recipe(recipe)
+    check_before(recipe, [name], launched_processes())
+    return _run_items(recipe, name, tell_settings=tell_settings, tell_precision=True)
+
+
+def _run_items(recipe: Recipe, name: str, *, tell_settings: bool, tell_precision: bool) -> list[Difference]:
     items = required_items(recipe, name)
     disable_progress_bar()
     processes = launched_processes()
     output = Path(recipe.output).expanduser()
-    if processes.main:
-        claim_folder(output, recipe)
-    processes.wait()
     differences = []
-    for item in items:
-        folder = output / item.title
-        if (folder / RESULT).exists():
+    with alone_in(output, processes):
+        if processes.main:
+            claim_folder(output, recipe)
+        processes.wait()
+        for item in items:
+            folder = output / item.title
+            used, config, line = resolve_precision(recipe, item.config, folder, processes)
+            if not prepared(used, replace(item, config=config), folder, processes):
+                continue
+            if line and tell_precision:
+                say(f"{item.title}: {line}")
+            if processes.main and tell_settings:
+                say(describe_item(used, replace(item, config=config), processes))
+            differences += SECTIONS[name].run(used, config, folder, processes)
             if processes.main:
-                say(f"{item.title} is finished: see {folder}. To run it again, delete that folder.")
-            continue
-        require_made(recipe, item)
-        if processes.main and tell_settings:
-            say(describe_item(recipe, item, processes))
-        differences += SECTIONS[name].run(recipe, item.config, folder, processes)
+                claim_folder(output, recipe)  # the section stored the recipe in the precision that it ran in
     return differences
+
+
+def prepared(recipe: Recipe, item: Item, folder: Path, processes: Processes) -> bool:
+    """Whether the item is to be run; then an older result of it is out of the way. Says what it finds.
+
+    Raises RunFolderError when its inputs changed since it was trained, or are not there yet.
+    """
+
+    def check() -> Standing | None:
+        if not processes.main:
+            return None
+        found = standing(recipe, item.config, folder)
+        if found.state == "stale" and item.section != "compare":
+            others = [(one.title, one.config) for name in SECTIONS for one in items_of(recipe, name)]
+            made = [(title, config) for title, config in others if has_results(folder_of(recipe, title))]
+            refuse_stale(recipe, item.title, folder, found.changed, readers_of(item.title, made, recipe.output))
+        if found.state != "finished":
+            require_made(recipe, item)
+        if found.state == "finished":
+            say(f"{item.title} is {found.told}: see {folder}. To run it again, delete that folder.")
+        elif found.state in ("stale", "longer"):
+            say(f"{item.title} is {found.told}.{set_aside(folder, item.config)}")
+        return found
+
+    found = processes.agreed(check)
+    return not processes.any(found is not None and found.state == "finished")
+
+
+def folder_of(recipe: Recipe, title: str) -> Path:
+    """The folder of a section, or of an item of one."""
+    return Path(recipe.output).expanduser() / title
+
+
+def check_before(recipe: Recipe, names: Sequence[str], processes: Processes, *, dry: bool = False) -> None:
+    """Refuse what can be refused before anything is written, in every unfinished item of these sections.
+
+    `dry` allows models that a section outside of `names` has yet to make. Raises the error that the run would end with.
+    """
+    output = Path(recipe.output).expanduser()
+    steps = [Step(item.section, item.title, item.config) for name in SECTIONS for item in items_of(recipe, name)]
+    items = [item for name in names for item in required_items(recipe, name)]
+    check_output(recipe, [item.title for item in items])
+    wanted = [item for item in items if standing(recipe, item.config, output / item.title).state != "finished"]
+    require_same_recipe(output, recipe)
+    for item in () if dry else wanted:
+        require_made(recipe, item, besides=names)
+    check_steps(recipe, steps, [item.title for item in wanted], processes)
 
 
 def required_items(recipe: Recipe, name: str) -> list[Item]:
@@ -123,10 +227,15 @@ def describe_item(recipe: Recipe, item: Item, processes: Processes) -> str:
     return describe(recipe.model_copy(update=used), processes=processes.count)
 
 
-def require_made(recipe: Recipe, item: Item) -> None:
-    """Raise RunFolderError when the item needs something out of this recipe's output that is not there yet."""
+def require_made(recipe: Recipe, item: Item, *, besides: Sequence[str] = ()) -> None:
+    """Raise RunFolderError when the item needs something out of this recipe's output that is not there yet.
+
+    What the sections `besides` make does not count.
+    """
     for path in missing_parts(recipe, item):
         maker = path.relative_to(Path(recipe.output)).parts[0]
+        if maker in besides or maker not in SECTIONS:
+            continue
         raise RunFolderError(
             f"{item.title} needs {path}, which is not there: the {maker} section makes it. Run `hydralign run`, which "
             f"runs every section in order, or `hydralign {maker}` first."
@@ -136,81 +245,84 @@ def require_made(recipe: Recipe, item: Item) -> None:
 def missing_parts(recipe: Recipe, item: Item) -> list[Path]:
     """Paths inside the output folder that the item's settings name and that do not exist."""
     output = Path(recipe.output)
-    paths = [
-        Path(text) for text in _texts(item.config.model_dump()) if text.startswith(f"{recipe.output.rstrip('/')}/")
-    ]
+    inside = f"{recipe.output.rstrip('/')}/"
+    # A reward function is written as path/to/file.py:function.
+    texts = (re.sub(r"\.py:\w+\Z", ".py", text) for text in texts_of(item.config.model_dump()))
+    paths = [Path(text) for text in texts if text.startswith(inside)]
     return [path for path in paths if path.is_relative_to(output) and not path.expanduser().exists()]
 
 
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from _texts(part)
-    elif isinstance(value, Sequence):
-        for part in value:
-            yield from _texts(part)
-
-
 def claim_folder(output: Path, recipe: Recipe) -> None:
-    """Store the recipe in its output folder; RunFolderError when a file or another recipe's results are there."""
+    """Store the recipe in an output folder that has results. Raises as `require_same_recipe` does, StorageError.
+
+    With nothing made yet, the first section that begins writes it: a start that fails leaves nothing in the way.
+    """
+    require_same_recipe(output, recipe)
+    if _made_items(recipe, output):
+        write_text(output / "recipe.yaml", dump_recipe(recipe))
+
+
+def require_same_recipe(output: Path, recipe: Recipe) -> None:
+    """Raise RunFolderError when the output is a file, or holds another recipe's results or a recipe of the user's own.
+
+    A recipe without results beside it may be replaced if a run wrote it.
+    """
     if output.exists() and not output.is_dir():
         raise RunFolderError(f"output={str(output)!r} is a file: results need a folder. Name another.")
     stored = output / "recipe.yaml"
-    differences = conflicts(load_recipe(stored), recipe, output) if stored.exists() else []
+    if not stored.exists():
+        return
+    before = load_recipe(stored)
+    if not _made_items(before, output) and stored.read_text(encoding="utf-8") != dump_recipe(before):
+        raise RunFolderError(
+            f"output={str(output)!r} holds a recipe.yaml that no run wrote: it would be replaced by the resolved one. "
+            "Name a folder of its own for results, or keep that recipe elsewhere."
+        )
+    differences = conflicts(before, recipe, output)
     if differences:
         listed = "\n  ".join(["", *differences[:12]])
         raise RunFolderError(
             f"output={str(output)!r} holds the results of another recipe, and going on would mix two runs. They "
             f"differ in (there ≠ here):{listed}\nName another output, or delete what was made with the other settings."
         )
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-        partial = output / ".recipe.yaml.partial"
-        partial.write_text(dump_recipe(recipe), encoding="utf-8")
-        partial.rename(stored)
-    except OSError as error:
-        raise RunFolderError(
-            f"output={str(output)!r} cannot be written ({error.strerror}): results would be lost. Name another folder."
-        ) from error
 
 
 def conflicts(stored: Recipe, recipe: Recipe, output: Path) -> list[str]:
     """Settings that results in the folder were made with and that are others now; none without such results.
 
-    Sections that have no folder yet, and kinds of data that the stored recipe did not name, may be added or changed;
-    where a rollout's states lie changes no result.
+    Sections without results, and data that no section with results reads, may be added or changed; so may what changes
+    no result, and the folder's name. A section that has a checkpoint may be trained longer. Precision `auto` is
+    whatever a section was made in.
     """
-    stored, recipe = (_states_anywhere(one) for one in (stored, recipe))
+    stored = same_precision(stored, recipe)
     made, wanted = (_made_items(one, output) for one in (stored, recipe))
     if not made and not wanted:
         return []
     no_sections: dict[str, Any] = dict.fromkeys(SECTIONS)
-    old, new = (one.model_copy(update=no_sections) for one in (stored, recipe))
-    added = {kind: getattr(new.data, kind) for kind in type(old.data).model_fields if getattr(old.data, kind) is None}
-    differences = diff(old.model_copy(update={"data": old.data.model_copy(update=added)}), new)
+    old, new = (comparable(one, one.output).model_copy(update=no_sections) for one in (stored, recipe))
+    read = {kind for config in (*made.values(), *wanted.values()) for kind in kinds_read(config)}
+    free = {
+        kind: getattr(new.data, kind)
+        for kind in type(old.data).model_fields
+        if kind not in read or getattr(old.data, kind) is None
+    }
+    differences = diff(old.model_copy(update={"data": old.data.model_copy(update=free)}), new)
     for title, config in wanted.items():
         # The stored recipe may have been without the section for a while; its own folder tells what made it.
-        own = output / title / "config.yaml"
-        before = load_config(type(config), own) if own.exists() else made.get(title, config)
-        differences += [f"{title}.{line}" for line in diff(_states_anywhere(before), _states_anywhere(config))]
+        before = stored_config(stored, config, output / title)
+        if before is None:
+            before = comparable(made.get(title, config), stored.output)
+        before = same_precision(before, config)
+        if longer := growth(stored, config, output / title):
+            before = before.model_copy(update={longer[0]: longer[2]})
+        differences += [f"{title}.{line}" for line in diff(before, comparable(config, recipe.output))]
     return differences
 
 
-def _states_anywhere(config: C) -> C:
-    """The config with a hydra form's trunk states in the default place."""
-    model = getattr(config, "model", None)
-    if model is None or not isinstance(model.form, HydraForm):
-        return config
-    form = model.form.model_copy(update={"offload": HydraForm().offload})
-    return config.model_copy(update={"model": model.model_copy(update={"form": form})})
-
-
 def _made_items(recipe: Recipe, output: Path) -> dict[str, Any]:
-    """The settings, by title, of those sections and items that have a folder."""
+    """The settings, by title, of those sections and items that have results."""
     items = [item for name in SECTIONS for item in items_of(recipe, name)]
-    return {item.title: item.config for item in items if (output / item.title).exists()}
+    return {item.title: item.config for item in items if has_results(output / item.title)}
 
 
 def plan(recipe: Recipe, section: str | None = None) -> str:
@@ -218,12 +330,18 @@ def plan(recipe: Recipe, section: str | None = None) -> str:
     disable_progress_bar()
     processes = launched_processes()
     names = [section] if section else present_sections(recipe)
+    check_before(recipe, names, processes, dry=True)
     parts = []
     for item in (item for name in names for item in required_items(recipe, name)):
         missing = missing_parts(recipe, item)
+        folder = Path(recipe.output).expanduser() / item.title
+        used, config, line = resolve_precision(recipe, item.config, folder, processes)
         if missing:
-            told = later_lines(recipe, item.title, item.config, missing)
+            told = later_lines(used, item.title, config, missing)
         else:
-            told = SECTIONS[item.section].plan(recipe, item.config, processes)
-        parts.append("\n".join([describe_item(recipe, item, processes), "", *told]))
+            told = SECTIONS[item.section].plan(used, config, processes)
+        found = standing(used, config, folder)
+        settings = describe_item(used, replace(item, config=config), processes)
+        notes = [f"precision  {line.removeprefix('precision ')}"] if line else []
+        parts.append("\n".join([f"{item.title} is {found.told}.", settings, "", *notes, *told]))
     return "\n\n".join(parts)

@@ -9,15 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hydralign.config.base import Config
-from hydralign.config.loading import dump_config
+from hydralign.config import Recipe
+from hydralign.loops.section_files import RESULT as RESULT
+from hydralign.loops.section_files import write_json as write_json
+from hydralign.loops.standing import begin
 from hydralign.processes import Processes
+from hydralign.progress import say
 from hydralign.tracking import JsonLines, Tracker, open_trackers
 
 Made = TypeVar("Made")
-
-RESULT = "evaluation.json"
-"""Written last: a section whose folder holds it is finished."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +31,15 @@ class Records:
 
 
 @contextmanager
-def opened(folder: Path, config: Any, processes: Processes) -> Iterator[Records]:
-    """The section's folder with its config in it, and its metrics file and mirrors, closed at the end."""
+def opened(recipe: Recipe, config: Any, folder: Path, processes: Processes) -> Iterator[Records]:
+    """The section's folder with its config and the record of its inputs in it, its metrics file and mirrors, closed at
+    the end.
+    """
     if not processes.main:
         processes.wait()
         yield Records(Silent(), None)
         return
-    folder.mkdir(parents=True, exist_ok=True)
-    write_config(folder, config)
+    begin(recipe, config, folder)
     trackers = open_trackers(folder, config.trackers, folder.parent.name, config.model_dump())
     processes.wait()
     try:
@@ -47,29 +48,36 @@ def opened(folder: Path, config: Any, processes: Processes) -> Iterator[Records]
         trackers.close()
 
 
-def write_config(folder: Path, config: Config) -> None:
-    """config.yaml: the section as the run resolved it."""
-    (folder / "config.yaml").write_text(dump_config(config), encoding="utf-8")
-
-
-def write_json(path: Path, record: Mapping[str, Any]) -> None:
-    """Write whole or not at all."""
-    unfinished = path.with_name(f".{path.name}.partial")
-    unfinished.write_text(json.dumps(record, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    unfinished.rename(path)
-
-
 def kept(
     path: Path,
+    rows: str,
     make: Callable[[], Made],
     processes: Processes,
     *,
-    load: Callable[[Path], Made],
+    load: Callable[[Path], tuple[str, Made]],
     save: Callable[[Path, Made], None],
 ) -> Made:
-    """What lies in a file of this run, or what is made now and written there. Every process returns the same."""
+    """What lies in a file of this run, or what is made now and written there. Every process returns the same.
+
+    A damaged file is said and made again. `rows` is the fingerprint of the rows that are measured, and `load` gives
+    that of the file besides: a file about other rows is said and made again too, so that before and after are always
+    of the same ones.
+    """
     if path.exists():
-        return load(path)
+        try:
+            stored, made = load(path)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            told = f"{path} is damaged ({type(error).__name__}: {error}): measured again."
+        else:
+            if stored == rows:
+                return made
+            told = (
+                f"{path} is about other held-out rows than those chosen now, or was written by a version that took the "
+                "first rows of the data: measured again. If training began with another choice, some of these rows "
+                f"may have been trained on. Delete {path.parent} to begin anew."
+            )
+        if processes.main:
+            say(told)
     made = make()
     processes.wait()
     if processes.main:
@@ -78,14 +86,20 @@ def kept(
     return made
 
 
-def kept_numbers(path: Path, make: Callable[[], list[float]], processes: Processes) -> list[float]:
+def kept_numbers(path: Path, rows: str, make: Callable[[], list[float]], processes: Processes) -> list[float]:
     """`kept`, for one number per held-out row."""
+
+    def load(file: Path) -> tuple[str, list[float]]:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        return str(stored.get("rows", "")), [float(x) for x in stored["values"]]
+
     return kept(
         path,
+        rows,
         make,
         processes,
-        load=lambda file: json.loads(file.read_text(encoding="utf-8"))["values"],
-        save=lambda file, values: write_json(file, {"values": values}),
+        load=load,
+        save=lambda file, values: write_json(file, {"rows": rows, "values": values}),
     )
 
 

@@ -81,8 +81,8 @@ def max_tokens_of(config: SFTConfig, student: Student) -> int:
     if longest > student.context:
         raise DataError(
             f"sft.max_tokens={longest} is above the {student.context} positions of the model"
-            f"{student.context_note or ': it could not read such rows'}. Set sft.max_tokens to {student.context} "
-            "or less."
+            f"{student.context_note or ': it could not read such rows'}. Set sft.max_tokens to {student.context} or "
+            "less."
         )
     return longest
 

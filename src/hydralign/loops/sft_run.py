@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from hydralign.config import Recipe
+from hydralign.config.data import SourceConfig
 from hydralign.config.model import ModelConfig
 from hydralign.config.sft import SFTConfig
-from hydralign.data import DataSet, load_demonstrations
+from hydralign.data import DataSet, choose_rows, fingerprint, load_demonstrations
 from hydralign.data.packing import TokenSequence, sequences
 from hydralign.errors import ConfigError, DataError
 from hydralign.evaluation.statistics import Difference, compare_paired
+from hydralign.loops.packing_check import require_apart
 from hydralign.loops.section import RESULT, kept_numbers, opened, write_json
 from hydralign.loops.sft import SFTParts, held_out_losses, max_tokens_of, train
 from hydralign.models import make_model, train_tokenizer
@@ -37,15 +39,13 @@ class Loaded:
     held_out: tuple[TokenSequence, ...]
     shortened: Mapping[str, int]
     """Training and held-out demonstrations that were cut, split or left out: reason and count."""
+    measured: str
+    """Fingerprint of the demonstrations behind `held_out`."""
 
     def describe(self) -> str:
         """One paragraph on the data."""
         learned = sum(sequence.learned for sequence in self.train)
-        lines = [self.data.report.describe()]
-        if self.shortened:
-            lines.append(
-                "Of them " + ", ".join(f"{count:,} {reason}" for reason, count in self.shortened.items()) + "."
-            )
+        lines = [account(self.data, self.shortened)]
         lines.append(
             f"{len(self.train):,} sequences with {learned:,} tokens to learn; {len(self.held_out):,} to measure."
         )
@@ -58,12 +58,12 @@ def run_sft(recipe: Recipe, config: SFTConfig, folder: Path, processes: Processe
     student, rows = loaded.student, config.batch.micro_rows
     if processes.main:
         say(loaded.describe())
-    with opened(folder, config, processes) as records:
+    with opened(recipe, config, folder, processes) as records:
 
         def losses() -> tuple[Tensor, Tensor]:
             return held_out_losses(student, loaded.held_out, rows, processes)
 
-        before = kept_numbers(folder / "before.json", lambda: torch.div(*losses()).tolist(), processes)
+        before = kept_numbers(folder / "before.json", loaded.measured, lambda: torch.div(*losses()).tolist(), processes)
         parts = SFTParts(student, loaded.train, loaded.held_out, folder, records, processes)
         train(config, parts, seed=recipe.seed)
         nll_N, tokens_N = losses()
@@ -97,13 +97,19 @@ def as_record(difference: Difference, nll_N: Tensor, tokens_N: Tensor) -> dict[s
     }
 
 
-def load_parts(recipe: Recipe, config: SFTConfig, processes: Processes) -> Loaded:
-    """Everything that an sft section needs, with every check that can be made before the first step."""
+def required_source(recipe: Recipe, config: SFTConfig) -> SourceConfig:
+    """The demonstrations' source. Raises ConfigError when the recipe names none."""
     source = config.data or recipe.data.demonstrations
     if source is None:
         raise ConfigError(
             "The recipe has no `data.demonstrations`: SFT has nothing to imitate. Name a source of texts."
         )
+    return source
+
+
+def load_parts(recipe: Recipe, config: SFTConfig, processes: Processes) -> Loaded:
+    """Everything that an sft section needs, with every check that can be made before the first step."""
+    source = required_source(recipe, config)
     model = config.model or recipe.model
     data: DataSet[Demonstration] | None = None
     if model.new is not None:
@@ -113,16 +119,31 @@ def load_parts(recipe: Recipe, config: SFTConfig, processes: Processes) -> Loade
     longest = max_tokens_of(config, student)
     shaping: dict[str, Any] = {"max_tokens": longest, "too_long": config.too_long}
     made, cut = sequences(data.train, student.tokenizer, student.stop_ids, **shaping)
-    apart, cut_apart = sequences(
-        data.held_out[: config.evaluation.rows], student.tokenizer, student.stop_ids, max_tokens=longest, too_long="cut"
-    )
+    chosen = choose_rows(data.held_out, config.evaluation.rows)
+    apart, cut_apart = sequences(chosen, student.tokenizer, student.stop_ids, max_tokens=longest, too_long="cut")
+    shortened = {**cut, **{f"{reason} (held out)": count for reason, count in cut_apart.items()}}
+    require_sequences(made, apart, longest, account(data, shortened))
+    if config.packing:
+        require_apart(student)
+    return Loaded(student, data, made, apart, shortened, fingerprint(chosen))
+
+
+def require_sequences(made: Sequence[TokenSequence], apart: Sequence[TokenSequence], longest: int, told: str) -> None:
+    """Raise DataError, with the account of what became of all rows, unless some are to learn and some to measure."""
     if not made or len(apart) < 2:
         raise DataError(
             f"{len(made)} sequences to train on and {len(apart)} held out: both are needed, at least one and two. "
-            "Name more demonstrations, or hold out others (data.demonstrations.held_out)."
+            "Name more demonstrations, hold out others (data.demonstrations.held_out), or raise sft.max_tokens "
+            f"({longest:,} here) where texts are longer.\n{told}"
         )
-    held_out_cut = {f"{reason} (held out)": count for reason, count in cut_apart.items()}
-    return Loaded(student, data, made, apart, {**cut, **held_out_cut})
+
+
+def account(data: DataSet[Demonstration], shortened: Mapping[str, int]) -> str:
+    """What became of every row that was read, and of the demonstrations that do not fit."""
+    lines = [data.report.describe()]
+    if shortened:
+        lines.append("Of them " + ", ".join(f"{count:,} {reason}" for reason, count in shortened.items()) + ".")
+    return "\n".join(lines)
 
 
 def _student(model: ModelConfig, data: DataSet[Demonstration] | None, seed: int, processes: Processes) -> Student:

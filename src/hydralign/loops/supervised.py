@@ -18,16 +18,16 @@ import torch
 from torch import Tensor
 
 from hydralign.config.training import SupervisedConfig
-from hydralign.errors import ConfigError, MemoryLimitError, NonFiniteError
+from hydralign.errors import ConfigError, NonFiniteError
 from hydralign.loops.interruption import interruptible
 from hydralign.loops.remedies import supervised_remedies
 from hydralign.loops.schedule import learning_rate_at, set_learning_rate
 from hydralign.loops.section import Records
-from hydralign.loops.state import checkpoints, read_checkpoint, write_checkpoint
+from hydralign.loops.state import resume, whole_number, write_checkpoint
 from hydralign.loops.update import apply_gradients, make_optimizer
-from hydralign.memory import MicroRows, is_out_of_memory
+from hydralign.memory import MicroRows
 from hydralign.processes import ALONE, Processes
-from hydralign.progress import progress, say
+from hydralign.progress import progress
 
 Item = TypeVar("Item")
 
@@ -90,7 +90,7 @@ def learn(
             try:
                 # 1. Gradients of the step's loss. 2. A clipped step on them.
                 stats = accumulate(lesson, lesson.batch(step), optimizer, fits, processes)
-                norm = _stepped(lesson, config, optimizer, processes)
+                norm = apply_gradients(optimizer, lesson.trained, config.optimizer.max_grad_norm, processes)
                 # 3. Report.
                 records.tracker.log(step, {**stats, "grad_norm": float(norm), "learning_rate": rate})
                 step, bad = step + 1, 0
@@ -152,23 +152,6 @@ def accumulate(
     return {name: total / count for name, total in zip(totals, sums.tolist(), strict=True)}
 
 
-def _stepped(
-    lesson: Lesson[Any], config: SupervisedConfig, optimizer: torch.optim.Optimizer, processes: Processes
-) -> Tensor:
-    """`apply_gradients`, which smaller micro-batches could not help: MemoryLimitError when memory runs out there."""
-    try:
-        return apply_gradients(optimizer, lesson.trained, config.optimizer.max_grad_norm, processes)
-    except Exception as error:
-        if not is_out_of_memory(error):
-            raise
-        size = sum(p.numel() * p.element_size() for p in lesson.trained.values()) / 2**20
-        raise MemoryLimitError(
-            f"Out of memory in the optimizer's step: {size:,.1f} MB of weights are trained, their gradients take as "
-            f"much, and AdamW's moments {2 * size:,.1f} MB, whatever the micro-batch. Train with LoRA (model.form: "
-            "{type: lora}), take a smaller model, or use optimizer.type sgd, which has no moments."
-        ) from error
-
-
 def _measure(lesson: Lesson[Any], records: Records, step: int) -> None:
     """Log the held-out metrics after `step` steps; poison there is an event, and training goes on."""
     try:
@@ -210,19 +193,14 @@ def _resumed(
     lesson: Lesson[Any], folder: Path, records: Records, optimizer: torch.optim.Optimizer, processes: Processes
 ) -> tuple[int, int]:
     """(steps done, bad steps in a row) of the newest checkpoint, put back into place; (0, 0) of a fresh run."""
-    saved = checkpoints(folder / "checkpoints")
-    if not saved:
-        if records.local:
-            records.local.cut_back(0)
-        return 0, 0
-    about, differences = read_checkpoint(saved[-1], lesson.trained, optimizer)
+    resumed = resume(folder / "checkpoints", lesson.trained, optimizer, _counts, main=processes.main)
     if records.local:
-        records.local.cut_back(about["metrics_position"])
-    if processes.main:
-        say(f"Going on from {saved[-1].name}.")
-        for difference in differences:
-            say(f"Not bit-equal to an uninterrupted run: {difference}.")
-    return about["step"], about["bad_steps"]
+        records.local.cut_back(resumed.metrics_position if resumed else 0)
+    return resumed.state if resumed else (0, 0)
+
+
+def _counts(about: Mapping[str, Any]) -> tuple[int, int]:
+    return whole_number(about["step"]), whole_number(about["bad_steps"])
 
 
 def _save(

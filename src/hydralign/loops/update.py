@@ -7,7 +7,7 @@ same loss and gradient, whatever their number. So a step that runs out of memory
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal, NamedTuple
@@ -20,10 +20,10 @@ from hydralign.algorithms.kl import k1
 from hydralign.algorithms.masked import Average, aggregate, masked_sum
 from hydralign.algorithms.policy_losses import clipped_policy_loss
 from hydralign.algorithms.value_losses import clipped_value_loss
-from hydralign.errors import ConfigError, NonFiniteError
+from hydralign.errors import ConfigError, MemoryLimitError, NonFiniteError
 from hydralign.generation.keyed import SHUFFLE, keyed_uniforms
 from hydralign.loops.metrics import Sums
-from hydralign.memory import MicroRows
+from hydralign.memory import MicroRows, is_out_of_memory
 from hydralign.models.policy import Policy
 from hydralign.models.precision import require_fp32
 from hydralign.processes import ALONE, Processes
@@ -66,6 +66,11 @@ def update(
     last good step left them, when a loss or a gradient is NaN or infinite; MemoryLimitError when one row at a time is
     too many; ConfigError when the rows do not divide among the minibatches.
     """
+    if epochs < 1 or minibatches < 1 or not isinstance(loss, LossWeights | None):
+        raise ConfigError(
+            f"epochs={epochs}, minibatches={minibatches}, loss={loss!r:.60}: nothing could be learned so. Give whole "
+            "numbers above 0, and LossWeights or None."
+        )
     if len(experience) % minibatches:
         raise ConfigError(
             f"{len(experience)} rows are not a multiple of minibatches={minibatches}: some would never be trained on. "
@@ -248,8 +253,28 @@ def apply_gradients(
 ) -> Tensor:
     """Sum gradients over processes, clip them to `max_grad_norm`, step; returns the norm before clipping.
 
-    Raises NonFiniteError naming the first bad parameter, without a step.
+    Raises NonFiniteError naming the first bad parameter, without a step; MemoryLimitError when memory runs out, which
+    smaller micro-batches could not help.
     """
+    try:
+        return _clip_and_step(optimizer, trained, max_grad_norm, processes)
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        size = sum(p.numel() * p.element_size() for p in trained.values()) / 2**20
+        raise MemoryLimitError(
+            f"Out of memory in the optimizer's step: {size:,.1f} MB of weights are trained, their gradients take as "
+            f"much, and AdamW's moments {2 * size:,.1f} MB, whatever the micro-batch. Train with LoRA (model.form: "
+            "{type: lora}), take a smaller model, or use optimizer.type sgd, which has no moments."
+        ) from error
+
+
+def _clip_and_step(
+    optimizer: torch.optim.Optimizer,
+    trained: dict[str, torch.nn.Parameter],
+    max_grad_norm: float,
+    processes: Processes,
+) -> Tensor:
     parameters = list(trained.values())
     processes.sum_gradients(parameters)
     norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
@@ -292,7 +317,7 @@ def _named(means: dict[str, float], steps: int, stopped: bool) -> dict[str, floa
 
 
 def make_optimizer(
-    trained: dict[str, torch.nn.Parameter],
+    trained: Mapping[str, torch.nn.Parameter] | Policy,
     *,
     type: Literal["adamw", "sgd"] = "adamw",
     learning_rate: float = 3e-6,
@@ -300,9 +325,24 @@ def make_optimizer(
     eps: float = 1e-5,
     weight_decay: float = 0.0,
 ) -> torch.optim.Optimizer:
-    """AdamW (fused) or plain SGD over the trained parameters only. Raises ModelError unless these are fp32."""
-    require_fp32(trained)
-    parameters = list(trained.values())
-    if type == "sgd":
-        return torch.optim.SGD(parameters, lr=learning_rate, weight_decay=weight_decay)
-    return torch.optim.AdamW(parameters, lr=learning_rate, betas=betas, eps=eps, weight_decay=weight_decay, fused=True)
+    """AdamW (fused) or plain SGD over the trained parameters only: a policy's, or those given by name.
+
+    Raises ConfigError for settings that no optimizer can have, ModelError unless all that is trained is held in fp32.
+    """
+    named = trained if isinstance(trained, Mapping) or not hasattr(trained, "trained") else trained.trained()
+    if type not in ("adamw", "sgd") or not isinstance(named, Mapping) or not named:
+        given = f"type={type!r}" if isinstance(named, Mapping) and named else f"trained={trained!r:.60}"
+        raise ConfigError(
+            f"{given}: there is no optimizer of this. Give a policy or its trained(), and type adamw or sgd."
+        )
+    require_fp32(named)
+    parameters = list(named.values())
+    try:
+        if type == "sgd":
+            return torch.optim.SGD(parameters, lr=learning_rate, weight_decay=weight_decay)
+        settings: dict[str, Any] = {"betas": tuple(betas), "eps": eps, "weight_decay": weight_decay, "fused": True}
+        return torch.optim.AdamW(parameters, lr=learning_rate, **settings)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"optimizer settings cannot be used ({error}): no step could be taken. Correct them."
+        ) from error

@@ -25,7 +25,7 @@ ADAPTER = "default"
 
 
 def read_language_adapter(folder: str) -> Any:
-    """The PEFT config of an adapter for a language model. Raises ModelError for another kind, or a damaged one."""
+    """The PEFT config of a language model's adapter. Raises ModelError for another kind, or one that is damaged."""
     config = read_adapter(folder)
     kind = getattr(config.peft_type, "value", config.peft_type)
     if config.is_prompt_learning or config.is_adaption_prompt:

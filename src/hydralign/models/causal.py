@@ -21,6 +21,7 @@ from hydralign.models.logprobs import token_logprobs
 from hydralign.models.lookup import looked_up
 from hydralign.models.rope import explain_rope_limit, rope_limit
 from hydralign.models.split import STRANGE, entering, told
+from hydralign.models.weights import require_finite_weights
 from hydralign.types import Evaluation, Rows
 
 OTHER_ARCHITECTURES = (
@@ -175,6 +176,7 @@ class CausalModel:
             ours = self.head.all_logits(states_BTD)
         gap = (whole - ours).abs().max().item()
         if not gap <= allowed_gap(self.precision, whole.abs().max().item()):
+            require_finite_weights(self.model, type(self.model).__name__)
             raise ModelError(
                 f"{type(self.model).__name__}: logits from its body and its head differ from its own by {gap:.2g}: "
                 "this architecture changes them in a way that is not known here, and every log-probability would be "

@@ -7,7 +7,6 @@ weight decay alone would then move them. So a model of the same class is built w
 from __future__ import annotations
 
 import copy
-from collections.abc import Hashable
 from functools import cache
 from typing import Any
 
@@ -31,7 +30,7 @@ def freeze_fixed(model: Any) -> None:
 
 def fixed_names(model: Any) -> frozenset[str]:
     """Names of the parameters that do not learn in a new model of this class and config; none where that is unknown."""
-    kind: Any = type(model)
+    kind: Any = type(model)  # any class is hashable, which type checkers do not know of type[Any]
     return _fixed_names(kind, _Key(model.config))
 
 
@@ -50,11 +49,10 @@ class _Key:
 
 
 @cache
-def _fixed_names(kind: Hashable, key: _Key) -> frozenset[str]:
+def _fixed_names(kind: Any, key: _Key) -> frozenset[str]:
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            build: Any = kind
-            new = build(copy.deepcopy(key.config))
+            new = kind(copy.deepcopy(key.config))
     except Exception:  # A class of somebody else's may need more than a config; then nothing is known of it.
         return frozenset()
     return frozenset(name for name, parameter in new.named_parameters() if not parameter.requires_grad)

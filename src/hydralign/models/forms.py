@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from os.path import expanduser
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
-from hydralign.errors import ModelError
+from hydralign.errors import ConfigError, ModelError, did_you_mean
+from hydralign.models.bf16_speed import concrete_precision
 from hydralign.models.causal import CausalModel
 from hydralign.models.decoding import check_decoding
 from hydralign.models.full import FullPolicy
@@ -22,11 +24,13 @@ from hydralign.models.precision import convert_to_fp32
 from hydralign.models.saving import load_value_branch, load_value_head, require_no_value_branch
 from hydralign.models.whole import load_whole
 
+FORMS: Mapping[str, Callable[[], Form]] = {"full": FullForm, "lora": LoraForm, "hydra": HydraForm}
+
 
 def load_policy(
-    path: str,
+    path: str | os.PathLike[str],
     *,
-    form: Form | None = None,
+    form: Form | str | None = None,
     precision: str = "fp32",
     pad_token: str | None = None,
     device: str | torch.device = "cpu",
@@ -34,10 +38,14 @@ def load_policy(
 ) -> Policy:
     """A policy from a model folder or hub id; its value head is the one saved there, or a new one at zero.
 
+    `form` is a FullForm (the default), LoraForm or HydraForm, or the name of one with its defaults, such as "lora".
     An adapter in `path` is merged into the base that it names, unless the form trains adapters itself. Raises
-    ModelError or TokenizerError when the folder cannot be trained from.
+    ModelError or TokenizerError when the folder cannot be trained from, ConfigError for arguments that are none.
     """
-    path = expanduser(path)
+    if not isinstance(path, str | os.PathLike) or not os.fspath(path):
+        raise ConfigError(f"path={path!r:.80} names no model: there is nothing to load. Give a folder or a hub id.")
+    path, form = os.path.expanduser(path), _form_of(form)
+    precision = concrete_precision(precision, torch.device(device))
     if isinstance(form, LoraForm) and (Path(path) / "adapter_config.json").exists():
         raise ModelError(
             f"model.path={path!r} is an adapter, not a whole model: what it adapts is unknown here. Name the base "
@@ -63,7 +71,7 @@ def make_policy(
     tokenizer: Any,
     *,
     value_head: ValueHead | None = None,
-    form: Form | None = None,
+    form: Form | str | None = None,
     precision: str = "fp32",
     seed: int = 0,
 ) -> Policy:
@@ -71,7 +79,7 @@ def make_policy(
 
     Raises ModelError when the model is not understood, or cannot be sampled or trained in this form.
     """
-    form = form or FullForm()
+    form, precision = _form_of(form), concrete_precision(precision, model.device)
     prepare_model(convert_to_fp32(model), tokenizer)
     causal = CausalModel(model)
     causal.check_readout()
@@ -103,6 +111,17 @@ def make_policy(
             seed=seed,
         )
     return FullPolicy(model, tokenizer, head, precision=precision)
+
+
+def _form_of(form: Form | str | None) -> Form:
+    if isinstance(form, FullForm | LoraForm | HydraForm):
+        return form
+    if form is None or (isinstance(form, str) and form in FORMS):
+        return FORMS[form or "full"]()
+    raise ConfigError(
+        f"form={form!r:.80} is no form of a policy: what would be trained is unknown. "
+        f"{did_you_mean(str(form), FORMS)} Or give a FullForm, LoraForm or HydraForm."
+    )
 
 
 def whole_model(policy: Policy) -> CausalModel:

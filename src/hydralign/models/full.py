@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from pathlib import Path
+import os
 from typing import Any
 
 import torch
@@ -69,6 +69,6 @@ class FullPolicy:
         """The frozen copy."""
         return list(self.frozen.model.parameters())
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: str | os.PathLike[str]) -> None:
         """Write a plain transformers folder, with the value head in its own file."""
         save_policy_folder(folder, self.causal.model, self.tokenizer, self.value_head)

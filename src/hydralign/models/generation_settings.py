@@ -8,7 +8,7 @@ Nothing in hydralign reads these settings but the tokens that end an answer.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -62,7 +62,7 @@ def mend_generation_settings(model: Any) -> None:
             model.generation_config, dropped = _keep_what_saves(wanted) if reason else (generation, [])
             say(f"The model's generation config cannot be saved as it is. {_left_out([*broken, *dropped])}")
     # Settings that belong to the generation config are refused in the model's own.
-    misplaced: dict[str, Any] = getattr(model.config, "_get_generation_parameters", dict)()
+    misplaced: Iterable[str] = getattr(model.config, "_get_generation_parameters", dict)()
     for name in misplaced:
         setattr(model.config, name, None)
     if misplaced:

@@ -9,7 +9,7 @@ reads it later starts from the states that the rollout carries.
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any, Literal
 
 import torch
@@ -25,7 +25,7 @@ from hydralign.models.loading import context_of, prepare_model, stop_ids_of
 from hydralign.models.lora import adapt, save_adapter
 from hydralign.models.precision import store_frozen_in_bf16
 from hydralign.models.rope import explain_rope_limit
-from hydralign.models.saving import save_model, save_value_branch, save_value_head, whole_folder
+from hydralign.models.saving import model_folder, save_model, save_value_branch, save_value_head
 from hydralign.models.split import after_layers, check_split, copy_of_trained, layers_of, part
 from hydralign.models.trunk import Trunk
 from hydralign.types import Evaluation, Rows
@@ -131,9 +131,9 @@ class HydraPolicy:
         both = [*self.whole.model.parameters(), *self.frozen.body.parameters()]
         return list({id(p): p for p in both if not p.requires_grad}.values())
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: str | os.PathLike[str]) -> None:
         """Write a plain transformers folder, branch and trunk in one, or a PEFT folder; values in their own files."""
-        with whole_folder(folder) as partial:
+        with model_folder(folder) as partial:
             if self.peft is None:
                 save_model(self.whole.model, partial)
             else:

@@ -5,6 +5,8 @@ No remote code, safetensors only; the network is used only when `path` is no loc
 
 from __future__ import annotations
 
+import difflib
+import os
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -16,10 +18,12 @@ from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from hydralign.errors import ModelError, TokenizerError
-from hydralign.memory import is_out_of_memory
+from hydralign.hub import describe_search, hub_access
 from hydralign.models.fixed import freeze_fixed
 from hydralign.models.generation_settings import mend_generation_settings, read_generation_config
+from hydralign.models.load_errors import check_model_files, named_load_errors
 from hydralign.models.rope import rope_limit
+from hydralign.models.weights import require_finite_file, require_finite_weights, require_ids_have_rows
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -37,14 +41,23 @@ def looks_local(path: str) -> bool:
 
 def check_folder(path: str) -> str:
     """The expanded path; raises ModelError when a local folder is missing or holds no weights."""
-    folder = Path(path).expanduser()
-    if not folder.exists():
+    with named_load_errors(f"Model folder {path!r} cannot be read", "Check the path and its permissions."):
+        folder = Path(path).expanduser()
+        there, is_folder = folder.exists(), folder.is_dir()
+        if is_folder:
+            list(folder.iterdir())
+    if not there:
         if "/" in path and looks_local(path):
             raise ModelError(
-                f"Model folder {path!r} does not exist: there is nothing to load. Check the path (it is read from "
-                "the folder that the command runs in), or name a hub id such as openai-community/gpt2."
+                f"Model folder {path!r} does not exist: there is nothing to load (looked at {folder.absolute()}). "
+                f"{_nearest(folder)}Check the path, or name a hub id such as openai-community/gpt2."
             )
         return path
+    if not is_folder:
+        raise ModelError(
+            f"model path {path!r} is a file: a model is a folder with config.json and weights. Name the folder that "
+            f"it lies in, such as {str(folder.parent)!r}, if that was saved by save_pretrained."
+        )
     if not (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
         raise ModelError(
             f"Model folder {path!r} has no config.json: transformers cannot tell what it is. "
@@ -52,10 +65,19 @@ def check_folder(path: str) -> str:
         )
     if not any((folder / name).exists() for name in (*WEIGHT_FILES, ADAPTER_WEIGHTS)):
         raise ModelError(
-            f"Model folder {path!r} has no model.safetensors{_pickled(folder)}: random weights would be trained in its "
-            "place. Save the model with save_pretrained of transformers 5, which writes safetensors."
+            f"Model folder {path!r} has no model.safetensors{_other_weights(folder)}: random weights would be trained "
+            "in its place. Save the model with save_pretrained of transformers 5, which writes safetensors."
         )
+    check_model_files(folder)
     return str(folder)
+
+
+def _nearest(folder: Path) -> str:
+    """A sentence that proposes a folder of nearly the same name beside a missing one, if there is one."""
+    there = next(parent for parent in folder.absolute().parents if parent.exists())
+    wanted = folder.absolute().relative_to(there).parts[0]
+    near = difflib.get_close_matches(wanted, [f.name for f in there.iterdir() if f.is_dir()], n=1, cutoff=0.6)
+    return f"Did you mean {str(there / near[0])!r}? " if near else ""
 
 
 def read_adapter(folder: str) -> PeftConfig:
@@ -67,8 +89,8 @@ def read_adapter(folder: str) -> PeftConfig:
     # PEFT would take pickled weights, or look for missing ones on the hub.
     if not weights.exists():
         raise ModelError(
-            f"Adapter folder {folder!r} has no {ADAPTER_WEIGHTS}{_pickled(Path(folder))}: there is nothing to merge or "
-            "to go on from. Save the adapter with save_pretrained of PEFT, which writes safetensors."
+            f"Adapter folder {folder!r} has no {ADAPTER_WEIGHTS}{_other_weights(Path(folder))}: there is nothing to "
+            "merge or to go on from. Save the adapter with save_pretrained of PEFT, which writes safetensors."
         )
     try:
         with safe_open(weights, framework="pt"):
@@ -77,9 +99,10 @@ def read_adapter(folder: str) -> PeftConfig:
         raise ModelError(
             f"{weights} cannot be read ({error}): what the adapter learned is lost. Save it again, or name another."
         ) from error
+    require_finite_file(weights)
     try:
         config = PeftConfig.from_pretrained(folder)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except Exception as error:
         raise _unreadable(about, f"{type(error).__name__}: {error}") from error
     if config.peft_type is None:
         raise _unreadable(about, "it names no peft_type")
@@ -93,8 +116,11 @@ def _unreadable(about: Path, reason: str) -> ModelError:
     )
 
 
-def _pickled(folder: Path) -> str:
-    """What to tell of the pickled weights in a folder that holds no others."""
+def _other_weights(folder: Path) -> str:
+    """What to tell of the weights of other kinds in a folder that holds no safetensors."""
+    gguf = ", ".join(sorted(f.name for f in folder.iterdir() if f.suffix == ".gguf"))
+    if gguf:
+        return f" (found {gguf}: GGUF files are quantised for inference and cannot be trained)"
     other = ", ".join(sorted(f.name for f in folder.iterdir() if f.suffix in {".bin", ".pt", ".pth"}))
     return f" (found {other}: pickled weights can run code and are refused)" if other else ""
 
@@ -105,16 +131,28 @@ def own_tokenizer(adapter: str | None) -> str | None:
 
 
 def load_model(
-    path: str, *, tokenizer: str | None = None, pad_token: str | None = None, device: str | torch.device = "cpu"
+    path: str | os.PathLike[str],
+    *,
+    tokenizer: str | None = None,
+    pad_token: str | None = None,
+    device: str | torch.device = "cpu",
 ) -> tuple[Any, Any]:
     """(model, tokenizer) in fp32, eval mode, dropout off, SDPA attention; `tokenizer` is a folder of its own.
 
     Raises ModelError for a folder without weights or an unknown architecture, TokenizerError for a tokenizer that
     lacks a pad or an end-of-sequence token.
     """
+    path = os.fspath(path)
     where = check_folder(path)
-    try:
-        encoder = AutoTokenizer.from_pretrained(tokenizer or where)
+    taken_for = describe_search(where)
+    way_out = "Check that it is a causal language model with its tokenizer, saved by transformers."
+    own = tokenizer or where
+    with (
+        hub_access(own, "model"),
+        named_load_errors(f"The tokenizer of {own!r} could not be loaded{taken_for}", way_out),
+    ):
+        encoder = AutoTokenizer.from_pretrained(own, trust_remote_code=False)
+    with hub_access(where, "model"), named_load_errors(f"Model {path!r} could not be loaded{taken_for}", way_out):
         model, info = AutoModelForCausalLM.from_pretrained(
             where,
             dtype=torch.float32,
@@ -123,14 +161,6 @@ def load_model(
             output_loading_info=True,
             trust_remote_code=False,
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        if is_out_of_memory(error):
-            raise
-        taken_for = "" if Path(where).exists() else " (no such folder here, so it was taken for a hub id)"
-        raise ModelError(
-            f"Model {path!r} could not be loaded{taken_for}: {str(error).splitlines()[0]} Check that it is a causal "
-            "language model with its tokenizer, saved by transformers."
-        ) from error
     _require_language_model(model.config.architectures, info.get("unexpected_keys", ()), path)
     missing = sorted(info.get("missing_keys", ()))
     if missing:
@@ -138,7 +168,9 @@ def load_model(
             f"Model {path!r} lacks {len(missing)} weights (first: {missing[0]}): they would start at random. "
             "Name a folder that holds the whole language model."
         )
+    require_finite_weights(model, f"Model {path!r}")
     prepare_tokenizer(encoder, pad_token=pad_token, path=tokenizer or path)
+    require_ids_have_rows(encoder, model, f"Model {path!r}")
     return prepare_model(model, encoder).to(device), encoder
 
 

@@ -6,6 +6,7 @@ base model would be another model, and KL would not start at 0. Whatever is trai
 
 from __future__ import annotations
 
+import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,7 +26,7 @@ from hydralign.models.heads import ValueHead
 from hydralign.models.loading import context_of, prepare_model, stop_ids_of
 from hydralign.models.precision import store_frozen_in_bf16
 from hydralign.models.rope import explain_rope_limit
-from hydralign.models.saving import save_value_head, whole_folder
+from hydralign.models.saving import model_folder, save_value_head
 from hydralign.models.split import layers_of
 from hydralign.models.trunk import Trunk
 from hydralign.types import Evaluation, Rows
@@ -95,9 +96,9 @@ class LoraPolicy:
         frozen: list[Tensor] = [p for p in self.peft.parameters() if not p.requires_grad]
         return frozen + (self._start.copies if self._start else [])
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: str | os.PathLike[str]) -> None:
         """Write a PEFT adapter folder with tokenizer and value head; it names its base model."""
-        with whole_folder(folder) as partial:
+        with model_folder(folder) as partial:
             save_adapter(self.peft, partial)
             self.tokenizer.save_pretrained(partial)
             save_value_head(partial, self.value_head)
@@ -152,10 +153,23 @@ def save_adapter(peft: Any, folder: Path) -> None:
     peft.save_pretrained(folder, selected_adapters=[ADAPTER], save_embedding_layers=False)
 
 
+def require_rank_fits(model: Any, rank: int, targets: Sequence[str] | None) -> None:
+    """Raise ModelError when the rank is above the smaller side of every matrix that could be adapted."""
+    linear = [(n, m) for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))]
+    named = [(n, m) for n, m in linear if not targets or n.rpartition(".")[2] in targets or n in targets]
+    widest = max((min(module.weight.shape) for _, module in named or linear), default=rank)
+    if rank > widest:
+        raise ModelError(
+            f"model.form.rank={rank}: no adapted matrix of {type(model).__name__} has a rank above {widest}, so the "
+            f"adapters would be larger than what they adapt. Choose at most {widest}, or form: {{type: full}}."
+        )
+
+
 def _fresh_adapter(
     model: Any, *, rank: int, alpha: float, targets: Sequence[str] | None, seed: int, layers: Sequence[int] | None
 ) -> Any:
     """Adapters whose second factor is zero: at the start they change nothing, to the bit."""
+    require_rank_fits(model, rank, targets)
     config = LoraConfig(
         r=rank,
         lora_alpha=alpha,

@@ -7,7 +7,7 @@ tokens masked below the row's minimum length, in every pass alike (`logprobs.sha
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any, Protocol
 
 import torch
@@ -80,5 +80,5 @@ class Policy(Protocol):
     def fixed(self) -> list[Tensor]:
         """The parameters that nothing updates, the reference's included, each once."""
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: str | os.PathLike[str]) -> None:
         """Write an ordinary transformers (or PEFT) folder with tokenizer, the value head in its own file."""

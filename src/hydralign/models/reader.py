@@ -5,13 +5,14 @@ Nothing is trained here, so there is no frozen copy, no value head and nothing t
 
 from __future__ import annotations
 
-from pathlib import Path
+import os
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hydralign.errors import ModelError
+from hydralign.models.bf16_speed import concrete_precision
 from hydralign.models.causal import CausalModel
 from hydralign.models.decoding import CachedDecoding, check_decoding
 from hydralign.models.heads import ValueHead
@@ -27,11 +28,13 @@ class Reader:
 
     trunk: Trunk | None = None
     samples_values = True
+    precision: str
 
     def __init__(
         self, model: Any, tokenizer: Any, *, reference: CausalModel | None = None, precision: str = "fp32"
     ) -> None:
         """Takes the model over. Raises ModelError when it cannot be sampled, or reference has other tokens."""
+        precision = concrete_precision(precision, model.device)
         model.requires_grad_(False)
         check_decoding(CausalModel(model))
         if precision == "bf16":
@@ -84,6 +87,6 @@ class Reader:
         """All weights."""
         return list(self.causal.model.parameters())
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: str | os.PathLike[str]) -> None:
         """Refused: the model is saved already, where it was read from."""
         raise ModelError(f"{folder}: a reader writes no model, since it changes none. Copy the folder it came from.")

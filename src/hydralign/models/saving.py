@@ -1,14 +1,13 @@
 """Write and read policy folders: ordinary transformers or PEFT folders, the value head beside them.
 
-A folder appears whole or not at all: everything is written to a temporary sibling, then moved into place.
+A folder appears whole or not at all (`whole_folder`).
 """
 
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+import os
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +15,42 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from hydralign.errors import ModelError
+from hydralign.errors import ConfigError, ModelError, RunFolderError
+from hydralign.files import whole_folder
 from hydralign.models.heads import ValueHead
+from hydralign.models.weights import require_finite
 
 VALUE_HEAD_FILE = "value_head.safetensors"
 VALUE_BRANCH_FILE = "value_branch.safetensors"
 
 
-@contextmanager
-def whole_folder(folder: Path) -> Iterator[Path]:
-    """A temporary folder that takes the place of `folder` when the block ends without an error."""
-    temporary = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
-    if folder.exists():
-        shutil.rmtree(folder)
-    temporary.rename(folder)
+def model_folder(folder: str | os.PathLike[str]) -> AbstractContextManager[Path]:
+    """A temporary folder that takes the place of the model folder `folder` when the block ends without an error.
+
+    Raises as `require_replaceable` and `whole_folder` do.
+    """
+    return whole_folder(require_replaceable(folder))
+
+
+def require_replaceable(folder: str | os.PathLike[str]) -> Path:
+    """The absolute path of a folder that a model may take the place of: a new one, an empty one, or another model's.
+
+    Raises ConfigError for what names no folder, RunFolderError where something else would be deleted.
+    """
+    if not isinstance(folder, str | os.PathLike) or not os.fspath(folder):
+        raise ConfigError(f"folder={folder!r:.80} names no folder: the model would be lost. Give the path of one.")
+    place = Path(os.path.abspath(Path(folder).expanduser()))
+    if place.exists() and not place.is_dir():
+        raise RunFolderError(f"{str(place)!r} is a file: a model is saved as a folder. Name another.")
+    held = sorted(part.name for part in place.iterdir()) if place.is_dir() else []
+    is_model = {"config.json", "adapter_config.json"} & set(held)
+    if Path.cwd().is_relative_to(place) or (held and not is_model):
+        shown = ", ".join(held[:3]) or "the working folder"
+        raise RunFolderError(
+            f"{str(place)!r} holds {shown}: a saved model takes the place of the whole folder, so that would "
+            "be deleted. Name another, which need not exist."
+        )
+    return place
 
 
 def save_model(model: Any, folder: Path) -> None:
@@ -54,9 +68,9 @@ def save_model(model: Any, folder: Path) -> None:
         model.config.save_pretrained(folder)
 
 
-def save_policy_folder(folder: Path, model: Any, tokenizer: Any, value_head: ValueHead) -> None:
+def save_policy_folder(folder: str | os.PathLike[str], model: Any, tokenizer: Any, value_head: ValueHead) -> None:
     """Model, tokenizer and value head; the model loads without this library."""
-    with whole_folder(folder) as partial:
+    with model_folder(folder) as partial:
         save_model(model, partial)
         tokenizer.save_pretrained(partial)
         save_value_head(partial, value_head)
@@ -67,7 +81,7 @@ def save_value_head(folder: Path, value_head: ValueHead) -> None:
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in value_head.state_dict().items()}
     save_file(state, folder / VALUE_HEAD_FILE)
     about = {"kind": "linear", "width": state["weight"].numel(), "reads": "state after the final norm"}
-    (folder / "value_head.json").write_text(json.dumps(about, indent=2) + "\n")
+    (folder / "value_head.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
 def load_value_head(path: str, width: int) -> ValueHead:
@@ -95,11 +109,13 @@ def save_value_branch(folder: Path, branch: torch.nn.Module) -> None:
 
 def _read_safetensors(file: Path, otherwise: str) -> dict[str, torch.Tensor]:
     try:
-        return load_file(file)
-    except SafetensorError as error:
+        state = load_file(file)
+    except (SafetensorError, OSError) as error:
         raise ModelError(
             f"{file} cannot be read ({error}): what it held is lost. Save it again, or {otherwise}."
         ) from error
+    require_finite(state.items(), str(file))
+    return state
 
 
 def require_no_value_branch(folder: str) -> None:

@@ -5,7 +5,7 @@ No value head and no reference: those belong to policies.
 
 from __future__ import annotations
 
-from os.path import expanduser
+import os
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +14,13 @@ from torch import Tensor
 
 from hydralign.config.model import Form, LoraForm
 from hydralign.errors import ModelError
+from hydralign.models.bf16_speed import concrete_precision
 from hydralign.models.causal import CausalModel
 from hydralign.models.loading import context_of, own_tokenizer, prepare_model, stop_ids_of
 from hydralign.models.lora import adapt, save_adapter
 from hydralign.models.precision import convert_to_fp32, store_frozen_in_bf16
 from hydralign.models.rope import explain_rope_limit
-from hydralign.models.saving import whole_folder
+from hydralign.models.saving import model_folder
 from hydralign.models.split import top_layers
 from hydralign.models.whole import adapter_of, base_of, load_whole
 
@@ -31,6 +32,7 @@ class Student:
         self, model: Any, tokenizer: Any, *, form: Form | None = None, precision: str = "fp32", seed: int = 0
     ) -> None:
         """Takes the model over; `seed` seeds fresh adapters. Raises ModelError when its head is not understood."""
+        precision = concrete_precision(precision, model.device)
         prepare_model(convert_to_fp32(model), tokenizer)
         self.tokenizer, self.precision = tokenizer, precision
         self.stop_ids, self.context = stop_ids_of(model, tokenizer), context_of(model)
@@ -67,9 +69,9 @@ class Student:
     def _whole(self) -> Any:
         return self._peft or self.causal.model
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: str | os.PathLike[str]) -> None:
         """Write a plain transformers folder, or a PEFT folder that names its base, with the tokenizer."""
-        with whole_folder(folder) as partial:
+        with model_folder(folder) as partial:
             if self._peft:
                 save_adapter(self._peft, partial)
             else:
@@ -78,7 +80,7 @@ class Student:
 
 
 def load_student(
-    path: str,
+    path: str | os.PathLike[str],
     *,
     form: Form | None = None,
     precision: str = "fp32",
@@ -91,7 +93,7 @@ def load_student(
     An adapter in `path` is trained further in the LoRA form, which saves an adapter for the same base, and merged into
     its base in the others. Raises ModelError or TokenizerError when it cannot be trained from.
     """
-    path = expanduser(path)
+    path = os.path.expanduser(path)
     adapter = adapter_of(path)
     if adapter is not None and isinstance(form, LoraForm):
         if form.adapter is not None:

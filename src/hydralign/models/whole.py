@@ -12,8 +12,10 @@ from peft.tuners.lora import LoraLayer
 from transformers import AutoTokenizer
 
 from hydralign.errors import ModelError
+from hydralign.hub import describe_search, hub_access
 from hydralign.models.adapters import load_adapter, read_language_adapter
 from hydralign.models.fixed import freeze_fixed
+from hydralign.models.load_errors import named_load_errors
 from hydralign.models.loading import check_folder, load_model, looks_local, own_tokenizer
 
 
@@ -43,14 +45,11 @@ def load_tokenizer(path: str) -> Any:
     adapter = adapter_of(where)
     if adapter is not None:
         where = own_tokenizer(where) or base_of(adapter, path)
-    try:
+    taken_for = describe_search(where)
+    way_out = "Without it no tokens can be counted. Name a model with its tokenizer, saved by transformers."
+    named = named_load_errors(f"The tokenizer of {path!r} could not be loaded{taken_for}", way_out)
+    with hub_access(where, "model"), named:
         return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        taken_for = "" if Path(where).exists() else " (no such folder here, so it was taken for a hub id)"
-        raise ModelError(
-            f"The tokenizer of {path!r} could not be loaded{taken_for}: {str(error).splitlines()[0]} Without it no "
-            "tokens can be counted. Name a model with its tokenizer, saved by transformers."
-        ) from error
 
 
 def adapter_of(folder: str) -> Any:

@@ -6,11 +6,23 @@ Sorting by length saves padding and changes no score: padding is masked, and eve
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from hydralign.errors import RewardError
 from hydralign.memory import MicroRows
+
+
+def require_rows(**lists: Sequence[Any]) -> None:
+    """Raise RewardError unless these are lists of one length: a text would be scored letter by letter."""
+    sizes = {name: None if isinstance(rows, str) else len(rows) for name, rows in lists.items()}
+    if None in sizes.values() or len(set(sizes.values())) > 1:
+        told = ", ".join(f"{name}: {'one text' if size is None else f'{size} entries'}" for name, size in sizes.items())
+        raise RewardError(
+            f"{told}: it is unclear what belongs to which answer. Give lists with one entry per row, [text] for one."
+        )
 
 
 def pad_right(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str) -> tuple[Tensor, Tensor, Tensor]:

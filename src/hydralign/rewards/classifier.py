@@ -15,8 +15,8 @@ Texts are right-padded with an attention mask and scored in fp32, so neither pad
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
@@ -26,7 +26,7 @@ from hydralign.data import tokens
 from hydralign.errors import ModelError, did_you_mean
 from hydralign.memory import MicroRows
 from hydralign.progress import say
-from hydralign.rewards.batches import pad_right, score_batched
+from hydralign.rewards.batches import pad_right, require_rows, score_batched
 from hydralign.rewards.learned import Encoded, count_cut
 from hydralign.rewards.loading import load_classifier, longest_text
 
@@ -89,7 +89,7 @@ class ClassifierReward:
     @classmethod
     def from_folder(
         cls,
-        path: str | Path,
+        path: str | os.PathLike[str],
         *,
         label: str,
         output: Output = "logit",
@@ -111,6 +111,7 @@ class ClassifierReward:
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
         """One float per row."""
+        require_rows(prompts=prompts, completions=completions)
         if self.text == "completion":
             texts = list(completions)
         else:

@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from inspect import isclass
 from typing import Any
 
 import torch
@@ -33,6 +34,29 @@ class RewardTerm:
     reward: Reward | Callable[..., Any]
     weight: float = 1.0
     minus_reference: str | None = None
+
+
+def as_terms(
+    reward: Callable[..., Any] | RewardTerm | Sequence[RewardTerm | Callable[..., Any]],
+) -> tuple[RewardTerm, ...]:
+    """A function, a term or several of both as terms; functions get their own names. Raises RewardError for others."""
+    parts: list[Any] = list(reward) if isinstance(reward, list | tuple) else [reward]
+    for part in parts:
+        if not isinstance(part, RewardTerm) and (not callable(part) or isclass(part)):
+            raise RewardError(
+                f"{part!r:.80} of type {type(part).__name__} is no reward: answers could not be scored. Give a "
+                "function (prompts, completions, **columns), a RewardTerm, or a list of them; "
+                "hydralign.rewards.load_function finds a function by its name."
+            )
+    if all(isinstance(part, RewardTerm) for part in parts):
+        return tuple(parts)
+    names = unique_names(
+        part.name if isinstance(part, RewardTerm) else getattr(part, "__name__", "reward") for part in parts
+    )
+    return tuple(
+        replace(part, name=name) if isinstance(part, RewardTerm) else RewardTerm(name, part)
+        for name, part in zip(names, parts, strict=True)
+    )
 
 
 def unique_names(names: Iterable[str]) -> list[str]:
@@ -126,12 +150,17 @@ def _entries_of(
     return [_difference(term, entry, base) for entry, base in zip(entries, bases, strict=True)], cut
 
 
-def _references(term: RewardTerm, column: str, columns: Mapping[str, Sequence[Any]]) -> list[str]:
+def require_reference_column(name: str, column: str, columns: Iterable[str]) -> None:
+    """Raise RewardError unless the data have the column whose score the reward `name` subtracts."""
     if column not in columns:
         raise RewardError(
-            f"reward {term.name!r} wants column {column!r} as its reference: the data has no such column. "
+            f"reward {name!r} wants column {column!r} as its reference: the data has no such column. "
             f"Columns here: {', '.join(sorted(columns))}."
         )
+
+
+def _references(term: RewardTerm, column: str, columns: Mapping[str, Sequence[Any]]) -> list[str]:
+    require_reference_column(term.name, column, columns)
     for row, text in enumerate(columns[column]):
         if not isinstance(text, str):
             raise RewardError(

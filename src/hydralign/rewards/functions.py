@@ -12,7 +12,7 @@ import importlib
 import importlib.util
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
@@ -58,8 +58,21 @@ def call(
     `name` is the reward's name in messages. Raises RewardError for a required parameter that is no column. An
     exception from inside the function passes through with a note that names the reward.
     """
-    refuse_async(function, name)
     given = {**columns, "prompts": list(prompts), "completions": list(completions)}
+    wanted, takes_all = wanted_arguments(function, given, name=name)
+    try:
+        return function(**{key: value for key, value in given.items() if takes_all or key in wanted})
+    except Exception as error:
+        error.add_note(f"raised by the reward {name!r}")
+        raise
+
+
+def wanted_arguments(function: Callable[..., Any], given: Collection[str], *, name: str) -> tuple[set[str], bool]:
+    """(parameters that `function` names, whether it takes all others too), out of the names in `given`.
+
+    Raises RewardError when it requires one that is not given, shows no signature, or is async.
+    """
+    refuse_async(function, name)
     try:
         parameters = inspect.signature(function).parameters.values()
     except (TypeError, ValueError) as error:
@@ -78,12 +91,7 @@ def call(
             f"reward {name!r} requires {', '.join(map(repr, missing))}: no column of that name can be passed to it. "
             f"Columns here: {', '.join(sorted(given))}. Rename the parameter or the column, or give it a default."
         )
-    takes_all = any(p.kind is p.VAR_KEYWORD for p in parameters)
-    try:
-        return function(**{key: value for key, value in given.items() if takes_all or key in wanted})
-    except Exception as error:
-        error.add_note(f"raised by the reward {name!r}")
-        raise
+    return set(wanted), any(p.kind is p.VAR_KEYWORD for p in parameters)
 
 
 def refuse_async(function: Callable[..., Any], name: str) -> None:

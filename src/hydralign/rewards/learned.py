@@ -8,10 +8,10 @@ which is the last real token as long as the pad token is no token of the text. H
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,7 +22,7 @@ from hydralign.errors import ModelError, RewardError
 from hydralign.memory import MicroRows
 from hydralign.models.rope import explain_rope_limit, rope_limit
 from hydralign.progress import say
-from hydralign.rewards.batches import pad_right, score_batched
+from hydralign.rewards.batches import pad_right, require_rows, score_batched
 from hydralign.rewards.loading import load_classifier, longest_text
 
 
@@ -143,15 +143,23 @@ class RewardModel:
         self.truncated = 0
 
     @classmethod
-    def from_folder(cls, path: str | Path, *, batch_rows: int = 32, device: torch.device | str = "cpu") -> RewardModel:
+    def from_folder(
+        cls, path: str | os.PathLike[str], *, batch_rows: int = 32, device: torch.device | str = "cpu"
+    ) -> RewardModel:
         """The reward model of a folder or hub id. Raises ModelError when it is incomplete or of another kind."""
         model, tokenizer, _ = load_classifier(path, device)
         return cls(model, tokenizer, batch_rows=batch_rows)
 
     def __call__(
-        self, prompts: Sequence[str], completions: Sequence[str], finished: Sequence[bool], **columns: Any
+        self,
+        prompts: Sequence[str],
+        completions: Sequence[str],
+        finished: Sequence[bool] | None = None,
+        **columns: Any,
     ) -> list[float]:
-        """One float per row."""
+        """One float per row. `finished` None: every answer ended by itself, so EOS follows it."""
+        finished = [True] * len(completions) if finished is None else finished
+        require_rows(prompts=prompts, completions=completions, finished=finished)
         answers = zip(prompts, completions, finished, strict=True)
         encoded = [encode(self.tokenizer, *answer, self.max_tokens) for answer in answers]
         self.truncated += count_cut(encoded, self.max_tokens, "reward model", self.truncated)

@@ -6,41 +6,53 @@ confident face, so here it is an error. safetensors only, no code from the folde
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
 
 from hydralign.errors import ModelError
-from hydralign.memory import is_out_of_memory
+from hydralign.hub import describe_search, hub_access
+from hydralign.models.load_errors import check_model_files, named_load_errors
 from hydralign.models.rope import rope_limit
+from hydralign.models.weights import require_finite_weights, require_ids_have_rows
 
 
-def load_classifier(path: str | Path, device: torch.device | str) -> tuple[nn.Module, Any, Mapping[str, Any]]:
-    """Model, tokenizer and the raw contents of config.json of a folder or hub id. Raises ModelError."""
+def check_classifier_folder(path: str | os.PathLike[str]) -> str | Path:
+    """The folder, `~` expanded, or the hub id. Raises ModelError for a folder that is missing or incomplete."""
     folder = Path(path).expanduser()
     if folder.is_dir():
-        path = folder
         _require_files(folder)
-    elif folder.is_absolute() or str(path).startswith(("~", ".")) or str(path).count("/") > 1:
-        raise ModelError(f"there is no folder {str(path)!r}: no reward can be read from it. Correct the path.")
-    try:
+        check_model_files(folder)
+        return folder
+    if folder.is_absolute() or str(path).startswith(("~", ".")) or str(path).count("/") > 1:
+        raise ModelError(
+            f"there is no folder {str(path)!r} (looked at {folder.absolute()}): no reward can be read from it. "
+            "Correct the path."
+        )
+    return str(path)
+
+
+def load_classifier(
+    path: str | os.PathLike[str], device: torch.device | str
+) -> tuple[nn.Module, Any, Mapping[str, Any]]:
+    """Model, tokenizer and the raw contents of config.json of a folder or hub id. Raises ModelError."""
+    path = check_classifier_folder(path)
+    way_out = (
+        "It cannot give a reward. Give a folder or hub id that AutoModelForSequenceClassification loads from "
+        "safetensors."
+    )
+    what = f"{str(path)!r} does not load as a sequence classifier{describe_search(path)}"
+    with hub_access(path, "model"), named_load_errors(what, way_out):
         raw, _ = PretrainedConfig.get_config_dict(path)
         model, report = AutoModelForSequenceClassification.from_pretrained(
             path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
         )
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
-        if is_out_of_memory(error):
-            raise
-        raise ModelError(
-            f"{str(path)!r} does not load as a sequence classifier ({type(error).__name__}: {error}): it cannot give "
-            "a reward. Give a folder or hub id that AutoModelForSequenceClassification loads from safetensors."
-        ) from error
     missing = sorted(report["missing_keys"])
     if missing:
         shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
@@ -48,6 +60,8 @@ def load_classifier(path: str | Path, device: torch.device | str) -> tuple[nn.Mo
             f"{str(path)!r} lacks the weights {shown}: they would be random numbers, and so would the reward. "
             "Give a model that was trained as a sequence classifier and saved with its head."
         )
+    require_finite_weights(model, f"Classifier {str(path)!r}")
+    require_ids_have_rows(tokenizer, model, f"Classifier {str(path)!r}")
     return model.to(device).eval().requires_grad_(False), tokenizer, raw
 
 

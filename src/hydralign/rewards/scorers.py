@@ -9,10 +9,10 @@ for a text's last: where no such token is named, `<pad>` is used, and added with
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -25,13 +25,16 @@ from transformers.pytorch_utils import Conv1D
 from hydralign.config.model import Form, LoraForm
 from hydralign.errors import ModelError
 from hydralign.memory import is_out_of_memory
+from hydralign.models.bf16_speed import concrete_precision
 from hydralign.models.fixed import freeze_fixed
 from hydralign.models.loading import prepare_model
+from hydralign.models.lora import require_rank_fits
 from hydralign.models.making import PAD
 from hydralign.models.precision import convert_to_fp32, store_matrices_in_bf16
 from hydralign.models.rope import explain_rope_limit
-from hydralign.models.saving import whole_folder
+from hydralign.models.saving import model_folder
 from hydralign.models.split import STRANGE, told
+from hydralign.models.weights import require_finite_weights
 from hydralign.rewards.learned import outputs
 from hydralign.rewards.loading import longest_text
 from hydralign.rewards.starting import head_names, last_layer, load_start
@@ -100,9 +103,9 @@ class Scorer:
         for parameter in self._last.parameters():
             parameter.div_(temperature)
 
-    def export(self, folder: Path) -> None:
+    def export(self, folder: str | os.PathLike[str]) -> None:
         """Write a plain classifier folder with its tokenizer, fp32 safetensors; training can go on afterwards."""
-        with whole_folder(folder) as partial:
+        with model_folder(folder) as partial:
             self.model.save_pretrained(partial, state_dict=_merged(self.model))
             self.tokenizer.save_pretrained(partial)
 
@@ -117,6 +120,7 @@ class Scorer:
         gap = (ours_C - whole_C).abs().max().item()
         tolerance = 1e-3 if self.precision == "fp32" else 3e-2
         if not gap <= tolerance * max(1.0, whole_C.abs().max().item()):
+            require_finite_weights(self.model, type(self.model).__name__)
             raise ModelError(
                 f"{name}: outputs read at a text's last token differ from its own by {gap:.2g}: "
                 "this architecture is read in a way that is not known here, so a saved model would score otherwise "
@@ -156,6 +160,7 @@ def make_scorer(
     `max_tokens` None is the longest text that the model can read; `seed` seeds fresh adapters.
     Raises ModelError when freezing, adapters, length or architecture do not fit.
     """
+    precision = concrete_precision(precision, model.device)
     _give_pad_token(model, tokenizer, pad_token)
     prepare_model(convert_to_fp32(model), tokenizer)
     model.requires_grad_(True)
@@ -266,6 +271,7 @@ def _adapt(model: Any, form: LoraForm, frozen: Sequence[nn.Module], seed: int) -
             f"model.form.adapter={form.adapter!r}: it was trained to write, so for scoring it belongs to the start, "
             "not to what is trained. Name it under model.path instead; it is merged into its base there."
         )
+    require_rank_fits(model, form.rank, form.targets)
     head = head_names(model)
     heads = {name.rpartition(".")[0] for name in head}
     # With blocks that keep their weights, or only top layers to adapt, the embeddings below them keep theirs too.

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from torch import nn
 from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
@@ -24,9 +22,11 @@ from transformers import (
 from transformers.utils import logging
 
 from hydralign.errors import ModelError
-from hydralign.memory import is_out_of_memory
+from hydralign.hub import describe_search, hub_access
+from hydralign.models.load_errors import named_load_errors
 from hydralign.models.loading import check_folder, own_tokenizer
 from hydralign.models.making import name_outputs
+from hydralign.models.weights import require_finite_weights, require_ids_have_rows
 from hydralign.models.whole import adapter_of, base_of, merged
 
 
@@ -69,32 +69,26 @@ def _load(path: str, labels: Sequence[str], seed: int, tokenizer_of: str | None 
 
     `tokenizer_of` is another folder to read the tokenizer from.
     """
-    try:
-        with _quiet(), torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            config = AutoConfig.from_pretrained(path, trust_remote_code=False)
-            own = _own_labels(config, labels, path)
-            name_outputs(config, own or labels)
-            model, report = AutoModelForSequenceClassification.from_pretrained(
-                path,
-                config=config,
-                dtype=torch.float32,
-                use_safetensors=True,
-                output_loading_info=True,
-                trust_remote_code=False,
-            )
-            tokenizer = AutoTokenizer.from_pretrained(tokenizer_of or path, trust_remote_code=False)
-    except ModelError:
-        raise
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        if is_out_of_memory(error):
-            raise
-        taken_for = "" if Path(path).exists() else " (no such folder here, so it was taken for a hub id)"
-        raise ModelError(
-            f"{path!r} could not be loaded as a classifier{taken_for}: {str(error).splitlines()[0]} Name a language "
-            "model, an encoder or a classifier with its tokenizer, saved by transformers."
-        ) from error
+    taken_for = describe_search(path)
+    way_out = "Name a language model, an encoder or a classifier with its tokenizer, saved by transformers."
+    named = named_load_errors(f"{path!r} could not be loaded as a classifier{taken_for}", way_out)
+    with hub_access(path, "model"), named, _quiet(), torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        config = AutoConfig.from_pretrained(path, trust_remote_code=False)
+        own = _own_labels(config, labels, path)
+        name_outputs(config, own or labels)
+        model, report = AutoModelForSequenceClassification.from_pretrained(
+            path,
+            config=config,
+            dtype=torch.float32,
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=False,
+        )
+        tokenizer = AutoTokenizer.from_pretrained(tokenizer_of or path, trust_remote_code=False)
     _check_weights(model, set(report["missing_keys"]), bool(own), path)
+    require_finite_weights(model, f"Model {path!r}")
+    require_ids_have_rows(tokenizer, model, f"Model {path!r}")
     if own:
         _reorder(model, own, labels)
     return model, tokenizer

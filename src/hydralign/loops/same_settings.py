@@ -1,0 +1,83 @@
+"""Whether two settings ask for the same result: what changes no result is left out, and paths are told from {output}.
+
+./run1, run1, run1/ and its absolute path are one folder, and a run whose folder was moved is the same run.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydralign.config import Config, Recipe
+from hydralign.config.recipe import OUTPUT
+
+C = TypeVar("C", bound=Config)
+
+_WITHOUT_EFFECT = {
+    "micro_rows",
+    "decode_rows",
+    "batch_rows",
+    "saving",
+    "trackers",
+    "stop_after_bad_steps",
+    "offload",
+    "every",
+}
+"""Settings that change memory, speed, or what is written on the way, and no result."""
+
+_PATHS = {"path", "adapter", "before", "after", "source", "function"}
+_ANY_FOLDER = "run"
+
+
+def comparable(config: C, output: str) -> C:
+    """The config with defaults where a setting changes no result, and with {output} for the folder `output` in paths.
+
+    A recipe's own output is one name for all.
+    """
+    values = comparable_values(config.model_dump(), output)
+    if isinstance(config, Recipe):
+        values["output"] = _ANY_FOLDER
+    return type(config).model_validate(values)
+
+
+def comparable_values(value: Any, output: str) -> Any:
+    """The same for plain values."""
+    if isinstance(value, dict):
+        return {
+            key: _comparable_paths(part, output) if key in _PATHS else comparable_values(part, output)
+            for key, part in value.items()
+            if key not in _WITHOUT_EFFECT
+        }
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [comparable_values(part, output) for part in value]
+    return value
+
+
+def _comparable_paths(value: Any, output: str) -> Any:
+    if isinstance(value, str):
+        return comparable_text(value, output)
+    if isinstance(value, Sequence):
+        return [_comparable_paths(part, output) for part in value]
+    return comparable_values(value, output)
+
+
+def comparable_text(text: str, output: str) -> str:
+    """A path as it is told from the output folder, or from the root when it lies elsewhere; other text as it is."""
+    place, colon, function = text.rpartition(":") if ".py:" in text else (text, "", "")
+    for form in (_textual, _absolute):
+        path, folder = form(place), form(output)
+        if path == folder or path.startswith(f"{folder}{os.sep}"):
+            return OUTPUT + path.removeprefix(folder) + colon + function
+    if Path(place).expanduser().exists():
+        return _absolute(place) + colon + function
+    return text
+
+
+def _textual(path: str) -> str:
+    return os.path.normpath(os.path.expanduser(path))
+
+
+def _absolute(path: str) -> str:
+    return os.path.realpath(os.path.expanduser(path))
