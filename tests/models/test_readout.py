@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from functools import partial
 from itertools import count
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,8 +20,10 @@ from hydralign.models.cache import RoomyCache, cache_argument
 from hydralign.models.causal import CausalModel
 from hydralign.models.decoding import check_decoding
 from hydralign.models.loading import prepare_model
+from hydralign.models.making import make_classifier
 from hydralign.models.reader import Reader
 from hydralign.models.student import Student
+from hydralign.rewards.scorers import make_scorer
 from hydralign.testing import tiny_model
 from tests.conftest import FORMS
 from tests.models.test_families import GROUPED, SIZES
@@ -135,3 +139,57 @@ class _Classic:
 def test_cache_is_passed_by_the_name_that_the_model_takes(body: Any, name: str) -> None:
     cache = object()
     assert cache_argument(body, cache) == {name: cache}
+
+
+def doubled(out: Any) -> Any:
+    out.logits = out.logits * 2
+    return out
+
+
+def short_states(model: Any) -> None:
+    forward = model.base_model.forward
+
+    def narrower(*args: Any, **inputs: Any) -> Any:
+        out = forward(*args, **inputs)
+        out.last_hidden_state = out.last_hidden_state[..., :-1]
+        return out
+
+    model.base_model.forward = narrower
+    model.forward = lambda input_ids, **_: SimpleNamespace(logits=torch.zeros(*input_ids.shape, 300))
+
+
+REFUSED: dict[str, tuple[Callable[[Any], None], str]] = {
+    "logits of another kind": (
+        lambda model: setattr(model, "forward", partial(lambda f, **x: doubled(f(**x)), model.forward)),
+        "differ from its own",
+    ),
+    "states of another width": (short_states, "a value head of one width"),
+    "no final states": (
+        lambda model: setattr(model.base_model, "forward", lambda **_: SimpleNamespace()),
+        "cannot be read as a body with a head",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused_architecture_is_told_which_others_can_be_used(case: str, tokenizer: Any) -> None:
+    change, reason = REFUSED[case]
+    model = tiny_model(tokenizer, family="llama")
+    change(model)
+    causal = CausalModel(model)
+    with pytest.raises(ModelError, match=rf"{reason}.* such as gpt2, llama, mistral"):
+        causal.check_readout()
+
+
+def test_classifier_of_an_unknown_build_is_refused_with_a_way_out(tokenizer: Any) -> None:
+    sizes: dict[str, Any] = {"family": "gpt2", "layers": 1, "width": 16, "heads": 2, "context": 32}
+    for outcome, reason in ((None, "cannot be read as a classifier"), (5.0, "differ from its own by")):
+        model = make_classifier(tokenizer, **sizes, labels=("score",))
+        forward = model.forward
+
+        def changed(outcome: Any = outcome, forward: Any = forward, **inputs: Any) -> Any:
+            return outcome if outcome is None else SimpleNamespace(logits=forward(**inputs).logits + outcome)
+
+        model.forward = changed
+        with pytest.raises(ModelError, match=f"{reason}.* Start from a language model such as gpt2, llama"):
+            make_scorer(model, tokenizer)

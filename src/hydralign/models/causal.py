@@ -24,6 +24,12 @@ from hydralign.models.split import STRANGE, entering, told
 from hydralign.models.weights import require_finite_weights
 from hydralign.types import Evaluation, Rows
 
+OTHER_ARCHITECTURES = (
+    "Name a model of an architecture that can be read so, such as gpt2, llama, mistral, qwen2, qwen3, gemma2 or phi3; "
+    "of a model for text and images, its text model alone."
+)
+"""The way out where an architecture is refused."""
+
 
 class CausalModel:
     """Body, head and precision of one causal language model. Holds no trained state of its own."""
@@ -157,13 +163,14 @@ class CausalModel:
                 raise
             raise ModelError(
                 f"{type(self.model).__name__} cannot be read as a body with a head ({told(error)}): values and "
-                "log-probabilities start from its final states. Use another architecture, or report this one."
+                f"log-probabilities start from its final states. {OTHER_ARCHITECTURES}"
             ) from error
         width = self.model.config.get_text_config().hidden_size
         if states_BTD.shape[-1] != width:
             raise ModelError(
                 f"{type(self.model).__name__}: its final states are {states_BTD.shape[-1]} wide, its layers {width}: "
-                "a value head of one width cannot read both. Use a model whose embeddings are as wide as its layers."
+                "a value head of one width cannot read both. Use a model whose embeddings are as wide as its layers, "
+                f"as in most. {OTHER_ARCHITECTURES}"
             )
         with torch.no_grad(), self.autocast():
             ours = self.head.all_logits(states_BTD)
@@ -173,8 +180,7 @@ class CausalModel:
             raise ModelError(
                 f"{type(self.model).__name__}: logits from its body and its head differ from its own by {gap:.2g}: "
                 "this architecture changes them in a way that is not known here, and every log-probability would be "
-                "wrong. Use another architecture (one that reads both ways, such as BERT, cannot write), "
-                "or report this one."
+                f"wrong. An encoder such as BERT reads both ways and cannot write. {OTHER_ARCHITECTURES}"
             )
 
 

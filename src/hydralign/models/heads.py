@@ -55,7 +55,7 @@ class OutputHead:
         if self.linear is None:
             raise ModelError(
                 f"{type(model).__name__} has no output embeddings: it is not a language model that can be sampled. "
-                "Name a causal language model."
+                "Name a causal language model (AutoModelForCausalLM), such as one of gpt2, llama, mistral or qwen3."
             )
         self.softcap = getattr(config, "final_logit_softcapping", None)
         self.scale = float(getattr(config, "logit_scale", None) or 1.0) / float(

@@ -11,7 +11,8 @@ from __future__ import annotations
 import math
 import os
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -23,6 +24,7 @@ from transformers.pytorch_utils import Conv1D
 
 from hydralign.config.model import Form, LoraForm
 from hydralign.errors import ModelError
+from hydralign.memory import is_out_of_memory
 from hydralign.models.bf16_speed import concrete_precision
 from hydralign.models.fixed import freeze_fixed
 from hydralign.models.loading import prepare_model
@@ -31,12 +33,18 @@ from hydralign.models.making import PAD
 from hydralign.models.precision import convert_to_fp32, store_matrices_in_bf16
 from hydralign.models.rope import explain_rope_limit
 from hydralign.models.saving import model_folder
+from hydralign.models.split import STRANGE, told
 from hydralign.models.weights import require_finite_weights
 from hydralign.rewards.learned import outputs
 from hydralign.rewards.loading import longest_text
 from hydralign.rewards.starting import head_names, last_layer, load_start
 
 ADAPTER = "default"
+OTHER_CLASSIFIERS = (
+    "Start from a language model such as gpt2, llama, mistral, qwen2 or qwen3, or from an encoder such as bert or "
+    "roberta."
+)
+"""The way out where an architecture is refused."""
 
 
 class Scorer:
@@ -105,7 +113,8 @@ class Scorer:
         """Raise ModelError unless the outputs are those of the model's own forward pass."""
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         row = [token for token in range(min(vocabulary, 8)) if token != self.pad_id][:5]
-        with torch.no_grad(), self._autocast():
+        name = type(self.model).__name__
+        with torch.no_grad(), self._autocast(), refused_by_name(name):
             ours_C = outputs(self.model, [row[:3], row], self.pad_id)[0].float()
             whole_C = self.model(input_ids=torch.tensor([row[:3]], device=self.device)).logits[0].float()
         gap = (ours_C - whole_C).abs().max().item()
@@ -113,10 +122,24 @@ class Scorer:
         if not gap <= tolerance * max(1.0, whole_C.abs().max().item()):
             require_finite_weights(self.model, type(self.model).__name__)
             raise ModelError(
-                f"{type(self.model).__name__}: outputs read at a text's last token differ from its own by {gap:.2g}: "
+                f"{name}: outputs read at a text's last token differ from its own by {gap:.2g}: "
                 "this architecture is read in a way that is not known here, so a saved model would score otherwise "
-                "than the trained one. Use another architecture, or report this one."
+                f"than the trained one. {OTHER_CLASSIFIERS}"
             )
+
+
+@contextmanager
+def refused_by_name(name: str) -> Iterator[None]:
+    """Turns what an architecture raises that is built in another way into a ModelError that names it."""
+    try:
+        yield
+    except STRANGE as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"{name} cannot be read as a classifier of texts ({told(error)}): its outputs are found in another way "
+            f"than is known here. {OTHER_CLASSIFIERS}"
+        ) from error
 
 
 def make_scorer(
