@@ -56,7 +56,9 @@ def test_run_that_learns_nothing_is_not_called_better(
 ) -> None:
     tiny_model(tokenizer).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    rows: list[dict[str, str]] = [{"text": f"this {n} {'thing ' * (n % 7)}", "label": "ab"[n % 5 == 0]} for n in range(40)]
+    rows: list[dict[str, str]] = [
+        {"text": f"this {n} {'thing ' * (n % 7)}", "label": "ab"[n % 5 == 0]} for n in range(40)
+    ]
     if kind == "comparisons":
         rows = [{"prompt": f"q{n}", "chosen": " this", "rejected": f" that{n}"} for n in range(40)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
