@@ -410,8 +410,8 @@ def test_folder_from_before_inputs_were_recorded_counts_as_finished(
     (copied / "compare/inputs.json").unlink()
     for record in copied.glob("**/inputs.json"):
         record.rename(record.with_name("hidden"))
-    text = (copied / "compare/config.yaml").read_text()
-    (copied / "compare/config.yaml").write_text(text.replace(str(finished / "out"), str(copied)))
+    for settings in copied.glob("**/config.yaml"):
+        settings.write_text(settings.read_text().replace(str(finished / "out"), str(copied)))
     (copied / "ppo/inputs.json").write_text(json.dumps({"output": str(copied), "inputs": {}}))
     assert main(["compare", *command, "--dry-run"]) == 0
     assert f"because {copied}/ppo/model is newer" in capfd.readouterr().out

@@ -308,7 +308,7 @@ def output_cases(folder: Path, inputs: Path) -> dict[str, tuple[Path, str]]:
         "a link to the model's folder": (folder / "model" / "out", "lies in"),
         "a judge's folder": (inputs / "judge", "compare.judges.0.path reads"),
         "a data file": (inputs / "prompts.jsonl", "is a file"),
-        "a name that is too long": (folder / ("x" * 300), "cannot be written"),
+        "a name that is too long": (folder / ("x" * 300), "has a name of 300 bytes"),
     }
 
 
@@ -351,8 +351,9 @@ def test_results_of_another_recipe_are_named_by_the_dry_run_too(
     recipe: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     other = load_recipe_of(change(recipe, "model.form", {"type": "lora"}))
+    (tmp_path / "out" / "sft").mkdir(parents=True)
+    (tmp_path / "out" / "sft" / "evaluation.json").write_text("{}")
     runs.claim_folder(tmp_path / "out", other)
-    (tmp_path / "out" / "sft").mkdir()
     assert "holds the results of another recipe" in refuse(recipe, capsys, tmp_path, "run", "sft")
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import replace
@@ -14,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from hydralign.errors import DataError
+from hydralign.errors import DataError, StorageError
 from hydralign.evaluation.report import LONGEST_TEXT, AnswerPair, Report, _number, write_report
 from hydralign.evaluation.statistics import Difference, compare_paired
 
@@ -319,12 +321,10 @@ def test_a_report_that_cannot_be_made_leaves_the_old_one(tmp_path: Path) -> None
 def test_a_disk_that_fails_leaves_the_old_report_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     old = [path.read_bytes() for path in write_report(tmp_path, a_report())]
 
-    def full(path: Path, text: str, **_: Any) -> None:
-        path.write_bytes(text.encode(errors="replace")[:100])
-        if path.name.endswith("html.partial"):
-            raise OSError("no space left on device")
+    def full(descriptor: int) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(Path, "write_text", full)
-    with pytest.raises(OSError, match="no space left"):
+    monkeypatch.setattr("os.fsync", full)
+    with pytest.raises(StorageError, match="is full"):
         write_report(tmp_path, a_report(3.0))
     assert [(tmp_path / name).read_bytes() for name in ("report.json", "report.html")] == old

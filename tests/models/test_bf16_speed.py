@@ -149,6 +149,7 @@ def test_another_precision_than_a_section_was_made_in_is_refused(
     at(FAST, monkeypatch)
     assert isinstance(stored.sft, SFTConfig)
     write_config(out / "sft", resolve_precision(stored, stored.sft, out / "sft", Processes())[1])
+    (out / "sft/evaluation.json").write_text("{}")
     recipe["model"]["precision"] = precision
     assert bool(conflicts(stored, load_recipe(written(recipe)), out)) == refused
 

@@ -50,7 +50,6 @@ FILES = {
     "config empty": ("config.json", "", "config.json could not be loaded .JSONDecodeError"),
     "tokenizer": ("tokenizer.json", "5", "tokenizer.json could not be loaded: it holds a int"),
     "tokenizer config": ("tokenizer_config.json", "[]", "tokenizer_config.json could not be loaded: it holds a list"),
-    "generation config": ("generation_config.json", '"x"', "generation_config.json could not be loaded"),
     "weights": ("model.safetensors", "torn", "SafetensorError: Error while deserializing header"),
     "index": ("model.safetensors.index.json", "{}", "has no weight_map"),
     "shard": ("model.safetensors.index.json", '{"weight_map": {"a": "gone.safetensors"}}', "lacks gone.safetensors"),

@@ -244,9 +244,9 @@ def test_tilde_in_a_path_is_read_as_the_same_folder(
     assert student.trained().keys() == load_student(str(folder), form=LoraForm(rank=2)).trained().keys()
     assert adapter_of("~/adapter") is not None
     assert not any("lora" in name for name, _ in load_whole("~/adapter")[0].named_parameters())
-    for load in (load_policy, load_student):
-        with pytest.raises(ModelError, match="is an adapter, not a whole model"):
-            load("~/adapter", form=LoraForm(rank=2))
+    with pytest.raises(ModelError, match="is an adapter, not a whole model"):
+        load_policy("~/adapter", form=LoraForm(rank=2))
+    assert load_student("~/adapter", form=LoraForm(rank=2)).trained().keys() == student.trained().keys()
 
 
 def test_adapters_own_tokenizer_comes_before_its_bases(adapter: tuple[Path, Policy], folder: Path) -> None:

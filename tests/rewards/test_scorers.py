@@ -360,3 +360,22 @@ def test_tokenizer_of_an_export_pads_on_the_right(gpt2_folder: Callable[..., Pat
     assert tokenizer.padding_side == "left"
     scorer_of("gpt2", tokenizer=tokenizer).export(tmp_path / "model")
     assert AutoTokenizer.from_pretrained(tmp_path / "model").padding_side == "right"
+
+
+WITH_EMBEDDINGS = {
+    "gpt2": ("wte", "wpe", "c_attn"),
+    "llama": ("embed_tokens", "q_proj"),
+    "bert": ("word_embeddings", "query"),
+}
+
+
+@pytest.mark.parametrize("family", WITH_EMBEDDINGS)
+@pytest.mark.parametrize("frozen", [{"freeze_layers": 1}, {"unfrozen_layers": 2}, {"unfrozen_layers": 3}, {}])
+def test_adapters_on_embeddings_respect_what_is_frozen(family: str, frozen: dict[str, int]) -> None:
+    top = {name: count for name, count in frozen.items() if name == "unfrozen_layers"}
+    form = LoraForm(rank=2, targets=WITH_EMBEDDINGS[family], **top)  # type: ignore[arg-type]
+    scorer = scorer_of(family, form=form, freeze_layers=frozen.get("freeze_layers", 0))
+    adapted = {name for name in scorer.trained() if "lora_" in name}
+    on_embeddings = {name for name in adapted if any(f".{target}." in name for target in WITH_EMBEDDINGS[family][:-1])}
+    assert bool(on_embeddings) == (not frozen)
+    assert adapted - on_embeddings

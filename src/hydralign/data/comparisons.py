@@ -8,7 +8,8 @@ the same words lend them to the prompt in the second case; a `prompt` column avo
 Answers that both repeat the whole `prompt` are full texts: it is taken off them. Beside chats, a `prompt` that is
 text is the user's message, unless the chats begin with the same messages anyway.
 
-`positive` and `negative` (LMFlow's names) are read as `chosen` and `rejected`.
+`positive` and `negative` (LMFlow's names) are read as `chosen` and `rejected`; of two names for one answer, the one
+that the recipe maps counts.
 """
 
 from __future__ import annotations
@@ -34,11 +35,15 @@ _TURNS = (
     "<|assistant|>",
 )
 _NAMES = (("chosen", "rejected"), ("positive", "negative"))
+_ROLES = tuple(zip(*_NAMES, strict=True))
 
 
 def comparison_drafter(table: Table, tokenizer: PreTrainedTokenizerBase | None) -> Drafter[Preference]:
     """How this table's rows become preferences. Raises DataError when its columns do not allow it."""
     names = next((pair for pair in _NAMES if table.has(*pair)), None)
+    if table.mapped & {name for role in _ROLES for name in role}:
+        named = [table.first(*role) for role in _ROLES]
+        names = None if None in named else (str(named[0]), str(named[1]))
     if names is None:
         example = "rejected" if table.has("chosen") else "chosen"
         raise table.lacks("comparisons", "`chosen` and `rejected` (and `prompt`, where they leave it out) are", example)

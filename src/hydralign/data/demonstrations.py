@@ -1,7 +1,8 @@
 """Rows to demonstrations and labelled texts.
 
 A demonstration is `prompt` + `completion` (text, or chats), a chat in `messages` (the last turn is the completion),
-or `text` (all of it is). When a source has several of these, one that `columns` names goes first, then this order.
+or `text` (all of it is). When a source has several of these, this order decides; where the recipe's `columns` map one,
+only forms with a mapped column count.
 """
 
 from __future__ import annotations
@@ -46,8 +47,9 @@ def demonstration_drafter(table: Table, tokenizer: PreTrainedTokenizerBase | Non
         return Draft(Demonstration("", text, row.without("text")), text, (text,))
 
     forms = [({"prompt", "completion"}, from_pair), ({"messages"}, from_messages), ({"text"}, from_text)]
-    for names, drafter in sorted(forms, key=lambda form: not form[0] & table.mapped):
-        if table.has(*names):
+    named = table.mapped & {name for names, _ in forms for name in names}
+    for names, drafter in sorted(forms, key=lambda form: -len(form[0] & named)):
+        if table.has(*names) and (names & named or not named):
             return drafter
     needed = "`text`, or `prompt` and `completion`, or `messages` are"
     raise table.lacks("demonstrations", needed, "completion" if table.has("prompt") else "text")

@@ -28,7 +28,7 @@ _HEAD_CHARACTERS_PER_TOKEN = 24
 def prompt_drafter(table: Table, tokenizer: PreTrainedTokenizerBase, *, from_text: bool) -> Drafter[Prompt]:
     """How this table's rows become prompts, not yet tokenised. Raises DataError when its columns do not allow it."""
     names = ("text",) if from_text else ("prompt", "query")
-    name = next((name for name in names if table.has(name)), None)
+    name = prompt_column(table, from_text=from_text)
     if name is None:
         needed = "`text` is" if from_text else "`prompt` or `query` (or `text`, with a `cut`) is"
         raise table.lacks("prompts", needed, names[0])
@@ -41,6 +41,13 @@ def prompt_drafter(table: Table, tokenizer: PreTrainedTokenizerBase, *, from_tex
         return Draft(Prompt(text, (), row.without(*RESERVED_COLUMNS)), text, (text,))
 
     return draft
+
+
+def prompt_column(table: Table, *, from_text: bool) -> str | None:
+    """The column that prompts are read from: one that the recipe maps, of whatever kind, goes before all others."""
+    names = ("text", "prompt", "query") if from_text else ("prompt", "query", "text")
+    kept = names[:1] if from_text else names[:2]
+    return table.first(*(name for name in names if name in kept or name in table.mapped))
 
 
 def as_prompts(prompts: Sequence[Prompt | str], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:

@@ -77,6 +77,11 @@ class Table:
         """Whether some row has each of these columns."""
         return all(name in self.columns for name in names)
 
+    def first(self, *names: str) -> str | None:
+        """The first of these columns that `columns` of the recipe maps, else the first that some row has."""
+        there = [name for name in names if self.has(name)]
+        return next((name for name in there if name in self.mapped), there[0] if there else None)
+
     def lacks(self, what: str, needed: str, example: str) -> DataError:
         """The error for a source whose columns do not make `what`; `example` is one of our names."""
         return DataError(

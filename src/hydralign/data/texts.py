@@ -20,7 +20,7 @@ def training_texts(config: DataConfig) -> list[str]:
             columns=config.prompts.columns,
             replace=config.prompts.replace,
         )
-        name = next((name for name in ("text", "prompt", "query") if table.has(name)), None)
+        name = table.first("text", "prompt", "query")
         if name is not None:
             return [row.text(name) for row in table.rows]
     raise DataError(

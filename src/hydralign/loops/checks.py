@@ -100,7 +100,8 @@ def _logit_size(policy: Policy, experience: Experience) -> float:
     rollout = experience.rollout
     prompt_ids = [prompt.token_ids for prompt in rollout.prompts[:PROBED_ROWS]]
     restore = count_anew(policy)
-    logits_BV, _ = policy.start(prompt_ids, 1).predict()
+    # One row at a time, which fits wherever anything does.
+    largest = max(float(policy.start([ids], 1).predict()[0].abs().max()) for ids in prompt_ids)
     restore()
-    largest = float(logits_BV.abs().max()) / rollout.rows.temperature
+    largest /= rollout.rows.temperature
     return max(1.0, largest, float(rollout.old_logprobs_BR.abs().max()) if rollout.old_logprobs_BR.numel() else 0.0)

@@ -20,8 +20,10 @@ from transformers.pytorch_utils import Conv1D
 from hydralign.config.model import HydraForm, LoraForm, ModelConfig
 from hydralign.config.reward import RewardConfig
 from hydralign.errors import ModelError
+from hydralign.models.load_errors import named_load_errors
 from hydralign.models.loading import check_folder, context_of, own_tokenizer, prepare_tokenizer
-from hydralign.models.split import STRANGE, told
+from hydralign.models.rope import explain_rope_limit
+from hydralign.models.split import STRANGE
 from hydralign.models.whole import adapter_of, base_of, load_tokenizer
 
 
@@ -35,6 +37,8 @@ class ModelFacts:
     """That of transformers."""
     layers: int | None = None
     context: int | None = None
+    context_note: str = ""
+    """Why the context ends there, as a clause; empty where it is simply the model's."""
     tokenizer: Any = None
     made_by: RewardConfig | None = None
     """The reward section that makes it, if one does."""
@@ -93,8 +97,9 @@ class ModelSource:
             return ModelFacts(path)
         text: Any = config.get_text_config()
         tokenizer = load_tokenizer(path) if Path(own_tokenizer(where) or base).exists() else None
-        context = context_of(SimpleNamespace(config=config))
-        return ModelFacts(path, config, getattr(text, "num_hidden_layers", None), context, tokenizer)
+        model = SimpleNamespace(config=config)
+        layers = getattr(text, "num_hidden_layers", None)
+        return ModelFacts(path, config, layers, context_of(model), explain_rope_limit(model), tokenizer)
 
     def maker(self, path: str) -> Any:
         """The settings of the earlier section that will make this folder; None when it is there, or nobody makes it."""
@@ -107,15 +112,14 @@ def read_config(path: str | Path) -> Any:
     Raises ModelError for a folder's config that transformers cannot read.
     """
     is_folder = Path(path).exists()
+    unknown = f"The config.json of {str(path)!r} cannot be read"
     try:
-        return AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=not is_folder)
-    except Exception as error:
-        if not is_folder:
-            return None
-        raise ModelError(
-            f"The config.json of {str(path)!r} cannot be read ({told(error)}): it is unknown what model this is. "
-            "Name a model that transformers knows, saved by save_pretrained."
-        ) from error
+        with named_load_errors(unknown, "Name a model that transformers knows, saved by save_pretrained."):
+            return AutoConfig.from_pretrained(path, trust_remote_code=False, local_files_only=not is_folder)
+    except ModelError:
+        if is_folder:
+            raise
+        return None
 
 
 def require_form(

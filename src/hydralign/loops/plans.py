@@ -45,6 +45,7 @@ def plan_sft(recipe: Recipe, config: SFTConfig, processes: Processes) -> list[st
     return [
         loaded.describe(),
         f"steps      {steps_of(config, rows):,} of {config.batch.rows} rows, out of {rows:,}",
+        *_start_lines(config.model or recipe.model),
         *_form_lines(config.model or recipe.model),
         *size_lines(student.trained(), student.fixed(), config.optimizer.type),
         f"sample     read: {_shown(student.tokenizer, sample, 0, sample.learned_from)}",
@@ -113,22 +114,40 @@ def _form_lines(model: ModelConfig, *, frozen: int = 0) -> list[str]:
 
 
 def _start_lines(model: ModelConfig) -> list[str]:
-    """Which adapter and base ppo starts from, where it goes on from the two as one model."""
+    """Which adapter and base a section starts from, and whether it trains the adapter or the two as one model."""
     adapter = None if model.path is None else adapter_of(model.path)
     if adapter is None:
         return []
+    if isinstance(model.form, LoraForm):
+        settings = "with the rank and targets that it was made with, not those of model.form"
+        base = adapter.base_model_name_or_path
+        return [f"start      adapter {model.path}, trained further on its base {base} ({settings})"]
     return [f"start      adapter {model.path}, merged into its base {adapter.base_model_name_or_path}"]
 
 
 def later_lines(recipe: Recipe, title: str, config: Config, missing: Sequence[Path]) -> list[str]:
     """What can be told of a section that starts from what an earlier one has not made yet."""
-    items = recipe.sft if isinstance(recipe.sft, tuple) else (recipe.sft,)
-    taught = items[-1] and items[-1].model
-    start = config.model if isinstance(config, PPOConfig) else None
+    start = config.model if isinstance(config, PPOConfig | SFTConfig) else None
+    taught = start and _maker(recipe, start)
     lines = [f"later      {title} waits for {', '.join(map(str, missing))}, which an earlier section makes"]
     if taught and isinstance(taught.form, LoraForm) and start and start.path and Path(start.path) in missing:
-        lines.append(f"start      the adapter that sft makes, merged into its base {taught.path}")
+        further = isinstance(config, SFTConfig) and isinstance(start.form, LoraForm)
+        how = "trained further on" if further else "merged into"
+        for _ in recipe.sft if isinstance(recipe.sft, tuple) else ():
+            earlier = _maker(recipe, taught)
+            taught = earlier if earlier and isinstance(earlier.form, LoraForm) else taught
+        lines.append(f"start      the adapter that sft makes, {how} its base {taught.path}")
     return lines
+
+
+def _maker(recipe: Recipe, model: ModelConfig) -> ModelConfig | None:
+    """The model of the sft item that makes this model's folder; None when no such item makes it."""
+    items = recipe.sft if isinstance(recipe.sft, tuple) else (recipe.sft,)
+    for item in items:
+        name = "sft" if item is None or item.name is None else f"sft/{item.name}"
+        if item and model.path and Path(model.path) == Path(recipe.output) / name / "model":
+            return item.model or recipe.model
+    return None
 
 
 def _memory_of_ppo(recipe: Recipe, config: PPOConfig, loaded: ppo_run.Loaded, processes: Processes) -> list[str]:

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from hydralign.config import PPOConfig, Recipe
@@ -113,13 +112,13 @@ def texts_of(value: Any) -> Iterator[str]:
 
 
 def read_head(load: Callable[..., DataSet[Record]], source: SourceConfig, *rest: Any, **more: Any) -> tuple[Any, bool]:
-    """(the data set of at most the first HEAD usable rows, whether these are all). Raises as `load` does."""
+    """(the data set of at most HEAD usable rows, whether these are all). Raises as `load` does."""
     split = source.held_out
     if isinstance(split, HashSplit | LastSplit) and split.percent > 99:
         return load(source, *rest, **more), True
     whole = source.limit is not None and source.limit <= HEAD
     data = load(source if whole else source.model_copy(update={"limit": HEAD}), *rest, **more)
-    return data, whole or not any(reason.startswith("after the first") for reason in data.report.dropped)
+    return data, whole or not any(reason.startswith("beyond the limit") for reason in data.report.dropped)
 
 
 def read_rows(
@@ -145,7 +144,7 @@ def _check_sft(recipe: Recipe, config: SFTConfig, models: ModelSource, processes
     require_form(facts, model)
     data, whole = read_rows(load_demonstrations, source, facts)
     if facts.context is not None:
-        longest = max_tokens_of(config, SimpleNamespace(context=facts.context))  # type: ignore[arg-type]
+        longest = max_tokens_of(config, facts)  # type: ignore[arg-type]
     if data is None or facts.tokenizer is None or facts.context is None or not whole:
         return
     stops = (facts.tokenizer.eos_token_id,)
@@ -262,7 +261,7 @@ def _check_length(facts: ModelFacts, prompts: Sequence[Prompt], sampling: Any, s
         return
     plan = sampling_plan(sampling, seed)
     if facts.tokenizer is not None:
-        check_context(SimpleNamespace(context=facts.context), prompts, plan)
+        check_context(facts, prompts, plan)  # type: ignore[arg-type]
     elif plan.longest >= facts.context:
         raise ConfigError(
             f"Answers may have {plan.longest} tokens, but the model's context holds {facts.context}, prompt included: "

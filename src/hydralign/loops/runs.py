@@ -18,7 +18,6 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from hydralign.config import Recipe, describe, diff, dump_recipe, load_recipe, resolved_recipe
-from hydralign.config.recipe import OUTPUT
 from hydralign.errors import ConfigError, RunFolderError, did_you_mean
 from hydralign.evaluation.statistics import Difference
 from hydralign.files import write_text
@@ -158,6 +157,8 @@ def _run_items(recipe: Recipe, name: str, *, tell_settings: bool, tell_precision
             if processes.main and tell_settings:
                 say(describe_item(used, replace(item, config=config), processes))
             differences += SECTIONS[name].run(used, config, folder, processes)
+            if processes.main:
+                claim_folder(output, recipe)  # the section stored the recipe in the precision that it ran in
     return differences
 
 
@@ -298,9 +299,7 @@ def conflicts(stored: Recipe, recipe: Recipe, output: Path) -> list[str]:
     if not made and not wanted:
         return []
     no_sections: dict[str, Any] = dict.fromkeys(SECTIONS)
-    old, new = (
-        comparable(one, one.output).model_copy(update=no_sections | {"output": OUTPUT}) for one in (stored, recipe)
-    )
+    old, new = (comparable(one, one.output).model_copy(update=no_sections) for one in (stored, recipe))
     read = {kind for config in (*made.values(), *wanted.values()) for kind in kinds_read(config)}
     free = {
         kind: getattr(new.data, kind)

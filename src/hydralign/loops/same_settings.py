@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
-from hydralign.config import Config
+from hydralign.config import Config, Recipe
 from hydralign.config.recipe import OUTPUT
 
 C = TypeVar("C", bound=Config)
@@ -27,12 +27,19 @@ _WITHOUT_EFFECT = {
 }
 """Settings that change memory, speed, or what is written on the way, and no result."""
 
-_PATHS = {"path", "adapter", "before", "after", "source", "function", "output"}
+_PATHS = {"path", "adapter", "before", "after", "source", "function"}
+_ANY_FOLDER = "run"
 
 
 def comparable(config: C, output: str) -> C:
-    """The config with defaults where a setting changes no result, and with {output} for the folder `output`."""
-    return type(config).model_validate(comparable_values(config.model_dump(), output))
+    """The config with defaults where a setting changes no result, and with {output} for the folder `output` in paths.
+
+    A recipe's own output is one name for all.
+    """
+    values = comparable_values(config.model_dump(), output)
+    if isinstance(config, Recipe):
+        values["output"] = _ANY_FOLDER
+    return type(config).model_validate(values)
 
 
 def comparable_values(value: Any, output: str) -> Any:

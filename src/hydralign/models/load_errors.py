@@ -23,7 +23,6 @@ JSON_FILES = (
     "config.json",
     "tokenizer_config.json",
     "tokenizer.json",
-    "generation_config.json",
     "special_tokens_map.json",
     "model.safetensors.index.json",
 )

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +20,18 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from hydralign.errors import ModelError, TokenizerError
 from hydralign.hub import describe_search, hub_access
 from hydralign.models.fixed import freeze_fixed
+from hydralign.models.generation_settings import mend_generation_settings, read_generation_config
 from hydralign.models.load_errors import check_model_files, named_load_errors
 from hydralign.models.rope import rope_limit
 from hydralign.models.weights import require_finite_file, require_finite_weights, require_ids_have_rows
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+OTHER_HEADS = re.compile("Classification|QuestionAnswering|MultipleChoice|NextSentence|Reward|ForScor|ForRegression")
+"""Classes of models, as config.json names them, whose head writes nothing."""
+WRITING_HEADS = re.compile("CausalLM|LMHead|ConditionalGeneration|DoubleHeads")
+OTHER_WEIGHTS = re.compile(r"(score|classifier|classification_head|qa_outputs|reward_head|regression_head)\.")
+"""Names of the weights of such heads."""
 
 
 def looks_local(path: str) -> bool:
@@ -146,8 +154,14 @@ def load_model(
         encoder = AutoTokenizer.from_pretrained(own, trust_remote_code=False)
     with hub_access(where, "model"), named_load_errors(f"Model {path!r} could not be loaded{taken_for}", way_out):
         model, info = AutoModelForCausalLM.from_pretrained(
-            where, dtype=torch.float32, use_safetensors=True, output_loading_info=True, trust_remote_code=False
+            where,
+            dtype=torch.float32,
+            generation_config=read_generation_config(where),
+            use_safetensors=True,
+            output_loading_info=True,
+            trust_remote_code=False,
         )
+    _require_language_model(model.config.architectures, info.get("unexpected_keys", ()), path)
     missing = sorted(info.get("missing_keys", ()))
     if missing:
         raise ModelError(
@@ -158,6 +172,26 @@ def load_model(
     prepare_tokenizer(encoder, pad_token=pad_token, path=tokenizer or path)
     require_ids_have_rows(encoder, model, f"Model {path!r}")
     return prepare_model(model, encoder).to(device), encoder
+
+
+def _require_language_model(architectures: Sequence[str] | None, unexpected: Iterable[str], path: str) -> None:
+    """Raise ModelError for a classifier or another model with a head that writes nothing.
+
+    Where output head and embeddings are one matrix, transformers takes such a model for a language model.
+    """
+    names = architectures or ()
+    other = next((name for name in names if OTHER_HEADS.search(name)), None)
+    if other is not None and not any(WRITING_HEADS.search(name) for name in names):
+        found = f"is a {other} by its config.json"
+    else:
+        head = next((key for key in sorted(unexpected) if OTHER_WEIGHTS.match(key)), None)
+        if head is None:
+            return
+        found = f"holds the weight {head}, which is the head of a classifier or a reward model"
+    raise ModelError(
+        f"Model {path!r} {found}: it was trained to score texts, not to write them. Name the language model that it "
+        "was made from; to use it as a reward, name it in ppo.rewards ({type: classifier} or {type: model})."
+    )
 
 
 def prepare_tokenizer(tokenizer: Any, *, pad_token: str | None, path: str) -> None:
@@ -189,13 +223,8 @@ def prepare_model(model: Any, tokenizer: Any) -> Any:
     # The embedding that is marked as padding gets no gradient: where EOS pads, it could never be learned.
     model.get_input_embeddings().padding_idx = None
     if getattr(model, "generation_config", None) is not None:
-        generation = model.generation_config
-        generation.pad_token_id = tokenizer.pad_token_id
-        try:
-            generation.validate(strict=True)
-        except ValueError:
-            # Published models often set temperature or top_p without sampling; transformers then refuses to save them.
-            generation.do_sample = True
+        model.generation_config.pad_token_id = tokenizer.pad_token_id
+    mend_generation_settings(model)
     for module in model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
@@ -210,7 +239,7 @@ def stop_ids_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
     listed = configured if isinstance(configured, list) else [configured]
     ids = dict.fromkeys([tokenizer.eos_token_id, *listed])
     rows = model.get_input_embeddings().weight.shape[0]
-    return tuple(i for i in ids if i is not None and i < rows)
+    return tuple(i for i in ids if i is not None and 0 <= i < rows)
 
 
 def context_of(model: Any) -> int:

@@ -16,12 +16,13 @@ from hydralign.config.model import Form, LoraForm
 from hydralign.errors import ModelError
 from hydralign.models.bf16_speed import concrete_precision
 from hydralign.models.causal import CausalModel
-from hydralign.models.loading import context_of, load_model, own_tokenizer, prepare_model, stop_ids_of
+from hydralign.models.loading import context_of, own_tokenizer, prepare_model, stop_ids_of
 from hydralign.models.lora import adapt, save_adapter
 from hydralign.models.precision import convert_to_fp32, store_frozen_in_bf16
 from hydralign.models.rope import explain_rope_limit
 from hydralign.models.saving import model_folder
 from hydralign.models.split import top_layers
+from hydralign.models.whole import adapter_of, base_of, load_whole
 
 
 class Student:
@@ -87,15 +88,22 @@ def load_student(
     device: str | torch.device = "cpu",
     seed: int = 0,
 ) -> Student:
-    """A student from a model folder or hub id. Raises ModelError or TokenizerError when it cannot be trained from."""
+    """A student from a model folder or hub id, or from an adapter's folder.
+
+    An adapter in `path` is trained further in the LoRA form, which saves an adapter for the same base, and merged into
+    its base in the others. Raises ModelError or TokenizerError when it cannot be trained from.
+    """
     path = os.path.expanduser(path)
-    if (Path(path) / "adapter_config.json").exists():
-        raise ModelError(
-            f"model.path={path!r} is an adapter, not a whole model: what it adapts is unknown here. Name the base "
-            "under model.path and the adapter under model.form: {type: lora, adapter: ...}."
-        )
+    adapter = adapter_of(path)
+    if adapter is not None and isinstance(form, LoraForm):
+        if form.adapter is not None:
+            raise ModelError(
+                f"model.path={path!r} and model.form.adapter={form.adapter!r} are two adapters: which of them is to be "
+                "trained further is unclear. Name the base under model.path, or leave form.adapter out."
+            )
+        form, path = form.model_copy(update={"adapter": path}), base_of(adapter, path)
     own = own_tokenizer(form.adapter) if isinstance(form, LoraForm) else None
-    model, tokenizer = load_model(path, tokenizer=own, pad_token=pad_token, device=device)
+    model, tokenizer = load_whole(path, tokenizer=own, pad_token=pad_token, device=device)
     if Path(path).exists():
         # An adapter saved from this model names it; an absolute name is found from any folder.
         model.name_or_path = model.config.name_or_path = str(Path(path).resolve())

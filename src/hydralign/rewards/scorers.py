@@ -149,9 +149,8 @@ def make_scorer(
     if isinstance(form, LoraForm):
         _adapt(model, form, frozen, seed)
     elif freeze_layers:
-        for name, module in model.base_model.named_modules():
-            if isinstance(module, nn.Embedding) or "embed" in name or module in frozen:
-                module.requires_grad_(False)
+        for module in _embeddings_and(model, frozen):
+            module.requires_grad_(False)
     scorer = Scorer(model, tokenizer, precision=precision, max_tokens=max_tokens)
     scorer.check_readout()
     return scorer
@@ -192,6 +191,12 @@ def _bottom(model: Any, layers: int) -> Sequence[nn.Module]:
             f"freeze. Use at most {len(blocks)}; fewer leave some of the trunk to learn."
         )
     return list(blocks)[:layers]
+
+
+def _embeddings_and(model: Any, blocks: Sequence[nn.Module]) -> list[nn.Module]:
+    """The embeddings of all kinds, and these blocks."""
+    named = model.base_model.named_modules()
+    return [m for name, m in named if isinstance(m, nn.Embedding) or "embed" in name or m in blocks]
 
 
 def _below_adapters(model: Any, form: Form | None) -> int:
@@ -246,7 +251,9 @@ def _adapt(model: Any, form: LoraForm, frozen: Sequence[nn.Module], seed: int) -
     require_rank_fits(model, form.rank, form.targets)
     head = head_names(model)
     heads = {name.rpartition(".")[0] for name in head}
-    below = {module for block in frozen for module in block.modules()}
+    # With blocks that keep their weights, or only top layers to adapt, the embeddings below them keep theirs too.
+    closed = _embeddings_and(model, frozen) if frozen or form.unfrozen_layers else []
+    below = {module for part in closed for module in part.modules()}
     config = LoraConfig(
         r=form.rank,
         lora_alpha=form.alpha,
