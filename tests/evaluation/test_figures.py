@@ -244,6 +244,11 @@ def test_one_value_is_a_bar_with_its_number_below(values: list[float], tick: str
     assert max(places) - min(places) < width / 4
 
 
+def test_few_whole_numbers_are_all_labelled() -> None:
+    svg = histograms([0.0, 1.0], [1.0], key="k", title="t")
+    assert [text for _, anchor, text in width_and_texts(svg)[1] if anchor == "middle"] == ["0", "1"]
+
+
 def test_powers_of_ten_and_long_numbers_are_named_once_beside_the_unit() -> None:
     assert ticks.label_ticks(np.array([0.0, 1e-5, 2e-5])).labels == ["0", "10", "20"]
     assert ticks.label_ticks(np.array([0.0, 1e-5, 2e-5])).note == "×10⁻⁶"

@@ -105,7 +105,7 @@ def curve(steps: Numbers, values: Numbers, *, key: str, title: str, unit: str = 
         if smooth:
             axes.plot(steps_N, _running_mean(values_N, len(values_N) // 20), color=_AFTER, lw=1.8)
         told = values_N[np.isfinite(values_N)]
-        _label(figure, axes, unit, "iteration", whole=True, only=_only(steps_N))
+        _label(figure, axes, unit, "iteration", whole=True, places=_only(steps_N))
         if not len(told):
             _write_empty(axes)
         ends = f" The first is {told[0]:.4g}, the last {told[-1]:.4g}." if len(told) else ""
@@ -149,8 +149,9 @@ def _label_bins(figure: Figure, axes: Axes, edges: Floats, unit: str, values: Fl
     axes.set_xlim(float(edges[0]) - reach, float(edges[-1]) + reach)
     axes.set_ylim(bottom=0, top=None if len(values) else 100)
     bounds = (float(edges[0]), float(edges[-1]))
-    only = _only(values) if len(edges) == 2 else None
-    _label(figure, axes, "% of prompts", unit, whole=_between_whole_numbers(edges), bounds=bounds, only=only)
+    whole = _between_whole_numbers(edges)
+    places = edges[:-1] + 0.5 if whole and len(edges) <= _FEW_BINS + 1 else _only(values)
+    _label(figure, axes, "% of prompts", unit, whole=whole, bounds=bounds, places=places)
     if not len(values):
         _write_empty(axes)
 
@@ -163,22 +164,26 @@ def _label(
     *,
     whole: bool = False,
     bounds: tuple[float, float] | None = None,
-    only: float | None = None,
+    places: Floats | None = None,
 ) -> None:
-    """Ticks with room for their labels, within `bounds` or at `only`, and units in words: above the upright axis, and
-    right under the level one.
+    """Ticks with room for their labels, within `bounds` or at these `places`, and units in words: above the upright
+    axis, and right under the level one.
     """
     width, height = (72 * inches for inches in figure.get_size_inches())
     (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     y_ticks = round_ticks(bottom, top, 4)
     margin = max(20.0, y_ticks.longest + 9)
     pixels = width - margin - 8
-    x_ticks = (
-        label_ticks(np.array([only]))
-        if only is not None
-        else fitting_ticks(
-            lambda most: round_ticks(left, right, most, whole=whole, bounds=bounds), left, right, pixels, 6
-        )
+    x_ticks = fitting_ticks(
+        lambda most: (
+            round_ticks(left, right, most, whole=whole, bounds=bounds)
+            if places is None
+            else label_ticks(places[:: math.ceil(len(places) / most)])
+        ),
+        left,
+        right,
+        pixels,
+        _FEW_BINS if places is not None else 6,
     )
     labelled = list(zip(x_ticks.places.tolist(), x_ticks.labels, strict=True))
     scale = pixels / (right - left)
@@ -259,11 +264,11 @@ def _edges(values: Floats) -> Floats:
     return edges
 
 
-def _only(values: Floats) -> float | None:
-    """The value that all of them have, up to rounding noise; None where they differ or there are none."""
+def _only(values: Floats) -> Floats | None:
+    """The value that all of them have, up to rounding noise, alone; None where they differ or there are none."""
     if not len(values) or float(np.ptp(values)) > 1e-9 * float(np.abs(values).max()):
         return None
-    return float(values[0])
+    return values[:1]
 
 
 def _between_whole_numbers(edges: Floats) -> bool:
