@@ -86,3 +86,17 @@ def test_distinct_2_is_left_out_where_some_texts_were_not_kept() -> None:
     after = answers(2, texts=True)
     comparison = compare_answers(answers(0), replace(after, samples=after.samples[:3]))
     assert "distinct-2" not in [fact.metric for fact in comparison.facts]
+
+
+def test_variety_counts_blocks_and_not_prompts() -> None:
+    texts = [f"w{n} x{n} y{n} z{n}" for n in range(40)]
+    changed = ["a a a a a", *texts[1:]]
+    sides = [
+        Answers({"score": [0.0] * 40}, [{"query": "q", "response": text, "score": 0.0} for text in side])
+        for side in (texts, changed)
+    ]
+    comparison = compare_answers(*sides)
+    assert [(fact.metric, fact.n, fact.changed) for fact in comparison.facts] == [("distinct-2", 5, 1)]
+    record = as_record(comparison)
+    assert "Only 1 blocks changed; fewer than 6" in record["facts"]["distinct-2"]["sentence"]
+    assert (record["facts"]["distinct-2"]["unit"], record["metrics"]["score"]["unit"]) == ("blocks", "prompts")

@@ -6,13 +6,14 @@ import math
 import re
 from collections.abc import Callable
 from functools import partial
+from itertools import pairwise
 from xml.etree import ElementTree
 
 import matplotlib
 import numpy as np
 import pytest
 
-from hydralign.evaluation import figures
+from hydralign.evaluation import figures, ticks
 from hydralign.evaluation.figures import change_histogram, curve, histograms, interval_strip
 
 NAN, INF = math.nan, math.inf
@@ -190,3 +191,76 @@ def test_strip_has_no_change_in_the_middle(
     found = [place(r'cx="([\d.]+)"'), place(r'interval" x1="([\d.]+)"'), place(r'interval".*x2="([\d.]+)"')]
     assert tuple(float(at[1]) for at in found if at) == places
     assert 'class="zero" x1="60"' in strip
+
+
+def width_and_texts(svg: str) -> tuple[float, list[tuple[float, str, str]]]:
+    """The drawing's width; of every text its place, its anchor and itself."""
+    root = ElementTree.fromstring(svg)
+    texts = []
+    for text in root.iter("{http://www.w3.org/2000/svg}text"):
+        style = f"{text.get('style')};"
+        anchor = re.search(r"text-anchor: (\w+)", style)
+        place = text.get("x") or re.findall(r"translate\(([-\d.]+)", text.get("transform") or "")[0]
+        texts.append((float(place), anchor[1] if anchor else "start", text.text or ""))
+    return float((root.get("viewBox") or "").split()[2]), texts
+
+
+SPREADS: dict[str, list[float]] = {
+    "one value": [3.0] * 9,
+    "one fraction": [0.25] * 9,
+    "two values": [0.123, 0.125] * 9,
+    "tiny": np.linspace(1e-5, 3e-5, 50).tolist(),
+    "huge": np.linspace(-2e6, 3e6, 50).tolist(),
+    "huge and close": np.linspace(1e6, 1e6 + 7, 50).tolist(),
+    "beyond": np.linspace(1e15, 1e15 + 4, 50).tolist(),
+    "negative": np.linspace(-14500, -8000, 50).tolist(),
+    "whole": [*range(990, 1031)],
+    "one row": [1.5],
+}
+
+
+@each_draw
+@pytest.mark.parametrize("name", SPREADS)
+def test_every_label_lies_within_the_figure_and_beside_its_neighbours(name: str, draw: Draw) -> None:
+    width, texts = width_and_texts(draw(SPREADS[name], key="k", title="t", unit="a long unit of measure " * 4))
+    reach = {"start": (0.0, 1.0), "middle": (-0.5, 0.5), "end": (-1.0, 0.0)}
+    for place, anchor, text in texts:
+        left, right = (place + 6 * len(text) * side for side in reach[anchor])
+        assert left > -3, text
+        assert right < width + 3, text
+    centred = sorted((place, text) for place, anchor, text in texts if anchor == "middle")
+    for (place, text), (following, other) in pairwise(centred):
+        assert following - place > 3 * (len(text) + len(other)), (text, other)
+    assert centred
+
+
+@pytest.mark.parametrize(("values", "tick"), [([24.0] * 50, "24"), ([0.25] * 50, "0.25"), ([2e-6], "2"), ([0.0], "0")])
+def test_one_value_is_a_bar_with_its_number_below(values: list[float], tick: str) -> None:
+    svg = histograms(values, values, key="k", title="t", unit="unit")
+    width, texts = width_and_texts(svg)
+    assert [text for _, anchor, text in texts if anchor == "middle"] == [tick]
+    bar = next(path for path in re.findall(r'<path d="([^"]*)" clip-path', svg) if path.count("L") >= 3)
+    places = [float(x) for x in re.findall(r"[ML] ([\d.]+)", bar)]
+    assert max(places) - min(places) < width / 4
+
+
+def test_few_whole_numbers_are_all_labelled() -> None:
+    svg = histograms([0.0, 1.0], [1.0], key="k", title="t")
+    assert [text for _, anchor, text in width_and_texts(svg)[1] if anchor == "middle"] == ["0", "1"]
+
+
+def test_powers_of_ten_and_long_numbers_are_named_once_beside_the_unit() -> None:
+    assert ticks.label_ticks(np.array([0.0, 1e-5, 2e-5])).labels == ["0", "10", "20"]
+    assert ticks.label_ticks(np.array([0.0, 1e-5, 2e-5])).note == "×10⁻⁶"
+    assert ticks.label_ticks(np.array([-2.5e6, 0.0, 2.5e6])).labels == ["−2.5", "0.0", "2.5"]
+    assert ticks.label_ticks(np.array([999_995.0, 1e6])).labels == ["999,995", "1,000,000"]
+    far = ticks.label_ticks(np.array([1e15, 1e15 + 2]))
+    assert (far.labels, far.note) == (["+0", "+2"], "1e+15 + …")
+    assert ticks.caption("nats", "×10⁶", 300) == "nats (×10⁶)"
+    assert ticks.caption("", "×10⁶", 300) == "×10⁶"
+    assert ticks.caption("n" * 60, "×10⁶", 300).endswith("n… (×10⁶)")
+
+
+def test_no_value_is_lost_at_the_outer_edges() -> None:
+    for values in ([0.123, 0.125], [0.1, 0.7], [-0.3, 0.3], [1e-9, 3e-9]):
+        assert figures._percent(np.array(values), figures._edges(np.array(values))).sum() == pytest.approx(100)

@@ -328,3 +328,15 @@ def test_a_disk_that_fails_leaves_the_old_report_whole(tmp_path: Path, monkeypat
     with pytest.raises(StorageError, match="is full"):
         write_report(tmp_path, a_report(3.0))
     assert [(tmp_path / name).read_bytes() for name in ("report.json", "report.html")] == old
+
+
+def test_n_says_what_it_counts_where_that_is_not_prompts(tmp_path: Path) -> None:
+    report = a_report()
+    blocks = {"mean": 0.5, "median": 0.5, "std": 0.1}
+    moved = {"mean": 0.0, "ci_low": -0.1, "ci_high": 0.1}
+    report.record["facts"]["distinct-2"] = {"before": blocks, "after": blocks, "difference": moved, "n": 25} | {
+        "unit": "blocks"
+    }
+    _, _, page = written(tmp_path, report)
+    assert "25 blocks" in page.within("numbers")
+    assert "40 blocks" not in page.within("numbers")

@@ -86,7 +86,9 @@ def test_labels_and_pieces_of_their_texts_are_learned(tokenizer: Any, tmp_path: 
     judge = scorer(tokenizer, "bert", labels=("BAD", "GOOD"))
     record = JsonLines(tmp_path)
     parts = RewardParts(judge, TEXTS, TEXTS, tmp_path, Records(record, record))
-    train_on_labels(settings(), parts, crops=CropsConfig(per_text=1, min_tokens=2, max_tokens=3), seed=3)
+    # At the pairs' rate of 1e-2 one of five seeds ends at log 2; at 3e-3 six of six end at 0.02 or below.
+    slower = settings(optimizer={"learning_rate": 3e-3})
+    train_on_labels(slower, parts, crops=CropsConfig(per_text=1, min_tokens=2, max_tokens=3), seed=3)
     record.close()
     judged = judge_labels(judge, TEXTS, 4)
     assert judged.metrics()["eval/accuracy"] == 1.0

@@ -149,7 +149,7 @@ def as_record(accuracy: float, baseline: Baseline, classes: Sequence[ClassRecall
 
 
 def _baseline(words: str, baseline_N: np.ndarray, right_N: np.ndarray) -> Baseline:
-    above = compare_paired(f"accuracy above {words}", baseline_N, right_N) if len(right_N) > 1 else None
+    above = compare_paired(f"accuracy above {words}", baseline_N, right_N, unit="rows") if len(right_N) > 1 else None
     return Baseline(words, float(baseline_N.mean()), above)
 
 

@@ -23,6 +23,9 @@ FACTS = ("kl", "logprob_gap", "tokens", "finished")
 VARIETY = "distinct-2"
 """A fact of many answers together."""
 
+BLOCKS = "blocks"
+"""What such a fact is counted over: blocks of answers to neighbouring prompts."""
+
 
 @dataclass(frozen=True)
 class Share:
@@ -69,7 +72,7 @@ def compare_answers(
         return Comparison(metrics, tuple(facts))
     blocks = distinct_2_blocks(old, new)
     if blocks[0]:
-        facts.append(compare_paired(VARIETY, *blocks, confidence=confidence))
+        facts.append(compare_paired(VARIETY, *blocks, confidence=confidence, unit=BLOCKS))
     return Comparison(metrics, tuple(facts), paired_distinct_2(old, new))
 
 
@@ -131,5 +134,6 @@ def _numbers(difference: Difference) -> Mapping[str, Any]:
         "after": {"mean": d.after_mean, "median": d.after_median, "std": d.after_std},
         "difference": {"mean": d.difference, "ci_low": d.ci_low, "ci_high": d.ci_high},
         "n": d.n,
+        "unit": d.unit,
         "confidence": d.confidence,
     }

@@ -20,8 +20,9 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
+
+from hydralign.evaluation.ticks import caption, fitting_ticks, label_ticks, overhang, round_numbers, round_ticks
 
 Floats = NDArray[np.float64]
 Numbers = Sequence[float] | Floats
@@ -55,6 +56,8 @@ SMALL, LARGE = 300, 350
 """Widths in pixels that a figure is drawn for; words keep a readable size from a little below to half above that."""
 
 _MOST_BINS, _MOST_POINTS = 32, 400
+_FEW_BINS = 7
+"""An axis is at least so many bins wide, so that one value is a bar and not a block."""
 
 
 def histograms(before: Numbers, after: Numbers, *, key: str, title: str, unit: str = "", width: int = SMALL) -> str:
@@ -65,8 +68,7 @@ def histograms(before: Numbers, after: Numbers, *, key: str, title: str, unit: s
         axes.stairs(_percent(new, edges), edges, fill=True, color=_AFTER, alpha=0.28, lw=0)
         axes.stairs(_percent(new, edges), edges, color=_AFTER, lw=1.4)
         axes.stairs(_percent(old, edges), edges, color=_BEFORE, lw=1.6, ls=(0, (3, 2)))
-        _label(figure, axes, "% of prompts", unit, whole=_between_whole_numbers(edges))
-        axes.set_ylim(bottom=0)
+        _label_bins(figure, axes, edges, unit, np.concatenate([old, new]))
         sides = " ".join(
             f"{name}: {_told(values)}." for name, values in (("Before (dashed)", old), ("After (filled)", new))
         )
@@ -83,8 +85,7 @@ def change_histogram(change: Numbers, *, key: str, title: str, unit: str = "", w
         axes.axvline(0, color=_INK, lw=1, alpha=0.7)
         if len(values):
             axes.axvline(float(values.mean()), color=_AFTER, lw=1.6, ls=(0, (1, 1.5)))
-        _label(figure, axes, "% of prompts", unit, whole=_between_whole_numbers(edges))
-        axes.set_ylim(bottom=0)
+        _label_bins(figure, axes, edges, unit, values)
         return _svg(figure, key, title, f"Histogram of the change per prompt: {_told(values)}.")
 
 
@@ -99,12 +100,14 @@ def curve(steps: Numbers, values: Numbers, *, key: str, title: str, unit: str = 
     smooth = len(values_N) >= 40
     with _figure(SMALL) as (figure, axes):
         axes.plot(steps_N, values_N, color=_AFTER, lw=0.8 if smooth else 1.4, alpha=0.45 if smooth else 1)
-        alone = _stands_alone(values_N)
-        axes.plot(steps_N[alone], values_N[alone], "o", color=_AFTER, ms=3, mew=0)
+        single = _stands_alone(values_N)
+        axes.plot(steps_N[single], values_N[single], "o", color=_AFTER, ms=3, mew=0)
         if smooth:
             axes.plot(steps_N, _running_mean(values_N, len(values_N) // 20), color=_AFTER, lw=1.8)
-        _label(figure, axes, unit, "iteration", whole=True)
         told = values_N[np.isfinite(values_N)]
+        _label(figure, axes, unit, "iteration", whole=True, places=_only(steps_N))
+        if not len(told):
+            _write_empty(axes)
         ends = f" The first is {told[0]:.4g}, the last {told[-1]:.4g}." if len(told) else ""
         return _svg(figure, key, title, f"A line over training iterations: {_told(told)}.{ends}")
 
@@ -138,17 +141,72 @@ def _figure(width: int) -> Iterator[tuple[Figure, Axes]]:
         yield figure, axes
 
 
-def _label(figure: Figure, axes: Axes, above: str, below: str, *, whole: bool = False) -> None:
-    """Units in words: above the upright axis, and right under the level one."""
+def _label_bins(figure: Figure, axes: Axes, edges: Floats, unit: str, values: Floats) -> None:
+    """Axes of a histogram: room on both sides of few bins, and ticks where there are bins."""
+    width = float(np.diff(edges).min())
+    missing = max(0.0, _FEW_BINS * width - float(edges[-1] - edges[0])) / 2
+    reach = missing or 0.02 * float(edges[-1] - edges[0])
+    axes.set_xlim(float(edges[0]) - reach, float(edges[-1]) + reach)
+    axes.set_ylim(bottom=0, top=None if len(values) else 100)
+    bounds = (float(edges[0]), float(edges[-1]))
+    whole = _between_whole_numbers(edges)
+    places = edges[:-1] + 0.5 if whole and len(edges) <= _FEW_BINS + 1 else _only(values)
+    _label(figure, axes, "% of prompts", unit, whole=whole, bounds=bounds, places=places)
+    if not len(values):
+        _write_empty(axes)
+
+
+def _label(
+    figure: Figure,
+    axes: Axes,
+    above: str,
+    below: str,
+    *,
+    whole: bool = False,
+    bounds: tuple[float, float] | None = None,
+    places: Floats | None = None,
+) -> None:
+    """Ticks with room for their labels, within `bounds` or at these `places`, and units in words: above the upright
+    axis, and right under the level one.
+    """
+    width, height = (72 * inches for inches in figure.get_size_inches())
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    y_ticks = round_ticks(bottom, top, 4)
+    margin = max(20.0, y_ticks.longest + 9)
+    pixels = width - margin - 8
+    x_ticks = fitting_ticks(
+        lambda most: (
+            round_ticks(left, right, most, whole=whole, bounds=bounds)
+            if places is None
+            else label_ticks(places[:: math.ceil(len(places) / most)])
+        ),
+        left,
+        right,
+        pixels,
+        _FEW_BINS if places is not None else 6,
+    )
+    labelled = list(zip(x_ticks.places.tolist(), x_ticks.labels, strict=True))
+    scale = pixels / (right - left)
+    beyond = max(0.0, overhang(labelled, right, scale) - 8)
+    margin = max(margin, overhang(labelled, left, scale))
+    axes.set_position((margin / width, 34 / height, 1 - (margin + 8 + beyond) / width, 1 - 58 / height))
+    axes.set_xticks(x_ticks.places, x_ticks.labels)
+    axes.set_yticks(y_ticks.places, y_ticks.labels)
+    axes.set_xlim(left, right)
+    axes.set_ylim(bottom, top)
     axes.spines["bottom"].set_alpha(0.4)
     axes.grid(axis="y", color=_INK, alpha=0.12, lw=0.8)
     axes.set_axisbelow(True)
-    axes.yaxis.set_major_locator(_round_numbers(4))
-    axes.xaxis.set_major_locator(_round_numbers(6, whole=whole))
-    figure.text(0, 1, above, va="top", alpha=0.7)
-    axes.set_xlabel(below, loc="right", labelpad=3, alpha=0.7)
+    figure.text(0, 1, caption(above, y_ticks.note, width), va="top", alpha=0.7)
+    axes.set_xlabel(caption(below, x_ticks.note, pixels), loc="right", labelpad=3, alpha=0.7)
     for text in (*axes.get_xticklabels(), *axes.get_yticklabels()):
         text.set_alpha(0.85)
+
+
+def _write_empty(axes: Axes) -> None:
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.text(0.5, 0.5, "no values", transform=axes.transAxes, ha="center", va="center", alpha=0.7)
 
 
 def _svg(figure: Figure, key: str, title: str, description: str) -> str:
@@ -200,11 +258,17 @@ def _edges(values: Floats) -> Floats:
     if high - low <= 1e-9 * largest:  # rounding noise is no spread
         return np.array([low - largest / 10, high + largest / 10])
     bins = 2 * math.ceil(1 + math.log2(len(values)))  # twice Sturges' number: two shapes are compared, not one told
-    return np.asarray(_round_numbers(min(bins, _MOST_BINS)).tick_values(low, high))
+    edges = np.asarray(round_numbers(min(bins, _MOST_BINS)).tick_values(low, high))
+    # A round number that is not exact in binary may lie a rounding error inside the values.
+    edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)
+    return edges
 
 
-def _round_numbers(most: int, *, whole: bool = False) -> MaxNLocator:
-    return MaxNLocator(most, steps=[1, 2, 2.5, 5, 10], integer=whole)
+def _only(values: Floats) -> Floats | None:
+    """The value that all of them have, up to rounding noise, alone; None where they differ or there are none."""
+    if not len(values) or float(np.ptp(values)) > 1e-9 * float(np.abs(values).max()):
+        return None
+    return values[:1]
 
 
 def _between_whole_numbers(edges: Floats) -> bool:

@@ -239,6 +239,8 @@ def _fact_row(name: str, fact: Mapping[str, Any]) -> _Row:
     digits = decimals(moved["ci_low"], moved["ci_high"]) if moved else None
     before, after = (_side(fact[side], digits) for side in ("before", "after"))
     n = f"{fact['n']:,}" if "n" in fact else "–"
+    if fact.get("unit", "prompts") != "prompts":
+        n = f"{n} {fact['unit']}"
     return _Row(*_in_words(name), before, after, _moved(moved, digits) if moved else _Moved("–"), n)
 
 

@@ -58,6 +58,8 @@ class Difference:
     higher_is_better: bool
     changed: int
     verdict: Verdict
+    unit: str = "prompts"
+    """What `n` counts, in words: prompts, rows, blocks of answers."""
 
     def sentence(self) -> str:
         """The result in one line of plain English, with the numbers, and with its weakness when it has one."""
@@ -71,9 +73,9 @@ class Difference:
         )
         needed = _fewest_changes(self.confidence)
         if self.n < needed:
-            sentence += f" n = {self.n} is too small for any verdict: {needed} prompts must change at {level}."
+            sentence += f" n = {self.n} is too small for any verdict: {needed} {self.unit} must change at {level}."
         elif 0 < self.changed < needed:
-            sentence += f" Only {self.changed} prompts changed; fewer than {needed} prove nothing at {level}."
+            sentence += f" Only {self.changed} {self.unit} changed; fewer than {needed} prove nothing at {level}."
         if self.n < _FEW:
             sentence += f" Warning: n = {self.n} is below {_FEW}, so the interval is rough."
         return sentence
@@ -97,8 +99,10 @@ def compare_paired(
     confidence: float = 0.95,
     resamples: int = 2000,
     seed: int = 0,
+    unit: str = "prompts",
 ) -> Difference:
-    """Compare a metric's values, one per prompt, before and after; equal arguments give equal intervals.
+    """Compare a metric's values, one per prompt (or other `unit`), before and after; equal arguments give equal
+    intervals.
 
     "better" and "worse" need an interval without 0 and enough prompts that changed: with fewer than
     log₂(2 ÷ (1 − confidence)), 6 at 95 %, an exact paired test cannot reach that confidence whatever the numbers.
@@ -131,6 +135,7 @@ def compare_paired(
         higher_is_better=higher_is_better,
         changed=changed,
         verdict=_verdict(low, high, higher_is_better, changed >= _fewest_changes(confidence)),
+        unit=unit,
     )
 
 

@@ -26,6 +26,7 @@ from hydralign.evaluation.statistics import Difference
 from hydralign.generation.sampler import check_context
 from hydralign.loops.ppo import sampling_plan
 from hydralign.loops.ppo_run import choose_prompts, kept_answers, required_prompts, tell
+from hydralign.loops.provenance import held_out_source, reward_results
 from hydralign.loops.section import RESULT, write_json
 from hydralign.loops.standing import begin
 from hydralign.models.reader import Reader
@@ -81,7 +82,10 @@ def run_compare(recipe: Recipe, config: CompareConfig, folder: Path, processes: 
     shares = _shares(config)
     comparison = compare_answers(before, after, shares=shares, confidence=config.confidence)
     if processes.main:
-        record = as_record(comparison) | {"about": _about(recipe, config, loaded), "notes": list(config.notes)}
+        score = required_settings(recipe.ppo, config)[-1]
+        measured, doubts = reward_results([*score, *config.judges])
+        about = _about(recipe, config, loaded) | measured
+        record = as_record(comparison) | {"about": about, "notes": [*config.notes, *doubts]}
         page = write_report(folder.parent, _report(recipe, config, record, before, after, shares))[1]
         write_json(folder / RESULT, record)
         tell(comparison)
@@ -216,7 +220,7 @@ def _about(recipe: Recipe, config: CompareConfig, loaded: Loaded) -> dict[str, s
     return {
         "model before": str(config.before),
         "model after": str(config.after),
-        "prompts": f"{len(loaded.prompts):,} held-out ones of {source.source}",
+        "prompts": f"{len(loaded.prompts):,} held-out ones of {held_out_source(source)}",
         "answers": f"{lengths} tokens, {_shape(plan)}, the same random numbers on both sides",
         "score": " + ".join(f"{term.weight:g} × {term.name}" for term in loaded.terms if term.weight),
         "judges": ", ".join(term.name.removeprefix("judge/") for term in loaded.terms if not term.weight) or "none",

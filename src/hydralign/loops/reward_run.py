@@ -93,7 +93,7 @@ def run_reward(recipe: Recipe, config: RewardConfig, folder: Path, processes: Pr
         fitted = calibrated(loaded, task, micro, recipe.seed, processes) if isinstance(task, Labels) else None
         temperature, after = fitted or (None, judged())
         test: Judged | None = judge(scorer, loaded.test, micro, processes) if loaded.test else None
-    difference = compare_paired("held-out accuracy", before, after.right_N.tolist())
+    difference = compare_paired("held-out accuracy", before, after.right_N.tolist(), unit="rows")
     baseline = baseline_of(after, scorer.labels)
     if processes.main:
         scorer.export(folder / "model")

@@ -68,7 +68,11 @@ def run_sft(recipe: Recipe, config: SFTConfig, folder: Path, processes: Processe
         train(config, parts, seed=recipe.seed)
         nll_N, tokens_N = losses()
     difference = compare_paired(
-        "loss per token of held-out texts (nats)", before, (nll_N / tokens_N).tolist(), higher_is_better=False
+        "loss per token of held-out texts (nats)",
+        before,
+        (nll_N / tokens_N).tolist(),
+        higher_is_better=False,
+        unit="texts",
     )
     if processes.main:
         student.export(folder / "model")
