@@ -98,5 +98,5 @@ def test_variety_counts_blocks_and_not_prompts() -> None:
     comparison = compare_answers(*sides)
     assert [(fact.metric, fact.n, fact.changed) for fact in comparison.facts] == [("distinct-2", 5, 1)]
     record = as_record(comparison)
-    assert "Only 1 blocks changed; fewer than 6" in record["facts"]["distinct-2"]["sentence"]
+    assert "n = 5 is too small for any verdict: 6 blocks must change" in record["facts"]["distinct-2"]["sentence"]
     assert (record["facts"]["distinct-2"]["unit"], record["metrics"]["score"]["unit"]) == ("blocks", "prompts")
