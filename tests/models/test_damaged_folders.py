@@ -71,7 +71,7 @@ SETTINGS: tuple[tuple[dict[str, Any], str], ...] = (
     ({"rope_scaling": "garbage"}, "rope_parameters"),
     ({"hidden_act": "nope"}, "KeyError: 'nope'"),
     ({"dtype": "nope"}, "no attribute 'nope'"),
-    ({"id2label": [1]}, "'list' object has no attribute 'items'"),
+    ({"id2label": [1]}, "id2label|'list' object has no attribute 'items'"),
     ({"model_type": None}, "has model_type=None"),
     ({"model_type": 5}, "has model_type=5"),
     ({"model_type": "own", "auto_map": {"AutoConfig": "m.C"}}, "is code in its own folder"),

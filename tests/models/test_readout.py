@@ -16,13 +16,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from hydralign.errors import ModelError
 from hydralign.models import make_policy
-from hydralign.models.cache import RoomyCache, cache_argument
+from hydralign.models.cache import RoomyCache
 from hydralign.models.causal import CausalModel
 from hydralign.models.decoding import check_decoding
 from hydralign.models.loading import prepare_model
 from hydralign.models.making import make_classifier
 from hydralign.models.reader import Reader
 from hydralign.models.student import Student
+from hydralign.models.versions import cache_argument
 from hydralign.rewards.scorers import make_scorer
 from hydralign.testing import tiny_model
 from tests.conftest import FORMS

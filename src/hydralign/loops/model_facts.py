@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
-from transformers.pytorch_utils import Conv1D
 
 from hydralign.config.model import HydraForm, LoraForm, ModelConfig
 from hydralign.config.reward import RewardConfig
@@ -24,6 +23,7 @@ from hydralign.models.load_errors import named_load_errors
 from hydralign.models.loading import check_folder, context_of, own_tokenizer, prepare_tokenizer
 from hydralign.models.rope import explain_rope_limit
 from hydralign.models.split import STRANGE
+from hydralign.models.versions import Conv1D
 from hydralign.models.whole import adapter_of, base_of, load_tokenizer
 
 

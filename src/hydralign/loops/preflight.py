@@ -27,6 +27,7 @@ from hydralign.loops import compare_run, ppo_run, reward_run, sft_run
 from hydralign.loops.model_facts import ModelFacts, ModelSource, require_form
 from hydralign.loops.ppo import sampling_plan
 from hydralign.loops.reward_checks import check_terms
+from hydralign.loops.same_settings import texts_of
 from hydralign.loops.sft import max_tokens_of
 from hydralign.models.making import train_tokenizer
 from hydralign.processes import Processes
@@ -97,18 +98,6 @@ def _check_order(step: Step, folders: Mapping[str, Step], later: Sequence[Step])
         if maker is not None and (maker is step or (maker in later and not Path(text).exists())):
             when = "it makes that itself" if maker is step else f"{maker.title} makes that, and runs later"
             raise ConfigError(f"{step.title} reads {text}: {when}. Name a model that is there before.")
-
-
-def texts_of(value: Any) -> Iterator[str]:
-    """All texts among plain values."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from texts_of(part)
-    elif isinstance(value, Sequence):
-        for part in value:
-            yield from texts_of(part)
 
 
 def read_head(load: Callable[..., DataSet[Record]], source: SourceConfig, *rest: Any, **more: Any) -> tuple[Any, bool]:

@@ -28,10 +28,10 @@ from hydralign.loops.output_checks import check_output
 from hydralign.loops.plans import later_lines, plan_compare, plan_ppo, plan_reward, plan_sft
 from hydralign.loops.ppo_run import run_ppo
 from hydralign.loops.precision import choose_precision, resolve_precision, same_precision
-from hydralign.loops.preflight import Step, check_steps, texts_of
+from hydralign.loops.preflight import Step, check_steps
 from hydralign.loops.results import RunResult, read_results
 from hydralign.loops.reward_run import run_reward
-from hydralign.loops.same_settings import comparable
+from hydralign.loops.same_settings import comparable, texts_of
 from hydralign.loops.sft_run import run_sft
 from hydralign.loops.standing import (
     Standing,

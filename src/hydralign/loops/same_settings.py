@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,3 +81,15 @@ def _textual(path: str) -> str:
 
 def _absolute(path: str) -> str:
     return os.path.realpath(os.path.expanduser(path))
+
+
+def texts_of(value: Any) -> Iterator[str]:
+    """All texts among plain values."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict):
+        for part in value.values():
+            yield from texts_of(part)
+    elif isinstance(value, Sequence):
+        for part in value:
+            yield from texts_of(part)

@@ -7,7 +7,7 @@ moved to compare/previous; a stale training is refused, since hours may lie in i
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -19,7 +19,7 @@ from hydralign.config.training import SupervisedConfig
 from hydralign.errors import ConfigError, RunFolderError
 from hydralign.files import delete, write_text, writing
 from hydralign.loops.inputs import RECORD, changes, inputs_of, read_record
-from hydralign.loops.same_settings import comparable, comparable_text
+from hydralign.loops.same_settings import comparable, comparable_text, texts_of
 from hydralign.loops.section_files import CONFIG, RESULT, write_config, write_json
 
 PREVIOUS = "previous"
@@ -126,7 +126,7 @@ def _changed(recipe: Recipe, config: Config, folder: Path) -> tuple[list[str], l
 def _newer_inputs(recipe: Recipe, config: Config) -> list[str]:
     """What a comparison that was made before inputs were recorded reads of sections that were made since."""
     output = Path(recipe.output).expanduser()
-    texts = (comparable_text(text, recipe.output) for text in _texts(config.model_dump()))
+    texts = (comparable_text(text, recipe.output) for text in texts_of(config.model_dump()))
     made = [text for text in texts if text.startswith(f"{OUTPUT}/")]
     return [
         f"{text} is newer"
@@ -162,21 +162,10 @@ def readers_of(title: str, configs: Sequence[tuple[str, Config]], output: str) -
     for other, config in configs:
         if other in found or isinstance(config, CompareConfig):
             continue
-        texts = [comparable_text(text, output) for text in _texts(config.model_dump())]
+        texts = [comparable_text(text, output) for text in texts_of(config.model_dump())]
         if any(text.startswith(f"{OUTPUT}/{one}/") for one in found for text in texts):
             found.append(other)
     return found[1:]
-
-
-def _texts(value: Any) -> Iterator[str]:
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from _texts(part)
-    elif isinstance(value, list | tuple):
-        for part in value:
-            yield from _texts(part)
 
 
 def set_aside(folder: Path, config: Config) -> str:

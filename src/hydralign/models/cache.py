@@ -2,22 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 from torch import Tensor
-from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
 
-
-def cache_argument(body: Any, cache: Any) -> dict[str, Any]:
-    """The cache as the keyword argument that this model's `forward` takes.
-
-    transformers 5.24 renamed `past_key_values` to `cache`, and drops the old name later; models of other packages may
-    keep it.
-    """
-    name = "cache" if "cache" in inspect.signature(type(body).forward).parameters else "past_key_values"
-    return {name: cache}
+from hydralign.models.versions import DynamicCache, DynamicLayer
 
 
 class RoomyCache(DynamicCache):

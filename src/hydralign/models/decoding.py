@@ -14,12 +14,13 @@ from torch import Tensor
 
 from hydralign.errors import ModelError
 from hydralign.memory import is_out_of_memory
-from hydralign.models.cache import RoomyCache, cache_argument
+from hydralign.models.cache import RoomyCache
 from hydralign.models.causal import CausalModel, allowed_gap
 from hydralign.models.heads import PACKED_FROM, ValueHead
 from hydralign.models.narrow import only_at
 from hydralign.models.split import STRANGE, leaving, told
 from hydralign.models.trunk import Trunk
+from hydralign.models.versions import cache_argument
 
 
 class CachedDecoding:

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
-from transformers.pytorch_utils import Conv1D
 
 from hydralign.errors import ModelError
 from hydralign.models.adapters import ADAPTER, AdapterStart, load_adapter, read_language_adapter
@@ -29,6 +28,7 @@ from hydralign.models.rope import explain_rope_limit
 from hydralign.models.saving import model_folder, save_value_head
 from hydralign.models.split import layers_of
 from hydralign.models.trunk import Trunk
+from hydralign.models.versions import Conv1D
 from hydralign.types import Evaluation, Rows
 
 

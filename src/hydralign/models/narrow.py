@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
 from hydralign.errors import ModelError
 from hydralign.memory import is_out_of_memory
 from hydralign.models.split import STRANGE, layers_of, part
+from hydralign.models.versions import Conv1D
 
 OUTPUT_PROJECTIONS = ("c_proj", "o_proj", "out_proj", "dense")
 """What architectures call the matrix behind their attention."""

@@ -7,9 +7,9 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from transformers.pytorch_utils import Conv1D
 
 from hydralign.errors import ModelError
+from hydralign.models.versions import Conv1D
 
 ADAPTER_PARTS = {"modules_to_save", "token_adapter", "trainable_tokens_delta"}
 """What PEFT calls the parts of an adapter that are no factors of a matrix."""

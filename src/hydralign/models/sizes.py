@@ -12,15 +12,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
 from torch import Tensor, nn
-from transformers.pytorch_utils import Conv1D
 
-from hydralign.models.cache import RoomyCache, cache_argument
+from hydralign.models.cache import RoomyCache
 from hydralign.models.causal import CausalModel
 from hydralign.models.narrow import last_parts, only_at
 from hydralign.models.precision import store_matrices_in_bf16
 from hydralign.models.split import after_layers, layers_of, part
+from hydralign.models.versions import LORA_TARGETS, Conv1D, cache_argument
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ def sizes_of(causal: CausalModel, *, columns: int, answer: int, targets: Collect
     none for this architecture.
     """
     model, body = causal.model, causal.body
-    named = targets or TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING.get(model.config.model_type, ())
+    named = targets or LORA_TARGETS.get(model.config.model_type, ())
     layers = tuple(_layer_size(layer, named) for layer in layers_of(body))
     with causal.autocast():
         after = [p for module in after_layers(body, _states(causal, 1, 2)) for p in module.parameters()]

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from peft.tuners.lora import LoraLayer
 from transformers import AutoTokenizer
 
 from hydralign.errors import ModelError
@@ -17,6 +16,7 @@ from hydralign.models.adapters import load_adapter, read_language_adapter
 from hydralign.models.fixed import freeze_fixed
 from hydralign.models.load_errors import named_load_errors
 from hydralign.models.loading import check_folder, load_model, looks_local, own_tokenizer
+from hydralign.models.versions import LoraLayer
 
 
 def load_whole(

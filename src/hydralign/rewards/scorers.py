@@ -17,10 +17,8 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from peft.tuners.lora import LoraLayer
 from torch import Tensor, nn
 from torch.nn import functional
-from transformers.pytorch_utils import Conv1D
 
 from hydralign.config.model import Form, LoraForm
 from hydralign.errors import ModelError
@@ -34,6 +32,7 @@ from hydralign.models.precision import convert_to_fp32, store_matrices_in_bf16
 from hydralign.models.rope import explain_rope_limit
 from hydralign.models.saving import model_folder
 from hydralign.models.split import STRANGE, told
+from hydralign.models.versions import Conv1D, LoraLayer
 from hydralign.models.weights import require_finite_weights
 from hydralign.rewards.learned import outputs
 from hydralign.rewards.loading import longest_text
