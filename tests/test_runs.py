@@ -235,6 +235,27 @@ def test_output_of_another_recipe_is_refused_and_left_as_it_was(
     assert {path: path.read_bytes() for path in Path(recipe["output"]).rglob("*") if path.is_file()} == before
 
 
+def test_metrics_that_vanish_during_a_run_are_named_with_the_checkpoint_that_stands(
+    recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = Path(recipe["output"])
+    (output.parent / "thief.py").write_text(
+        "from pathlib import Path\n"
+        "calls = 0\n"
+        "def steal(completions):\n"
+        "    global calls\n"
+        "    calls += 1\n"
+        f"    calls == 4 and Path({str(output / 'ppo' / 'metrics.jsonl')!r}).unlink()\n"
+        "    return [1.0] * len(completions)\n"
+    )
+    recipe["ppo"]["rewards"][0]["function"] = f"{output.parent / 'thief.py'}:steal"
+    recipe["ppo"]["saving"] = {"checkpoint_every": 1}
+    assert run(recipe) == 2
+    message = said(capsys)
+    assert "metrics.jsonl cannot be written (No such file" in message
+    assert f"The newest checkpoint is {output / 'ppo' / 'checkpoints'}" in message
+
+
 def test_run_goes_on_with_its_states_in_another_place(recipe: Recipe, capsys: pytest.CaptureFixture[str]) -> None:
     recipe["model"]["form"] = {"type": "hydra", "unfrozen_layers": 1}
     assert run(recipe) == 0

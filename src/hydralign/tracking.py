@@ -74,8 +74,9 @@ class JsonLines:
         self._samples.close()
 
     def position(self) -> int:
-        """Length of metrics.jsonl in bytes, to be kept in a checkpoint."""
-        return self.metrics_path.stat().st_size
+        """Length of metrics.jsonl in bytes, to be kept in a checkpoint. Raises StorageError when the file is gone."""
+        with writing(self.metrics_path):
+            return self.metrics_path.stat().st_size
 
     def cut_back(self, offset: int) -> None:
         """Forgets what was written after `position()` was `offset`, and the samples of later steps with it.

@@ -15,7 +15,7 @@ from safetensors import SafetensorError
 
 from hydralign.errors import RunFolderError, StorageError
 from hydralign.loops import state
-from hydralign.loops.state import PPOState, checkpoints, read_ppo_state, resume, save_checkpoint
+from hydralign.loops.state import PPOState, checkpoints, read_ppo_state, resume, save_checkpoint, telling_what_stands
 from hydralign.tracking import JsonLines
 
 
@@ -134,7 +134,7 @@ def test_full_disk_names_the_folder_and_the_checkpoint_that_stands(
         raise error
 
     monkeypatch.setattr(state, "save_file", fail)
-    with pytest.raises(StorageError) as met:
+    with pytest.raises(StorageError) as met, telling_what_stands(tmp_path):
         save_checkpoint(tmp_path, PPOState(step=6), trained, optimizer, metrics_position=0, keep=1)
     for words in (f"The disk that holds {tmp_path} is full", "step-6", f"newest checkpoint is {tmp_path / 'step-4'}"):
         assert words in str(met.value)

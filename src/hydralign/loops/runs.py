@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,7 @@ from hydralign.loops.standing import (
     standing,
     stored_config,
 )
+from hydralign.loops.state import telling_what_stands
 from hydralign.processes import Processes, launched_processes
 from hydralign.progress import say
 from hydralign.streams import lasting_output
@@ -156,7 +157,8 @@ def _run_items(recipe: Recipe, name: str, *, tell_settings: bool, tell_precision
                 say(f"{item.title}: {line}")
             if processes.main and tell_settings:
                 say(describe_item(used, replace(item, config=config), processes))
-            differences += SECTIONS[name].run(used, config, folder, processes)
+            with telling_what_stands(folder / "checkpoints") if name != "compare" else nullcontext():
+                differences += SECTIONS[name].run(used, config, folder, processes)
             if processes.main:
                 claim_folder(output, recipe)  # the section stored the recipe in the precision that it ran in
     return differences

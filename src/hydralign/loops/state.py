@@ -10,7 +10,8 @@ import json
 import math
 import os
 import platform
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from importlib.metadata import version
@@ -104,16 +105,13 @@ def write_checkpoint(
 ) -> None:
     """Write `folder/step-N` whole, then delete all but the newest `keep`. `about` is kept as JSON.
 
-    Raises StorageError, which names the checkpoint that stands, when the disk is full; older ones stay then.
+    Raises StorageError when the disk is full; older ones stay then.
     """
-    try:
-        with whole_folder(folder / f"step-{step}") as partial:
-            save_file({name: p.detach().contiguous() for name, p in trained.items()}, partial / _FILES[0])
-            save_file(_optimizer_tensors(trained, optimizer), partial / _FILES[1])
-            told = json.dumps({**about, "environment": environment()}, indent=2) + "\n"
-            (partial / _FILES[2]).write_text(told, encoding="utf-8")
-    except StorageError as error:
-        raise StorageError(f"{error} {newest_standing(folder)}") from error
+    with whole_folder(folder / f"step-{step}") as partial:
+        save_file({name: p.detach().contiguous() for name, p in trained.items()}, partial / _FILES[0])
+        save_file(_optimizer_tensors(trained, optimizer), partial / _FILES[1])
+        told = json.dumps({**about, "environment": environment()}, indent=2) + "\n"
+        (partial / _FILES[2]).write_text(told, encoding="utf-8")
     kept = checkpoints(folder)[-keep:]
     for old in _step_folders(folder):  # those of which a part was deleted, too
         if old not in kept:
@@ -122,8 +120,16 @@ def write_checkpoint(
         delete(rest)
 
 
-def newest_standing(folder: Path) -> str:
-    """A sentence on what a run whose checkpoints lie in `folder` goes on from."""
+@contextmanager
+def telling_what_stands(folder: Path) -> Iterator[None]:
+    """Adds to a StorageError in this block which checkpoint in `folder` the run goes on from."""
+    try:
+        yield
+    except StorageError as error:
+        raise StorageError(f"{error} {_newest_standing(folder)}") from error
+
+
+def _newest_standing(folder: Path) -> str:
     saved = checkpoints(folder)
     if not saved:
         return f"There is no checkpoint in {folder} yet: the run begins again."

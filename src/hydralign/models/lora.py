@@ -22,6 +22,7 @@ from hydralign.models.causal import CausalModel
 from hydralign.models.decoding import CachedDecoding
 from hydralign.models.fixed import freeze_fixed
 from hydralign.models.heads import ValueHead
+from hydralign.models.load_errors import named_load_errors
 from hydralign.models.loading import context_of, prepare_model, stop_ids_of
 from hydralign.models.precision import store_frozen_in_bf16
 from hydralign.models.rope import explain_rope_limit
@@ -180,17 +181,22 @@ def _fresh_adapter(
         layers_to_transform=list(layers) if layers is not None else None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
-    try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            # PEFT asks transformers for a name that is about to be renamed there; nothing that a user could mend.
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-            torch.manual_seed(seed)
-            return get_peft_model(model, config)
-    except ValueError as error:
-        linear = sorted(
-            {n.split(".")[-1] for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))}
-        )
-        raise ModelError(
-            f"model.form.targets={targets}: no adapter could be placed in {type(model).__name__} "
-            f"({str(error).splitlines()[0]}). Name some of its linear layers: {', '.join(linear)}."
-        ) from error
+    return placed(model, config, f"in {type(model).__name__}", seed=seed)
+
+
+def placed(model: Any, config: LoraConfig, where: str, *, seed: int, advice: str = "Name") -> Any:
+    """Fresh adapters put into the model; `where` and `advice` are parts of the error when that fails.
+
+    Raises ModelError for whatever PEFT raises, memory that ran out excepted.
+    """
+    linear = sorted({n.split(".")[-1] for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))})
+    targets = sorted(config.target_modules) if config.target_modules else None
+    named = named_load_errors(
+        f"model.form.targets={targets}: no adapter could be placed {where}",
+        f"{advice} some of its linear layers: {', '.join(linear)}.",
+    )
+    with named, warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        # PEFT asks transformers for a name that is about to be renamed there; nothing that a user could mend.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        torch.manual_seed(seed)
+        return get_peft_model(model, config, adapter_name=ADAPTER)

@@ -10,23 +10,23 @@ from __future__ import annotations
 
 import math
 import os
-import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import LoraConfig, get_peft_model
+from peft import LoraConfig
 from torch import Tensor, nn
 from torch.nn import functional
 
 from hydralign.config.model import Form, LoraForm
 from hydralign.errors import ModelError
 from hydralign.memory import is_out_of_memory
+from hydralign.models.adapters import ADAPTER
 from hydralign.models.bf16_speed import concrete_precision
 from hydralign.models.fixed import freeze_fixed
 from hydralign.models.loading import prepare_model
-from hydralign.models.lora import require_rank_fits
+from hydralign.models.lora import placed, require_rank_fits
 from hydralign.models.making import PAD
 from hydralign.models.precision import convert_to_fp32, store_matrices_in_bf16
 from hydralign.models.rope import explain_rope_limit
@@ -38,7 +38,6 @@ from hydralign.rewards.learned import outputs
 from hydralign.rewards.loading import longest_text
 from hydralign.rewards.starting import head_names, last_layer, load_start
 
-ADAPTER = "default"
 OTHER_CLASSIFIERS = (
     "Start from a language model such as gpt2, llama, mistral, qwen2 or qwen3, or from an encoder such as bert or "
     "roberta."
@@ -285,19 +284,8 @@ def _adapt(model: Any, form: LoraForm, frozen: Sequence[nn.Module], seed: int) -
         exclude_modules=[name for name, module in model.named_modules() if name in heads or module in below],
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
     )
-    try:
-        with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
-            # PEFT asks transformers for a name that is about to be renamed there; nothing that a user could mend.
-            warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
-            torch.manual_seed(seed)
-            get_peft_model(model, config, adapter_name=ADAPTER)
-    except ValueError as error:
-        linear = sorted({n.split(".")[-1] for n, m in model.named_modules() if isinstance(m, (nn.Linear, Conv1D))})
-        raise ModelError(
-            f"model.form.targets={form.targets}: no adapter could be placed above {len(frozen)} frozen blocks of "
-            f"{type(model).__name__} ({str(error).splitlines()[0]}). Freeze fewer blocks, or name some of its linear "
-            f"layers: {', '.join(linear)}."
-        ) from error
+    where = f"above {len(frozen)} frozen blocks of {type(model).__name__}"
+    placed(model, config, where, seed=seed, advice="Freeze fewer blocks, or name")
     for name, parameter in model.named_parameters():
         if name in head:
             parameter.requires_grad_(True)
