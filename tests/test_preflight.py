@@ -282,6 +282,19 @@ def test_output_that_names_no_folder_of_its_own_is_refused_when_the_recipe_is_re
         load_recipe("the.yaml")
 
 
+def test_working_folder_by_its_full_name_is_refused_unless_a_run_lies_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work = tmp_path / "work"
+    work.mkdir()
+    monkeypatch.chdir(work)
+    (tmp_path / "the.yaml").write_text(yaml.safe_dump({"output": str(work), "model": {"path": "x"}}))
+    with pytest.raises(ConfigError, match="among the files of the folder that the command runs in"):
+        load_recipe(tmp_path / "the.yaml")
+    (tmp_path / "the.yaml").rename(work / "recipe.yaml")
+    assert load_recipe("recipe.yaml").output == str(work)
+
+
 @pytest.mark.parametrize("output", ["out", "./out", "~/out", "a/../out", "...", "out.d/", "../out"])
 def test_output_that_is_a_folder_of_its_own_is_taken(output: str, tmp_path: Path) -> None:
     (tmp_path / "the.yaml").write_text(yaml.safe_dump({"output": output, "model": {"path": "x"}}))
@@ -354,7 +367,9 @@ def test_results_of_another_recipe_are_named_by_the_dry_run_too(
     (tmp_path / "out" / "sft").mkdir(parents=True)
     (tmp_path / "out" / "sft" / "evaluation.json").write_text("{}")
     runs.claim_folder(tmp_path / "out", other)
-    assert "holds the results of another recipe" in refuse(recipe, capsys, tmp_path, "run", "sft")
+    told = refuse(recipe, capsys, tmp_path, "run", "sft")
+    assert "holds the results of another recipe" in told
+    assert f"delete what was made with the other settings: {tmp_path / 'out' / 'sft'}." in told
 
 
 def test_a_missing_tracker_package_is_named(

@@ -59,7 +59,9 @@ def _run_command(argv: Sequence[str] | None) -> int:
         sys.stderr.write(f"error: {error}\n")
         return 2
     except KeyboardInterrupt:
-        sys.stderr.write("interrupted. The same command goes on from what was saved.\n")
+        sys.stderr.write(
+            "interrupted. The same command goes on from what was saved, or begins again where nothing was.\n"
+        )
         return 130
     return 0
 

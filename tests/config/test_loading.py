@@ -65,6 +65,11 @@ def test_load_recipe_reads_every_kind_of_value(path: Path) -> None:
     assert recipe.ppo.rewards[0] == ClassifierReward(type="classifier", path="c", label="POSITIVE")
 
 
+def test_overrides_may_be_values_by_dotted_key(path: Path) -> None:
+    by_key = load_recipe(path, {"seed": 7, "ppo.optimizer.betas": [0.7, 0.8]})
+    assert by_key == load_recipe(path, ["--seed", "7", "--ppo.optimizer.betas", "[0.7, 0.8]"])
+
+
 def test_load_recipe_resolves_what_depends_on_another_section(path: Path) -> None:
     lora = load_recipe(path, ["--ppo.optimizer.learning_rate", "null"]).ppo
     full = load_recipe(path, ["--ppo.optimizer.learning_rate", "null", "--model.form", "{type: full}"]).ppo
@@ -202,6 +207,7 @@ def test_parse_overrides_refuses_what_it_cannot_read(arguments: list[str], said:
     ("override", "key", "advice"),
     [
         ("--stepz=1", "stepz", "Known here: "),
+        ("--epochs=1", "epochs", "Did you mean sft.epochs or reward.epochs?"),
         ("--ppo.stepz=1", "ppo.stepz", "Did you mean 'steps'?"),
         ("--ppo.optimizer.learning_rat=1", "ppo.optimizer.learning_rat", "Did you mean 'learning_rate'?"),
         ("--model.form.rankk=1", "model.form.rankk", "Did you mean 'rank'?"),

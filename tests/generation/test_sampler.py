@@ -143,8 +143,10 @@ def test_truncation_keeps_the_likeliest_tokens() -> None:
 
 
 def test_prompt_and_answer_that_exceed_the_context_are_refused(policy: Policy, tokenizer: Any) -> None:
-    with pytest.raises(ConfigError, match="context holds 64"):
+    with pytest.raises(ConfigError, match=r"context holds 64.*filter\.max_tokens: \d+\.$"):
         sample(policy, tiny_prompts(tokenizer, "thing " * 30), PLAN)
+    with pytest.raises(ConfigError, match=r"Shorten answers \(max_new_tokens, lengths\)\.$"):
+        sample(policy, tiny_prompts(tokenizer, "thing"), replace(PLAN, max_new_tokens=64))
 
 
 def test_prompt_without_tokens_is_refused(policy: Policy) -> None:

@@ -56,14 +56,17 @@ _WANTED = {
 }
 
 
-def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] = ()) -> Recipe:
-    """The recipe of a YAML file with command-line `overrides` applied, checked and resolved.
+def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
+    """The recipe of a YAML file with `overrides` applied, checked and resolved.
+
+    They are words of a command line, `["--ppo.steps", "20"]`, or values by dotted key, `{"ppo.steps": 20}`.
 
     Raises `ConfigError` when the file cannot be read, is not a mapping of sections or holds values that cannot
     work (all are listed, one per line), and `UnknownKeyError` when one of them is a key that no section has.
     """
     values: Any = read_yaml_file(_as_path(path))
-    for key, value in parse_overrides(overrides):
+    pairs = list(overrides.items()) if isinstance(overrides, Mapping) else parse_overrides(overrides)
+    for key, value in pairs:
         values = _overridden(values, key.split("."), value, key)
     return read_config(Recipe, values).resolved()
 
@@ -274,6 +277,16 @@ def _sentences(group: Sequence[tuple[_Place, ErrorDetails]]) -> list[str]:
     return [f"{place.key}={_short(error['input'])} cannot be used: it sets {_meaning(place)}. Give {wanted}."]
 
 
+def _keys_below(section: type[Config] | None, name: str) -> list[str]:
+    """Where a key that the recipe itself lacks is known one level further down: `steps` in ppo.steps."""
+    fields = section.model_fields.items() if section is Recipe else ()
+    return [
+        f"{above}.{name}"
+        for above, field in fields
+        if any(_is_config(kind) and name in kind.model_fields for kind in _alternatives(field.annotation))
+    ]
+
+
 def _cause(place: _Place, error: ErrorDetails) -> str | None:
     """The sentence of an error that is not about one value's kind or range; None for those that are."""
     key, kind, context = place.key, error["type"], error.get("ctx", {})
@@ -283,6 +296,8 @@ def _cause(place: _Place, error: ErrorDetails) -> str | None:
         return re.sub(r"\bmodel\.", f"{key}.", cause) if key.endswith(".model") else cause
     if kind in _UNKNOWN_KEY:
         known = place.section.model_fields if place.section else ()
+        if below := _keys_below(place.section, key):
+            return f"{key} is not a setting: it would be ignored. Did you mean {' or '.join(below)}?"
         advice = did_you_mean(key.rpartition(".")[2], known)
         return f"{key} is not a setting: it would be ignored, and a default used in its place. {advice}"
     if kind == "missing":

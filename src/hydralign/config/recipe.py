@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from os.path import dirname, expanduser, normpath, sep
+from os.path import dirname, exists, expanduser, join, normpath, realpath, sep
 from typing import Any, TypeVar
 
 from pydantic import Field, field_validator, model_validator
@@ -56,7 +56,7 @@ class Recipe(Config):
             why = f"{OUTPUT} stands for this very folder"
         elif dirname(place) == place or place == normpath(expanduser("~")):
             why = "results would lie among everything else there"
-        elif set(place.split(sep)) <= {".", ".."}:
+        elif set(place.split(sep)) <= {".", ".."} or _is_new_working_folder(place):
             why = "results would lie among the files of the folder that the command runs in, and replace a recipe.yaml"
         elif place.startswith("~"):
             why = "there is no user of that name"
@@ -201,3 +201,8 @@ def _filled(value: Any, output: str) -> Any:
     if isinstance(value, Sequence):
         return [_filled(part, output) for part in value]
     return value
+
+
+def _is_new_working_folder(place: str) -> bool:
+    """Whether this is the working folder under a longer name, and holds no run to go on with."""
+    return realpath(place) == realpath(".") and not exists(join(place, "recipe.yaml"))

@@ -69,7 +69,7 @@ class Difference:
         level = f"{100 * self.confidence:g} %"
         sentence = (
             f"{self.metric}: {before} → {after} (difference {difference}, {level} interval {low} to {high}, "
-            f"n = {self.n}): {self.verdict}."
+            f"n = {self.n:d}{'' if self.unit == 'prompts' else f' {self.unit}'}): {self.verdict}."
         )
         needed = _fewest_changes(self.confidence)
         if self.n < needed:

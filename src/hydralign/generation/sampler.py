@@ -79,11 +79,13 @@ def check_context(policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan)
         )
     longest = max(len(prompt.token_ids) for prompt in prompts)
     if longest + plan.longest > policy.context:
+        room = policy.context - plan.longest
+        drop = f", or drop prompts with filter.max_tokens: {room}" if room > 0 else ""
         raise ConfigError(
             f"The longest prompt has {longest} tokens and answers may have {plan.longest}, together "
             f"{longest + plan.longest}, but the model's context holds {policy.context}"
             f"{policy.context_note or ': later tokens would have no position'}. Shorten answers "
-            f"(max_new_tokens, lengths), or drop prompts with filter.max_tokens: {policy.context - plan.longest}."
+            f"(max_new_tokens, lengths){drop}."
         )
 
 

@@ -285,9 +285,13 @@ def require_same_recipe(output: Path, recipe: Recipe) -> None:
     differences = conflicts(before, recipe, output)
     if differences:
         listed = "\n  ".join(["", *differences[:12]])
+        made = list(_made_items(before, output) | _made_items(recipe, output))
+        differing = [title for title in made if any(line.startswith(f"{title}.") for line in differences)]
+        folders = ", ".join(str(output / title) for title in differing or made)
         raise RunFolderError(
             f"output={str(output)!r} holds the results of another recipe, and going on would mix two runs. They "
-            f"differ in (there ≠ here):{listed}\nName another output, or delete what was made with the other settings."
+            f"differ in (there ≠ here):{listed}\nName another output, or delete what was made with the other settings: "
+            f"{folders}."
         )
 
 
