@@ -34,8 +34,15 @@ def line(text: str, group: str) -> str:
 def test_describe_shows_every_setting() -> None:
     config = recipe()
     words = re.findall(r"[\w*.]+", describe(config))
-    for name in leaves(config):
+    absent = [name for name in ("sft", "reward", "ppo", "compare") if getattr(config, name) is None]
+    for name in (name for name in leaves(config) if name not in absent):
         assert words.count(name) + words.count(f"{name}*") >= leaves(config).count(name)
+
+
+def test_describe_is_silent_on_sections_that_the_recipe_lacks() -> None:
+    text = describe(recipe(sft={}, ppo=None))
+    assert line(text, "sft")
+    assert not any(f"{name} none" in text for name in ("reward", "ppo", "compare"))
 
 
 def test_describe_marks_what_differs_and_shows_its_default() -> None:

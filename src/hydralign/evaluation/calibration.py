@@ -94,7 +94,8 @@ def temperature_doubt(temperature: float) -> str | None:
     if math.isclose(temperature, HIGHEST_TEMPERATURE):
         return (
             f"The temperature is {HIGHEST_TEMPERATURE:g}, the highest that is tried: on held-out texts the outputs "
-            "know next to nothing, so probabilities are near those of chance. Check the labels, or train longer."
+            "know next to nothing, so probabilities are near those of chance. Hold out more texts, "
+            "check the labels, or train longer."
         )
     return None
 

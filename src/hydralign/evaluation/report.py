@@ -230,7 +230,7 @@ def _metric_row(name: str, metric: Mapping[str, Any]) -> _Row:
         direction="higher is better" if metric["higher_is_better"] else "lower is better",
         verdict=verdict,
         mark=_MARKS[verdict],
-        remark=remark.strip() if said else metric["sentence"],
+        remark=remark.replace("Warning: ", "").strip() if said else metric["sentence"],
     )
 
 

@@ -71,7 +71,7 @@ class Difference:
             f"{self.metric}: {before} → {after} (difference {difference}, {level} interval {low} to {high}, "
             f"n = {self.n:d}{'' if self.unit == 'prompts' else f' {self.unit}'}): {self.verdict}."
         )
-        needed = _fewest_changes(self.confidence)
+        needed = fewest_changes(self.confidence)
         if self.n < needed:
             sentence += f" n = {self.n} is too small for any verdict: {needed} {self.unit} must change at {level}."
         elif 0 < self.changed < needed:
@@ -134,7 +134,7 @@ def compare_paired(
         confidence=confidence,
         higher_is_better=higher_is_better,
         changed=changed,
-        verdict=_verdict(low, high, higher_is_better, changed >= _fewest_changes(confidence)),
+        verdict=_verdict(low, high, higher_is_better, changed >= fewest_changes(confidence)),
         unit=unit,
     )
 
@@ -204,7 +204,7 @@ def _mean_interval(
         return mean, mean
     scaled_P = difference_P / largest
     changed_C = scaled_P[scaled_P != 0]
-    outside = _outside(confidence, max(len(changed_C), _fewest_changes(confidence)))
+    outside = _outside(confidence, max(len(changed_C), fewest_changes(confidence)))
     low, high = _interval(scaled_P, outside, resamples, seed)
     if 2 < len(changed_C) < len(scaled_P):
         share = len(changed_C) / len(scaled_P)
@@ -248,7 +248,7 @@ def _studentized_means(
     return np.concatenate(ratios)
 
 
-def _fewest_changes(confidence: float) -> int:
+def fewest_changes(confidence: float) -> int:
     """Fewest one-sided changes whose two-sided sign test p-value, 2·0.5ᵐ, is at most 1 − confidence."""
     return math.ceil(math.log2(2 / (1 - confidence)) - 1e-9)
 

@@ -85,7 +85,9 @@ def run_compare(recipe: Recipe, config: CompareConfig, folder: Path, processes: 
         score = required_settings(recipe.ppo, config)[-1]
         measured, doubts = reward_results([*score, *config.judges])
         about = _about(recipe, config, loaded) | measured
-        record = as_record(comparison) | {"about": about, "notes": [*config.notes, *doubts]}
+        n, wanted = len(loaded.prompts), config.prompts
+        fewer = [f"{n:,} held-out prompts are all there are of the {wanted:,} wanted."] if n < wanted else []
+        record = as_record(comparison) | {"about": about, "notes": [*config.notes, *fewer, *doubts]}
         page = write_report(folder.parent, _report(recipe, config, record, before, after, shares))[1]
         write_json(folder / RESULT, record)
         tell(comparison)
@@ -96,7 +98,8 @@ def run_compare(recipe: Recipe, config: CompareConfig, folder: Path, processes: 
 
 def conclusion(comparison: Comparison) -> str:
     """The verdict on the primary metric in one short sentence."""
-    return f"After training, the score is {comparison.metrics[0].verdict}."
+    verdict = comparison.metrics[0].verdict
+    return f"After training, the score is {verdict}{' from before' if verdict == 'not distinguishable' else ''}."
 
 
 def load_parts(recipe: Recipe, config: CompareConfig, processes: Processes) -> Loaded:

@@ -17,6 +17,7 @@ from hydralign.config.sft import SFTConfig
 from hydralign.data.detokenise import decode_completions
 from hydralign.data.packing import TokenSequence, packed
 from hydralign.data.tokens import encode_text
+from hydralign.evaluation.statistics import fewest_changes
 from hydralign.loops import compare_run, ppo_run, reward_run, sft_run
 from hydralign.loops.memory_plan import Stored, Work, memory_lines, other_forms, plan_memory
 from hydralign.loops.packing_check import require_apart
@@ -44,7 +45,8 @@ def plan_sft(recipe: Recipe, config: SFTConfig, processes: Processes) -> list[st
     sample = loaded.train[0]
     return [
         loaded.describe(),
-        f"steps      {steps_of(config, rows):,} of {config.batch.rows} rows, out of {rows:,}",
+        f"steps      {steps_of(config, rows):,}, each of {config.batch.rows} rows; an epoch has {rows:,} rows",
+        *_proof_lines(len(loaded.held_out)),
         f"rows       up to {max_tokens_of(config, student):,} tokens of a context of {student.context:,}",
         *_start_lines(config.model or recipe.model),
         *_form_lines(config.model or recipe.model),
@@ -67,7 +69,8 @@ def plan_reward(recipe: Recipe, config: RewardConfig, processes: Processes) -> l
         shown = {f"sample     {scorer.labels[first.label]}": first.ids}
     return [
         loaded.describe(),
-        f"steps      {steps_of(config, rows):,} of {config.batch.rows} rows, out of {rows:,}",
+        f"steps      {steps_of(config, rows):,}, each of {config.batch.rows} rows; an epoch has {rows:,} rows",
+        *_proof_lines(len(loaded.held_out)),
         *_form_lines(config.model or recipe.model, frozen=config.freeze_layers),
         *size_lines(scorer.trained(), scorer.fixed(), config.optimizer.type),
         *(f"{side}: {_end(scorer.tokenizer, ids)!r} (the end; {len(ids)} tokens)" for side, ids in shown.items()),
@@ -84,6 +87,7 @@ def plan_ppo(recipe: Recipe, config: PPOConfig, processes: Processes) -> list[st
         loaded.prompts.report.describe(),
         f"proof      {len(loaded.held_out)} held-out prompts{_fewer(len(loaded.held_out), config.evaluation.prompts)}, "
         "answered before and after",
+        *_proof_lines(len(loaded.held_out)),
         *_repeated_lines(len(loaded.prompts.train), config.batch.prompts),
         *_start_lines(config.model or recipe.model),
         f"{parameter_line(policy.trained(), policy.fixed())}{_copied(config.model or recipe.model)}",
@@ -97,6 +101,16 @@ def plan_ppo(recipe: Recipe, config: PPOConfig, processes: Processes) -> list[st
 def _fewer(there: int, wanted: int) -> str:
     """Said behind a number of rows when the data hold fewer than the recipe asks for."""
     return f" (all there are of the {wanted:,} wanted)" if there < wanted else ""
+
+
+def _proof_lines(held_out: int) -> list[str]:
+    """A warning where so few rows are held out that no result could be told from chance."""
+    needed = fewest_changes(0.95)
+    if held_out >= needed:
+        return []
+    return [
+        f"proof      {held_out} held-out rows: fewer than {needed} give no verdict. Hold out more (held_out.percent)."
+    ]
 
 
 def _repeated_lines(prompts: int, wanted: int) -> list[str]:
