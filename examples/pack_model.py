@@ -1,6 +1,6 @@
 """Store a model folder with half the bytes: weights rounded to fp16, everything else as it was.
 
-python examples/pack_model.py out/imdb-offline/sft/model small-model
+python examples/pack_model.py out/film-language-model/sft/model small-model
 """
 
 from __future__ import annotations

@@ -54,6 +54,7 @@ def test_every_recipe_is_read_and_written_back(path: Path, tmp_path: Path) -> No
     (tmp_path / "again.yaml").write_text(dump_recipe(recipe), encoding="utf-8")
     assert load_recipe(tmp_path / "again.yaml") == recipe
     assert "{output}" not in dump_recipe(recipe)
-    assert recipe.compare is not None
-    assert None not in (recipe.compare.before, recipe.compare.after)
+    if recipe.ppo is not None:
+        assert recipe.compare is not None
+        assert None not in (recipe.compare.before, recipe.compare.after)
     assert f"recipes/{path.name}" in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -208,6 +208,8 @@ def check_before(recipe: Recipe, names: Sequence[str], processes: Processes, *, 
     require_same_recipe(output, recipe)
     for item in () if dry else wanted:
         require_made(recipe, item, besides=names)
+    if wanted and processes.main:
+        say(f"checking settings, data and models of {', '.join(item.title for item in wanted)} …")
     check_steps(recipe, steps, [item.title for item in wanted], processes)
 
 
