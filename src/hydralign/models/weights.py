@@ -28,8 +28,10 @@ def require_finite(named: Iterable[tuple[str, Tensor]], subject: str) -> None:
 
 
 def require_finite_weights(model: Any, subject: str) -> None:
-    """`require_finite` over a model's parameters."""
+    """`require_finite` over what a model's file holds: its parameters, and the buffers that are saved with them."""
     require_finite(model.named_parameters(), subject)
+    saved = model.state_dict().keys()
+    require_finite(((name, buffer) for name, buffer in model.named_buffers() if name in saved), subject)
 
 
 def require_finite_file(file: Path) -> None:
