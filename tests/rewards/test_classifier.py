@@ -6,16 +6,21 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from hydralign.config.model import ModelConfig
+from hydralign.config.rewards import ClassifierReward as TermConfig
 from hydralign.errors import ModelError
+from hydralign.loops.model_facts import ModelSource
+from hydralign.loops.reward_checks import check_terms
 from hydralign.rewards import ClassifierReward
-from hydralign.rewards.classifier import Activation, Output, TextPart, find_label
+from hydralign.rewards.classifier import Activation, Output, TextPart
+from hydralign.rewards.labels import find_label
 
 PROMPTS = ["the film was", "a", "the ending was very"]
 COMPLETIONS = [" good", " dull film was the dull very bad ending", " bad"]
@@ -172,6 +177,33 @@ def test_classifier_refuses_labels_that_the_config_does_not_name(bert_folder: Ca
         ClassifierReward.from_folder(folder, label="LABEL_1")
     named = bert_folder(["LABEL_0", "LABEL_1", "LABEL_2"], name="written")
     assert ClassifierReward.from_folder(named, label="LABEL_1").label_column == 1
+
+
+def reconfigure(folder: Path, file: str = "config.json", **changes: Any) -> None:
+    settings = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(settings | changes))
+
+
+def test_labels_that_are_not_numbered_from_0_are_refused_by_the_reward_and_by_the_check_before_a_run(
+    bert_folder: Callable[..., Path],
+) -> None:
+    folder = bert_folder(["NEG", "POS"])
+    for id2label in ({"1": "NEG", "2": "POS"}, {"NEG": 0, "POS": 1}, {"0": "NEG", "00": "POS"}, ["NEG", "POS"]):
+        reconfigure(folder, id2label=id2label)
+        with pytest.raises(ModelError, match="id2label|does not load"):
+            ClassifierReward.from_folder(folder, label="POS")
+        with pytest.raises(ModelError, match=r"has (the keys .*|id2label=.*)in its config.json"):
+            check_terms([TermConfig(path=str(folder), label="POS")], None, ModelSource(ModelConfig(path="."), {}))
+
+
+def test_single_output_is_read_as_a_probability_where_it_has_one_of_its_own(bert_folder: Callable[..., Path]) -> None:
+    folder = bert_folder(["toxic"])
+    for problem_type, activation in ((None, "sigmoid"), ("multi_label_classification", None)):
+        reconfigure(folder, problem_type=problem_type)
+        settings: Any = {"label": "toxic", "output": "probability", "activation": activation}
+        assert 0 < ClassifierReward.from_folder(folder, **settings)(["x"], ["good"])[0] < 1
+        term = TermConfig(path=str(folder), **settings)
+        assert check_terms([term], None, ModelSource(ModelConfig(path="."), {})) == ("toxic",)
 
 
 def test_classifier_refuses_a_folder_without_weights(bert_folder: Callable[..., Path]) -> None:
