@@ -106,6 +106,9 @@ def read_adapter(folder: str) -> PeftConfig:
         raise _unreadable(about, f"{type(error).__name__}: {error}") from error
     if config.peft_type is None:
         raise _unreadable(about, "it names no peft_type")
+    base = config.base_model_name_or_path
+    if base is not None and not isinstance(base, str):
+        raise _unreadable(about, f"base_model_name_or_path is {base!r:.80}, which is no path")
     return config
 
 
