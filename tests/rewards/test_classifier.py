@@ -21,6 +21,7 @@ from hydralign.loops.reward_checks import check_terms
 from hydralign.rewards import ClassifierReward
 from hydralign.rewards.classifier import Activation, Output, TextPart
 from hydralign.rewards.labels import find_label
+from hydralign.rewards.loading import check_classifier_folder
 
 PROMPTS = ["the film was", "a", "the ending was very"]
 COMPLETIONS = [" good", " dull film was the dull very bad ending", " bad"]
@@ -206,12 +207,20 @@ def test_single_output_is_read_as_a_probability_where_it_has_one_of_its_own(bert
         assert check_terms([term], None, ModelSource(ModelConfig(path="."), {})) == ("toxic",)
 
 
+def test_mistyped_classifier_folder_is_told_the_nearest_name(bert_folder: Callable[..., Path]) -> None:
+    folder = bert_folder(LABELS)
+    with pytest.raises(ModelError, match=rf"looked at {folder}s\). Did you mean '{folder}'"):
+        check_classifier_folder(f"{folder}s")
+    with pytest.raises(ModelError, match="is a file"):
+        check_classifier_folder(folder / "config.json")
+
+
 def test_classifier_refuses_a_folder_without_weights(bert_folder: Callable[..., Path]) -> None:
     folder = bert_folder(LABELS)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"no model\.safetensors.*pytorch_model\.bin.*pickles are not read"):
         ClassifierReward.from_folder(folder, label="positive")
-    with pytest.raises(ModelError, match="there is no folder"):
+    with pytest.raises(ModelError, match="does not exist"):
         ClassifierReward.from_folder(folder / "nowhere", label="positive")
     (folder / "config.json").unlink()
     with pytest.raises(ModelError, match=r"has no config\.json"):

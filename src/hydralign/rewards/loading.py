@@ -18,23 +18,19 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Pret
 from hydralign.errors import ModelError
 from hydralign.hub import describe_search, hub_access
 from hydralign.models.load_errors import check_model_files, named_load_errors
+from hydralign.models.loading import find_folder
 from hydralign.models.rope import rope_limit
 from hydralign.models.weights import require_finite_weights, require_ids_have_rows
 
 
 def check_classifier_folder(path: str | os.PathLike[str]) -> str | Path:
     """The folder, `~` expanded, or the hub id. Raises ModelError for a folder that is missing or incomplete."""
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        _require_files(folder)
-        check_model_files(folder)
-        return folder
-    if folder.is_absolute() or str(path).startswith(("~", ".")) or str(path).count("/") > 1:
-        raise ModelError(
-            f"there is no folder {str(path)!r} (looked at {folder.absolute()}): no reward can be read from it. "
-            "Correct the path."
-        )
-    return str(path)
+    folder = find_folder(str(path))
+    if folder is None:
+        return str(path)
+    _require_files(folder)
+    check_model_files(folder)
+    return folder
 
 
 def load_classifier(
