@@ -187,8 +187,8 @@ def _module_of_file(path: Path) -> ModuleType:
 def _import_failed(place: str, error: Exception | SystemExit) -> RewardError:
     if isinstance(error, SystemExit):
         return RewardError(
-            f"importing {place!r} asked Python to exit (SystemExit: {error.code!r}): the run would end before it began, "
-            "with that exit code. Put what is there to be run as a script under if __name__ == '__main__'."
+            f"importing {place!r} asked Python to exit (SystemExit: {error.code!r}): the run would end before it "
+            "began, with that exit code. Put what is there to be run as a script under if __name__ == '__main__'."
         )
     if isinstance(error, ModuleNotFoundError) and error.name:
         folder = Path(place).resolve().parent if place.endswith(".py") else Path.cwd()
