@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -21,7 +22,7 @@ from hydralign.loops.reward_checks import check_terms
 from hydralign.rewards import ClassifierReward
 from hydralign.rewards.classifier import Activation, Output, TextPart
 from hydralign.rewards.labels import find_label
-from hydralign.rewards.loading import check_classifier_folder
+from hydralign.rewards.loading import check_classifier_folder, load_classifier
 
 PROMPTS = ["the film was", "a", "the ending was very"]
 COMPLETIONS = [" good", " dull film was the dull very bad ending", " bad"]
@@ -205,6 +206,30 @@ def test_single_output_is_read_as_a_probability_where_it_has_one_of_its_own(bert
         assert 0 < ClassifierReward.from_folder(folder, **settings)(["x"], ["good"])[0] < 1
         term = TermConfig(path=str(folder), **settings)
         assert check_terms([term], None, ModelSource(ModelConfig(path="."), {})) == ("toxic",)
+
+
+def test_pad_id_or_longest_text_that_cannot_be_is_refused_with_its_value(bert_folder: Callable[..., Path]) -> None:
+    folder = bert_folder(LABELS)
+    for file, key, value in (
+        ("config.json", "pad_token_id", -1),
+        ("config.json", "pad_token_id", 99),
+        ("tokenizer_config.json", "model_max_length", "abc"),
+        ("tokenizer_config.json", "model_max_length", 0),
+    ):
+        before = (folder / file).read_text()
+        reconfigure(folder, file, **{key: value})
+        for load in (check_classifier_folder, partial(ClassifierReward.from_folder, label="positive")):
+            with pytest.raises(ModelError, match=rf"{key}[ =](is )?{value!r}"):
+                load(folder)
+        (folder / file).write_text(before)
+    model, tokenizer, _ = load_classifier(folder, "cpu")
+    config: Any = model.config
+    config.pad_token_id = -1
+    with pytest.raises(ModelError, match=r"pad_token_id=-1"):
+        ClassifierReward(model, tokenizer, label="positive")
+    for unlimited in (-1, math.inf):
+        reconfigure(folder, "tokenizer_config.json", model_max_length=unlimited)
+        assert ClassifierReward.from_folder(folder, label="positive").max_tokens == 32
 
 
 def test_mistyped_classifier_folder_is_told_the_nearest_name(bert_folder: Callable[..., Path]) -> None:

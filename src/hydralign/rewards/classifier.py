@@ -29,7 +29,7 @@ from hydralign.progress import say
 from hydralign.rewards.batches import pad_right, require_rows, score_batched
 from hydralign.rewards.labels import are_independent, find_label, label_names, labels_of_config, require_comparable
 from hydralign.rewards.learned import Encoded, count_cut
-from hydralign.rewards.loading import load_classifier, longest_text
+from hydralign.rewards.loading import load_classifier, longest_text, require_pad_row
 
 Output = Literal["logit", "log_odds", "probability"]
 Activation = Literal["softmax", "sigmoid"]
@@ -76,7 +76,7 @@ class ClassifierReward:
                 "neither the classifier nor its tokenizer names a padding token: texts of unequal length cannot be "
                 "scored together. Set pad_token_id in its config.json."
             )
-        config.pad_token_id = pad_id
+        config.pad_token_id = require_pad_row(pad_id, getattr(config.get_text_config(), "vocab_size", None))
         self.model, self.tokenizer, self.output, self.text = model, tokenizer, output, text
         self.batch_rows = MicroRows(batch_rows, name="batch_rows")
         self.truncated = 0

@@ -23,7 +23,7 @@ from hydralign.memory import MicroRows
 from hydralign.models.rope import explain_rope_limit, rope_limit
 from hydralign.progress import say
 from hydralign.rewards.batches import pad_right, require_rows, score_batched
-from hydralign.rewards.loading import load_classifier, longest_text
+from hydralign.rewards.loading import load_classifier, longest_text, require_pad_row
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ def require_reward_model(model: nn.Module, tokenizer: Any) -> int:
             "rightmost token that is not padding, so it would skip the end of every finished answer. "
             "Give the reward model a padding token of its own."
         )
-    return int(pad_id)
+    return require_pad_row(pad_id, getattr(config.get_text_config(), "vocab_size", None))
 
 
 class RewardModel:
