@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from hydralign.data import tokens
 from hydralign.errors import ModelError, did_you_mean
 from hydralign.memory import MicroRows
+from hydralign.models.weights import embedding_rows, require_ids_can_be_read
 from hydralign.progress import say
 from hydralign.rewards.batches import pad_right, require_rows, score_batched
 from hydralign.rewards.labels import are_independent, find_label, label_names, labels_of_config, require_comparable
@@ -112,6 +113,8 @@ class ClassifierReward:
         else:
             texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
         encoded = [encode_text(self.tokenizer, text, self.max_tokens) for text in texts]
+        ids = (one.ids for one in encoded)
+        require_ids_can_be_read(ids, self.tokenizer, embedding_rows(self.model.config), "A text to score")
         self.truncated += count_cut(encoded, self.max_tokens, f"classifier for {self.label!r}", self.truncated)
         return score_batched([self._ids(one) for one in encoded], self._forward, batch_rows=self.batch_rows)
 

@@ -21,6 +21,7 @@ from hydralign.data.tokens import encode_text
 from hydralign.errors import ModelError, RewardError
 from hydralign.memory import MicroRows
 from hydralign.models.rope import explain_rope_limit, rope_limit
+from hydralign.models.weights import embedding_rows, require_ids_can_be_read
 from hydralign.progress import say
 from hydralign.rewards.batches import pad_right, require_rows, score_batched
 from hydralign.rewards.loading import load_classifier, longest_text, require_pad_row
@@ -162,6 +163,8 @@ class RewardModel:
         require_rows(prompts=prompts, completions=completions, finished=finished)
         answers = zip(prompts, completions, finished, strict=True)
         encoded = [encode(self.tokenizer, *answer, self.max_tokens) for answer in answers]
+        ids = (row.ids for row in encoded)
+        require_ids_can_be_read(ids, self.tokenizer, embedding_rows(self.model.config), "A text to score")
         self.truncated += count_cut(encoded, self.max_tokens, "reward model", self.truncated)
         return score_batched(
             [row.ids for row in encoded],
