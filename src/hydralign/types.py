@@ -258,14 +258,14 @@ class Scores:
 
     `scores_B` is the weighted sum per answer, to be put on its last real token. `token_scores` holds a list per
     row when a reward spoke per token, else None. `terms` keeps each reward's own unweighted number per row,
-    None where it did not apply. `cut` counts the rows whose text was too long for a reward that reads a limited number
-    of tokens; other rewards are not in it.
+    None where it did not apply. `cut` holds, of each reward that reads a limited number of tokens, how many texts were
+    too long for it and how many it read; reference answers that it scored count too.
     """
 
     scores_B: Tensor
     token_scores: tuple[tuple[float, ...] | None, ...] | None = None
     terms: Mapping[str, Sequence[float | None]] = field(default_factory=dict)
-    cut: Mapping[str, int] = field(default_factory=dict)
+    cut: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def totals_B(self) -> Tensor:

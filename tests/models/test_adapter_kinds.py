@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,10 @@ from transformers import AutoModelForCausalLM
 
 from hydralign.config.model import LoraForm
 from hydralign.errors import ModelError
+from hydralign.loops.inputs import _files
 from hydralign.models import load_policy
 from hydralign.models.student import load_student
-from hydralign.models.whole import load_whole
+from hydralign.models.whole import adapter_of, base_of, load_whole
 from hydralign.testing import tiny_model
 from hydralign.types import Rows
 from tests.conftest import shake
@@ -141,6 +143,20 @@ def test_adapter_that_adds_inputs_is_refused_with_a_way_out(make: Any, tmp_path:
     for start in starts:
         with pytest.raises(ModelError, match=r"(PROMPT|PREFIX)_TUNING, which adds inputs .* Train a LoRA adapter"):
             start()
+
+
+def test_base_that_cannot_be_a_folder_is_named(tmp_path: Path, tokenizer: Any) -> None:
+    _, folder = adapter(tmp_path, tokenizer, "plain")
+    file = Path(folder) / "adapter_config.json"
+    settings = json.loads(file.read_text())
+    for base in (5, "/" + "a" * 300, "a" * 300, "~nobody-of-this-name/model"):
+        file.write_text(json.dumps(settings | {"base_model_name_or_path": base}))
+        with pytest.raises(
+            ModelError,
+            match=rf"base_model_name_or_path is 5|names {base!r} as its base model|Model folder {base!r} cannot",
+        ):
+            base_of(adapter_of(folder), folder)
+        assert [name for name in _files("path", folder) if name.startswith("base/")] == []
 
 
 def test_adapter_weights_without_a_place_are_refused(tmp_path: Path, tokenizer: Any) -> None:

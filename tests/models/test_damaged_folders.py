@@ -18,6 +18,7 @@ from hydralign.errors import MemoryLimitError, ModelError
 from hydralign.loops.update import apply_gradients, make_optimizer
 from hydralign.models import load_model, load_policy, make_policy
 from hydralign.models.load_errors import named_load_errors
+from hydralign.models.weights import require_finite_weights
 from hydralign.rewards.loading import load_classifier
 from hydralign.rewards.starting import load_start
 from hydralign.testing import tiny_model, tiny_tokenizer
@@ -140,6 +141,15 @@ def test_nan_in_a_model_in_memory_is_not_blamed_on_the_architecture(tokenizer: A
         model.transformer.h[0].ln_1.weight[2] = float("inf")
     with pytest.raises(ModelError, match=r"h.0.ln_1.weight are NaN or infinite"):
         make_policy(model, tokenizer)
+
+
+def test_nan_in_a_buffer_that_is_saved_is_named_and_one_that_is_not_is_left_alone() -> None:
+    model = torch.nn.Linear(2, 1)
+    model.register_buffer("rebuilt", torch.tensor([float("-inf")]), persistent=False)
+    require_finite_weights(model, "Model")
+    model.register_buffer("router_bias", torch.tensor([0.0, float("nan")]))
+    with pytest.raises(ModelError, match="Model: 1 of 2 numbers in the weight router_bias are NaN"):
+        require_finite_weights(model, "Model")
 
 
 def test_nan_in_adapter_and_value_head_is_named_with_its_file(folder: Path) -> None:

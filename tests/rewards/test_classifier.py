@@ -5,17 +5,24 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
+from hydralign.config.model import ModelConfig
+from hydralign.config.rewards import ClassifierReward as TermConfig
 from hydralign.errors import ModelError
+from hydralign.loops.model_facts import ModelSource
+from hydralign.loops.reward_checks import check_terms
 from hydralign.rewards import ClassifierReward
-from hydralign.rewards.classifier import Activation, Output, TextPart, find_label
+from hydralign.rewards.classifier import Activation, Output, TextPart
+from hydralign.rewards.labels import find_label
+from hydralign.rewards.loading import check_classifier_folder, load_classifier
 
 PROMPTS = ["the film was", "a", "the ending was very"]
 COMPLETIONS = [" good", " dull film was the dull very bad ending", " bad"]
@@ -174,12 +181,71 @@ def test_classifier_refuses_labels_that_the_config_does_not_name(bert_folder: Ca
     assert ClassifierReward.from_folder(named, label="LABEL_1").label_column == 1
 
 
+def reconfigure(folder: Path, file: str = "config.json", **changes: Any) -> None:
+    settings = json.loads((folder / file).read_text())
+    (folder / file).write_text(json.dumps(settings | changes))
+
+
+def test_labels_that_are_not_numbered_from_0_are_refused_by_the_reward_and_by_the_check_before_a_run(
+    bert_folder: Callable[..., Path],
+) -> None:
+    folder = bert_folder(["NEG", "POS"])
+    for id2label in ({"1": "NEG", "2": "POS"}, {"NEG": 0, "POS": 1}, {"0": "NEG", "00": "POS"}, ["NEG", "POS"]):
+        reconfigure(folder, id2label=id2label)
+        with pytest.raises(ModelError, match="id2label|does not load"):
+            ClassifierReward.from_folder(folder, label="POS")
+        with pytest.raises(ModelError, match=r"has (the keys .*|id2label=.*)in its config.json"):
+            check_terms([TermConfig(path=str(folder), label="POS")], None, ModelSource(ModelConfig(path="."), {}))
+
+
+def test_single_output_is_read_as_a_probability_where_it_has_one_of_its_own(bert_folder: Callable[..., Path]) -> None:
+    folder = bert_folder(["toxic"])
+    for problem_type, activation in ((None, "sigmoid"), ("multi_label_classification", None)):
+        reconfigure(folder, problem_type=problem_type)
+        settings: Any = {"label": "toxic", "output": "probability", "activation": activation}
+        assert 0 < ClassifierReward.from_folder(folder, **settings)(["x"], ["good"])[0] < 1
+        term = TermConfig(path=str(folder), **settings)
+        assert check_terms([term], None, ModelSource(ModelConfig(path="."), {})) == ("toxic",)
+
+
+def test_pad_id_or_longest_text_that_cannot_be_is_refused_with_its_value(bert_folder: Callable[..., Path]) -> None:
+    folder = bert_folder(LABELS)
+    for file, key, value in (
+        ("config.json", "pad_token_id", -1),
+        ("config.json", "pad_token_id", 99),
+        ("tokenizer_config.json", "model_max_length", "abc"),
+        ("tokenizer_config.json", "model_max_length", 0),
+    ):
+        before = (folder / file).read_text()
+        reconfigure(folder, file, **{key: value})
+        for load in (check_classifier_folder, partial(ClassifierReward.from_folder, label="positive")):
+            with pytest.raises(ModelError, match=rf"{key}[ =](is )?{value!r}"):
+                load(folder)
+        (folder / file).write_text(before)
+    model, tokenizer, _ = load_classifier(folder, "cpu")
+    config: Any = model.config
+    config.pad_token_id = -1
+    with pytest.raises(ModelError, match=r"pad_token_id=-1"):
+        ClassifierReward(model, tokenizer, label="positive")
+    for unlimited in (-1, math.inf):
+        reconfigure(folder, "tokenizer_config.json", model_max_length=unlimited)
+        assert ClassifierReward.from_folder(folder, label="positive").max_tokens == 32
+
+
+def test_mistyped_classifier_folder_is_told_the_nearest_name(bert_folder: Callable[..., Path]) -> None:
+    folder = bert_folder(LABELS)
+    with pytest.raises(ModelError, match=rf"looked at {folder}s\). Did you mean '{folder}'"):
+        check_classifier_folder(f"{folder}s")
+    with pytest.raises(ModelError, match="is a file"):
+        check_classifier_folder(folder / "config.json")
+
+
 def test_classifier_refuses_a_folder_without_weights(bert_folder: Callable[..., Path]) -> None:
     folder = bert_folder(LABELS)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
     with pytest.raises(ModelError, match=r"no model\.safetensors.*pytorch_model\.bin.*pickles are not read"):
         ClassifierReward.from_folder(folder, label="positive")
-    with pytest.raises(ModelError, match="there is no folder"):
+    with pytest.raises(ModelError, match="does not exist"):
         ClassifierReward.from_folder(folder / "nowhere", label="positive")
     (folder / "config.json").unlink()
     with pytest.raises(ModelError, match=r"has no config\.json"):

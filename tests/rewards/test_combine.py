@@ -164,6 +164,19 @@ def test_scores_refuse_columns_of_another_length_and_terms_without_own_names() -
         score()
 
 
+def test_reference_answers_that_are_cut_are_counted_among_the_texts_that_were_read() -> None:
+    class Short:
+        truncated = 0
+
+        def __call__(self, completions: list[str]) -> list[float]:
+            self.truncated += sum(len(text) > 20 for text in completions)
+            return [0.0] * len(completions)
+
+    columns = {"summary": ["long " * 5, "short"]}
+    assert score(RewardTerm("plain", Short()), columns=columns).cut == {"plain": (0, 2)}
+    assert score(RewardTerm("minus", Short(), minus_reference="summary"), columns=columns).cut == {"minus": (1, 4)}
+
+
 def test_an_empty_completion_takes_an_empty_list_of_token_scores() -> None:
     got = score_rollout([RewardTerm("t", gives([[]]))], ["p"], [""], {}, [True], [[]])
     assert got.token_scores == ((),)

@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 from tokenizers import processors
 
+from hydralign.config import Recipe
 from hydralign.data.packing import sequences
 from hydralign.data.tokens import encode_prompts
+from hydralign.errors import TokenizerError
+from hydralign.generation.sampler import check_context
+from hydralign.loops.preflight import Step, check_steps
+from hydralign.loops.sft_run import load_parts
+from hydralign.models import make_policy
+from hydralign.models.making import make_classifier
+from hydralign.processes import ALONE
+from hydralign.rewards import ClassifierReward, RewardModel
 from hydralign.rewards.classifier import encode_text
 from hydralign.rewards.learned import encode
-from hydralign.types import Demonstration
+from hydralign.testing import tiny_model, tiny_tokenizer
+from hydralign.types import Demonstration, Prompt, SamplingPlan
 from tests.tokenizers_of_every_kind import byte_level_tokenizer, llama_tokenizer
 
 BOS, EOS = 1, 2
@@ -44,3 +57,38 @@ def test_text_begins_with_one_bos_whether_it_spells_it_or_not(tokenizer: Any, sp
     assert len(rows["cut"]) <= 5
     plain = encode(tokenizer, "the film was", answer, True).ids
     assert len(plain) == len(rows["reward model"])
+
+
+def test_spelled_token_without_an_embedding_row_is_named_by_all_that_read_it(tmp_path: Path) -> None:
+    tokenizer = tiny_tokenizer()
+    sizes: dict[str, Any] = {"family": "gpt2", "layers": 1, "width": 16, "heads": 2, "context": 32}
+    model, judge, score = (
+        tiny_model(tokenizer),
+        make_classifier(tokenizer, **sizes, labels=("no", "yes")),
+        make_classifier(tokenizer, **sizes, labels=("score",)),
+    )
+    tokenizer.add_special_tokens({"additional_special_tokens": ["<image>"]})
+    model.save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    text = "this <image>"
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps({"text": f"{text} {n}"}) + "\n" for n in range(20)))
+    recipe = Recipe.model_validate(
+        {
+            "output": str(tmp_path / "out"),
+            "model": {"path": str(tmp_path / "model")},
+            "sft": {
+                "data": {"source": str(tmp_path / "rows.jsonl"), "held_out": {"by": "last_percent", "percent": 40}}
+            },
+        }
+    ).resolved()
+    prompt = Prompt(text, tuple(tokenizer(text).input_ids))
+    readers: dict[str, Callable[[], Any]] = {
+        "policy": lambda: check_context(make_policy(model, tokenizer), [prompt], SamplingPlan(max_new_tokens=2)),
+        "classifier": lambda: ClassifierReward(judge, tokenizer, label="yes")([text], [" b"]),
+        "reward model": lambda: RewardModel(score, tokenizer)([text], [" b"]),
+        "sft": lambda: load_parts(recipe, recipe.sft, ALONE),  # type: ignore[arg-type]
+        "check": lambda: check_steps(recipe, [Step("sft", "sft", recipe.sft)], ["sft"], ALONE),
+    }
+    for read in readers.values():
+        with pytest.raises(TokenizerError, match=r"spells '<image>' \(id 300\).*replace: \{\"<image>\": \"\"\}"):
+            read()

@@ -19,6 +19,7 @@ from hydralign.errors import ConfigError, DataError, ModelError, NonFiniteError
 from hydralign.generation.keyed import drawn_lengths, keyed_uniforms
 from hydralign.models.logprobs import shape_logits
 from hydralign.models.policy import Policy
+from hydralign.models.weights import require_ids_can_be_read
 from hydralign.types import Prompt, Rollout, Rows, SamplingPlan
 
 COMPACT_SHARE = 1 / 8
@@ -70,7 +71,9 @@ def encoded_prompts(policy: Policy, prompts: Sequence[Prompt | str]) -> list[Pro
 
 
 def check_context(policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan) -> None:
-    """Raise ConfigError unless the longest prompt and answer fit the context together, DataError for empty prompts."""
+    """Raise ConfigError unless the longest prompt and answer fit the context together, DataError for empty prompts,
+    TokenizerError for ids that the model cannot read.
+    """
     empty = next((i for i, prompt in enumerate(prompts) if not prompt.token_ids), None)
     if empty is not None:
         raise DataError(
@@ -87,6 +90,8 @@ def check_context(policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan)
             f"{policy.context_note or ': later tokens would have no position'}. Shorten answers "
             f"(max_new_tokens, lengths){drop}."
         )
+    ids = (prompt.token_ids for prompt in prompts)
+    require_ids_can_be_read(ids, policy.tokenizer, policy.vocabulary, "A prompt")
 
 
 def _limits(plan: SamplingPlan, rows: np.ndarray) -> Tensor:

@@ -106,8 +106,8 @@ def _stats(
     for name, values in scores.terms.items():
         told = torch.tensor([v for v in values if v is not None], dtype=torch.float64)
         sums.add(f"reward/{name}", told.sum(), told.numel())
-    for name, count in scores.cut.items():
-        sums.add(f"reward/{name}/cut", count, len(experience))
+    for name, (cut, read) in scores.cut.items():
+        sums.add(f"reward/{name}/cut", cut, read)
     sums.add_values("kl", k1(experience.old_logprobs_BR, experience.ref_logprobs_BR, mask_BR).sum(-1))
     sums.add_values("leash", -kl_coefficient * kl_BR.sum(-1))
     sums.add_values("advantages", advantages_BR, mask_BR)

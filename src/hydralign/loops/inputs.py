@@ -193,9 +193,9 @@ def _base_files(folder: Path) -> dict[str, Path]:
     try:
         about = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         base = Path(about["base_model_name_or_path"]).expanduser()
-    except (OSError, ValueError, KeyError, TypeError):
-        return {}
-    if not base.is_dir() or base.resolve() == folder.resolve():
+        if not base.is_dir() or base.resolve() == folder.resolve():
+            return {}
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):  # the last of a home folder that nobody has
         return {}
     return {f"base/{name}": file for name, file in _files("path", str(base)).items()}
 

@@ -24,6 +24,7 @@ from hydralign.models.loading import check_folder, context_of, own_tokenizer, pr
 from hydralign.models.rope import explain_rope_limit
 from hydralign.models.split import STRANGE
 from hydralign.models.versions import Conv1D
+from hydralign.models.weights import embedding_rows
 from hydralign.models.whole import adapter_of, base_of, load_tokenizer
 
 
@@ -42,6 +43,11 @@ class ModelFacts:
     tokenizer: Any = None
     made_by: RewardConfig | None = None
     """The reward section that makes it, if one does."""
+
+    @property
+    def vocabulary(self) -> int | None:
+        """Rows of its embedding."""
+        return None if self.config is None else embedding_rows(self.config)
 
     @property
     def kind(self) -> str:

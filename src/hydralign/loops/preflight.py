@@ -30,6 +30,7 @@ from hydralign.loops.reward_checks import check_terms
 from hydralign.loops.same_settings import texts_of
 from hydralign.loops.sft import max_tokens_of
 from hydralign.models.making import train_tokenizer
+from hydralign.models.weights import require_ids_can_be_read
 from hydralign.processes import Processes
 from hydralign.tracking import require_trackers
 from hydralign.types import Prompt
@@ -141,6 +142,8 @@ def _check_sft(recipe: Recipe, config: SFTConfig, models: ModelSource, processes
     held_out = choose_rows(data.held_out, config.evaluation.rows)
     apart, _ = sequences(held_out, facts.tokenizer, stops, max_tokens=longest, too_long="cut")
     sft_run.require_sequences(made, apart, longest, sft_run.account(data, cut))
+    ids = (one.ids for one in (*made, *apart))
+    require_ids_can_be_read(ids, facts.tokenizer, facts.vocabulary, "A demonstration")
 
 
 def _check_reward(recipe: Recipe, config: RewardConfig, models: ModelSource, processes: Processes) -> None:

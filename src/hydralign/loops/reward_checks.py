@@ -15,9 +15,9 @@ from hydralign.config.reward import Labels, RewardConfig
 from hydralign.errors import ModelError
 from hydralign.loops.model_facts import ModelSource, read_config
 from hydralign.models.whole import load_tokenizer
-from hydralign.rewards.classifier import find_label
 from hydralign.rewards.combine import require_reference_column, unique_names
 from hydralign.rewards.functions import load_function, wanted_arguments
+from hydralign.rewards.labels import are_independent, find_label, labels_of_config, require_comparable
 from hydralign.rewards.learned import require_reward_model
 from hydralign.rewards.loading import check_classifier_folder
 
@@ -55,7 +55,7 @@ def _name(term: config.RewardTerm, models: ModelSource) -> str:
 
 def _labels(term: config.ClassifierReward, models: ModelSource) -> list[str] | None:
     """The labels of the term's classifier; None where they are known only once it is made, or loaded from the hub."""
-    maker = models.maker(term.path)
+    maker, problem_type = models.maker(term.path), None
     if isinstance(maker, RewardConfig):
         found = models.labels.get(os.path.normpath(term.path))
         labels = (list(found) if found else None) if isinstance(maker.task, Labels) else ["score"]
@@ -66,17 +66,9 @@ def _labels(term: config.ClassifierReward, models: ModelSource) -> list[str] | N
         raw = PretrainedConfig.get_config_dict(where)[0] if Path(where).is_dir() else {}
         if not raw:
             return None
-        if not raw.get("id2label"):
-            raise ModelError(
-                f"the config.json of {term.path!r} names no labels: which output means {term.label!r} would be a "
-                "guess. Add id2label to it."
-            )
-        labels = [raw["id2label"][column] for column in sorted(raw["id2label"], key=int)]
-    if labels is not None and len(labels) == 1 and term.output != "logit":
-        raise ModelError(
-            f"the classifier has the single output {labels[0]!r}: {term.output} needs another label to compare with. "
-            "Use output: logit."
-        )
+        labels, problem_type = labels_of_config(raw, term.label, repr(term.path)), raw.get("problem_type")
+    if labels is not None:
+        require_comparable(labels, term.output, independent=are_independent(term.activation, problem_type))
     return labels
 
 

@@ -24,6 +24,7 @@ from hydralign.loops.section import RESULT, kept_numbers, opened, write_json
 from hydralign.loops.sft import SFTParts, held_out_losses, max_tokens_of, train
 from hydralign.models import make_model, train_tokenizer
 from hydralign.models.student import Student, load_student
+from hydralign.models.weights import require_ids_can_be_read
 from hydralign.processes import Processes
 from hydralign.progress import say
 from hydralign.types import Demonstration
@@ -127,6 +128,8 @@ def load_parts(recipe: Recipe, config: SFTConfig, processes: Processes) -> Loade
     apart, cut_apart = sequences(chosen, student.tokenizer, student.stop_ids, max_tokens=longest, too_long="cut")
     shortened = {**cut, **{f"{reason} (held out)": count for reason, count in cut_apart.items()}}
     require_sequences(made, apart, longest, account(data, shortened))
+    ids = (one.ids for one in (*made, *apart))
+    require_ids_can_be_read(ids, student.tokenizer, student.vocabulary, "A demonstration")
     if config.packing:
         require_apart(student)
     return Loaded(student, data, made, apart, shortened, fingerprint(chosen))

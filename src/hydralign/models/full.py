@@ -17,6 +17,7 @@ from hydralign.models.precision import store_matrices_in_bf16
 from hydralign.models.rope import explain_rope_limit
 from hydralign.models.saving import save_policy_folder
 from hydralign.models.trunk import Trunk
+from hydralign.models.weights import embedding_rows
 from hydralign.types import Evaluation, Rows
 
 
@@ -36,7 +37,7 @@ class FullPolicy:
         self.frozen = CausalModel(frozen, tokenizer=tokenizer, precision=precision)
         self.stop_ids = stop_ids_of(model, tokenizer)
         self.context = context_of(model)
-        self.context_note = explain_rope_limit(model)
+        self.context_note, self.vocabulary = explain_rope_limit(model), embedding_rows(model.config)
 
     @property
     def device(self) -> torch.device:

@@ -28,6 +28,7 @@ from hydralign.models.rope import explain_rope_limit
 from hydralign.models.saving import model_folder, save_model, save_value_branch, save_value_head
 from hydralign.models.split import after_layers, check_split, copy_of_trained, layers_of, part
 from hydralign.models.trunk import Trunk
+from hydralign.models.weights import embedding_rows
 from hydralign.types import Evaluation, Rows
 
 
@@ -54,7 +55,7 @@ class HydraPolicy:
         """
         self.tokenizer, self.precision, self.value_head = tokenizer, precision, value_head
         self.stop_ids, self.context = stop_ids_of(model, tokenizer), context_of(model)
-        self.context_note = explain_rope_limit(model)
+        self.context_note, self.vocabulary = explain_rope_limit(model), embedding_rows(model.config)
         if states == "bf16" and precision == "fp32":
             raise ModelError(
                 "states=bf16 with precision=fp32: sampling would read exact states and training rounded ones, so "

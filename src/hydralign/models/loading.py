@@ -39,25 +39,34 @@ def looks_local(path: str) -> bool:
     return path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).exists()
 
 
-def check_folder(path: str) -> str:
-    """The expanded path; raises ModelError when a local folder is missing or holds no weights."""
+def find_folder(path: str) -> Path | None:
+    """The folder that `path` names, `~` expanded; None where it names none, and is a hub id by its form.
+
+    Raises ModelError for a folder that is missing or cannot be read, and for a file.
+    """
     with named_load_errors(f"Model folder {path!r} cannot be read", "Check the path and its permissions."):
         folder = Path(path).expanduser()
-        there, is_folder = folder.exists(), folder.is_dir()
-        if is_folder:
+        if folder.is_dir():
             list(folder.iterdir())
-    if not there:
-        if "/" in path and looks_local(path):
-            raise ModelError(
-                f"Model folder {path!r} does not exist: there is nothing to load (looked at {folder.absolute()}). "
-                f"{_nearest(folder)}Check the path, or name a hub id such as openai-community/gpt2."
-            )
+            return folder
+        if not folder.exists():
+            if path.startswith((".", "/", "~")) or path.count("/") > 1:
+                raise ModelError(
+                    f"Model folder {path!r} does not exist: there is nothing to load (looked at {folder.absolute()}). "
+                    f"{_nearest(folder)}Check the path, or name a hub id such as openai-community/gpt2."
+                )
+            return None
+    raise ModelError(
+        f"model path {path!r} is a file: a model is a folder with config.json and weights. Name the folder that "
+        f"it lies in, such as {str(folder.parent)!r}, if that was saved by save_pretrained."
+    )
+
+
+def check_folder(path: str) -> str:
+    """The expanded path; raises ModelError when a local folder is missing or holds no weights."""
+    folder = find_folder(path)
+    if folder is None:
         return path
-    if not is_folder:
-        raise ModelError(
-            f"model path {path!r} is a file: a model is a folder with config.json and weights. Name the folder that "
-            f"it lies in, such as {str(folder.parent)!r}, if that was saved by save_pretrained."
-        )
     if not (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
         raise ModelError(
             f"Model folder {path!r} has no config.json: transformers cannot tell what it is. "
@@ -106,6 +115,9 @@ def read_adapter(folder: str) -> PeftConfig:
         raise _unreadable(about, f"{type(error).__name__}: {error}") from error
     if config.peft_type is None:
         raise _unreadable(about, "it names no peft_type")
+    base = config.base_model_name_or_path
+    if base is not None and not isinstance(base, str):
+        raise _unreadable(about, f"base_model_name_or_path is {base!r:.80}, which is no path")
     return config
 
 

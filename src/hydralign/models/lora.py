@@ -30,6 +30,7 @@ from hydralign.models.saving import model_folder, save_value_head
 from hydralign.models.split import layers_of
 from hydralign.models.trunk import Trunk
 from hydralign.models.versions import Conv1D
+from hydralign.models.weights import embedding_rows
 from hydralign.types import Evaluation, Rows
 
 
@@ -55,7 +56,7 @@ class LoraPolicy:
         self.tokenizer, self.precision, self.value_head = tokenizer, precision, value_head
         self.stop_ids = stop_ids_of(model, tokenizer)
         self.context = context_of(model)
-        self.context_note = explain_rope_limit(model)
+        self.context_note, self.vocabulary = explain_rope_limit(model), embedding_rows(model.config)
         self.peft = adapt(model, rank=rank, alpha=alpha, targets=targets, adapter=adapter, seed=seed)
         learned = [p for p in self.peft.parameters() if p.requires_grad]
         self._start = AdapterStart(learned) if adapter is not None else None

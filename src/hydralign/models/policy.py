@@ -45,6 +45,8 @@ class Policy(Protocol):
     context: int
     context_note: str
     """Why the context ends where it does, as a clause; empty where positions end there."""
+    vocabulary: int | None
+    """Rows of its embedding: it reads the ids below. None where that is unknown."""
 
     @property
     def samples_values(self) -> bool:

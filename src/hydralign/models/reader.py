@@ -20,6 +20,7 @@ from hydralign.models.loading import context_of, stop_ids_of
 from hydralign.models.precision import store_matrices_in_bf16
 from hydralign.models.rope import explain_rope_limit
 from hydralign.models.trunk import Trunk
+from hydralign.models.weights import embedding_rows
 from hydralign.types import Evaluation, Rows
 
 
@@ -41,7 +42,7 @@ class Reader:
             store_matrices_in_bf16(model)
         self.tokenizer, self.precision = tokenizer, precision
         self.stop_ids, self.context = stop_ids_of(model, tokenizer), context_of(model)
-        self.context_note = explain_rope_limit(model)
+        self.context_note, self.vocabulary = explain_rope_limit(model), embedding_rows(model.config)
         self.causal = CausalModel(model, tokenizer=tokenizer, precision=precision)
         self.causal.check_readout()
         self._reference = reference or self.causal

@@ -22,6 +22,7 @@ from hydralign.models.precision import convert_to_fp32, store_frozen_in_bf16
 from hydralign.models.rope import explain_rope_limit
 from hydralign.models.saving import model_folder
 from hydralign.models.split import top_layers
+from hydralign.models.weights import embedding_rows
 from hydralign.models.whole import adapter_of, base_of, load_whole
 
 
@@ -36,7 +37,7 @@ class Student:
         prepare_model(convert_to_fp32(model), tokenizer)
         self.tokenizer, self.precision = tokenizer, precision
         self.stop_ids, self.context = stop_ids_of(model, tokenizer), context_of(model)
-        self.context_note = explain_rope_limit(model)
+        self.context_note, self.vocabulary = explain_rope_limit(model), embedding_rows(model.config)
         self._peft: Any = None
         if isinstance(form, LoraForm):
             top = top_layers(model, form.unfrozen_layers) if form.unfrozen_layers else None

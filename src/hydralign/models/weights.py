@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import json
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from safetensors import safe_open
 from torch import Tensor
 
@@ -28,8 +31,10 @@ def require_finite(named: Iterable[tuple[str, Tensor]], subject: str) -> None:
 
 
 def require_finite_weights(model: Any, subject: str) -> None:
-    """`require_finite` over a model's parameters."""
+    """`require_finite` over what a model's file holds: its parameters, and the buffers that are saved with them."""
     require_finite(model.named_parameters(), subject)
+    saved = model.state_dict().keys()
+    require_finite(((name, buffer) for name, buffer in model.named_buffers() if name in saved), subject)
 
 
 def require_finite_file(file: Path) -> None:
@@ -69,4 +74,27 @@ def require_ids_have_rows(tokenizer: Any, model: Any, subject: str) -> None:
             f"token {token!r}; the tokenizer has {len(vocabulary):,} tokens, the model {rows:,} rows): such a token "
             "cannot be read. Name the tokenizer that belongs to the model, or enlarge the model with "
             "resize_token_embeddings and save both."
+        )
+
+
+def embedding_rows(config: Any) -> int | None:
+    """How many token ids a model with this config reads, those below the number; None where it does not say."""
+    rows = getattr(config.get_text_config(), "vocab_size", None)
+    return rows if isinstance(rows, int) else None
+
+
+def require_ids_can_be_read(
+    encoded: Iterable[Sequence[int] | NDArray[np.int32]], tokenizer: Any, rows: int | None, subject: str
+) -> None:
+    """Raise TokenizerError where a text has an id for which the model has no embedding row; `rows` None: unknown.
+
+    `require_ids_have_rows` lets special tokens pass that only a text which spells them out can bring in.
+    """
+    largest = max((int(np.max(ids)) for ids in encoded if len(ids)), default=-1)
+    if rows is not None and largest >= rows:
+        token = tokenizer.convert_ids_to_tokens(largest)
+        raise TokenizerError(
+            f"{subject} spells {token!r} (id {largest}), a special token for which the model has no embedding (it has "
+            f'{rows:,} rows): such a text cannot be read. Take it out with replace: {{{json.dumps(token)}: ""}} beside '
+            "the source of the data."
         )

@@ -25,10 +25,12 @@ from torch import Tensor, nn
 from hydralign.data import tokens
 from hydralign.errors import ModelError, did_you_mean
 from hydralign.memory import MicroRows
+from hydralign.models.weights import embedding_rows, require_ids_can_be_read
 from hydralign.progress import say
 from hydralign.rewards.batches import pad_right, require_rows, score_batched
+from hydralign.rewards.labels import are_independent, find_label, label_names, labels_of_config, require_comparable
 from hydralign.rewards.learned import Encoded, count_cut
-from hydralign.rewards.loading import load_classifier, longest_text
+from hydralign.rewards.loading import load_classifier, longest_text, require_pad_row
 
 Output = Literal["logit", "log_odds", "probability"]
 Activation = Literal["softmax", "sigmoid"]
@@ -62,22 +64,20 @@ class ClassifierReward:
                     f"{did_you_mean(value, allowed)}"
                 )
         config: Any = model.config
-        labels = {int(column): name for column, name in config.id2label.items()}
-        self.label_column = find_label(label, [labels[column] for column in sorted(labels)])
+        labels = label_names(config.id2label, type(model).__name__)
+        self.label_column = find_label(label, labels)
         self.label = labels[self.label_column]
-        independent = _are_independent(config, activation, output)
-        if len(labels) == 1 and output != "logit" and not independent:
-            raise ModelError(
-                f"the classifier has the single output {self.label!r}: {output} needs another label to compare with. "
-                "Use output: logit, or activation: sigmoid if the output was trained so."
-            )
+        independent = are_independent(activation, config.problem_type)
+        require_comparable(labels, output, independent=independent)
+        if activation is None and config.problem_type is None and output != "logit":
+            _say_that_softmax_is_assumed(labels, output)
         pad_id = config.pad_token_id if config.pad_token_id is not None else tokenizer.pad_token_id
         if pad_id is None:
             raise ModelError(
                 "neither the classifier nor its tokenizer names a padding token: texts of unequal length cannot be "
                 "scored together. Set pad_token_id in its config.json."
             )
-        config.pad_token_id = pad_id
+        config.pad_token_id = require_pad_row(pad_id, getattr(config.get_text_config(), "vocab_size", None))
         self.model, self.tokenizer, self.output, self.text = model, tokenizer, output, text
         self.batch_rows = MicroRows(batch_rows, name="batch_rows")
         self.truncated = 0
@@ -100,11 +100,7 @@ class ClassifierReward:
     ) -> ClassifierReward:
         """The classifier of a folder or hub id. Raises ModelError when weights, tokenizer or label are missing."""
         model, tokenizer, raw = load_classifier(path, device)
-        if not raw.get("id2label"):
-            raise ModelError(
-                f"the config.json of {str(path)!r} names no labels: which output means {label!r} would be a guess. "
-                "Add id2label to it."
-            )
+        labels_of_config(raw, label, repr(str(path)))
         return cls(
             model, tokenizer, label=label, output=output, text=text, activation=activation, batch_rows=batch_rows
         )
@@ -117,6 +113,8 @@ class ClassifierReward:
         else:
             texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
         encoded = [encode_text(self.tokenizer, text, self.max_tokens) for text in texts]
+        ids = (one.ids for one in encoded)
+        require_ids_can_be_read(ids, self.tokenizer, embedding_rows(self.model.config), "A text to score")
         self.truncated += count_cut(encoded, self.max_tokens, f"classifier for {self.label!r}", self.truncated)
         return score_batched([self._ids(one) for one in encoded], self._forward, batch_rows=self.batch_rows)
 
@@ -138,21 +136,12 @@ class ClassifierReward:
         return log_odds_B if self.output == "log_odds" else log_odds_B.sigmoid()
 
 
-def _are_independent(config: Any, activation: Activation | None, output: Output) -> bool:
-    """Whether each label has a probability of its own: as `activation` says, else as the model does, else not.
-
-    Where neither says it, and `output` depends on it, the assumption is named.
-    """
-    if activation is not None:
-        return activation == "sigmoid"
-    if config.problem_type is None and output != "logit" and len(config.id2label) > 1:
-        labels = ", ".join(map(repr, config.id2label.values()))
-        say(
-            f"Warning: the classifier's config.json has no problem_type, so {output} assumes that its labels "
-            f"({labels}) exclude each other (softmax). If a text can have several of them, as in toxicity models, set "
-            "activation: sigmoid; if not, activation: softmax ends this warning."
-        )
-    return bool(config.problem_type == "multi_label_classification")
+def _say_that_softmax_is_assumed(labels: Sequence[str], output: Output) -> None:
+    say(
+        f"Warning: the classifier's config.json has no problem_type, so {output} assumes that its labels "
+        f"({', '.join(map(repr, labels))}) exclude each other (softmax). If a text can have several of them, as in "
+        "toxicity models, set activation: sigmoid; if not, activation: softmax ends this warning."
+    )
 
 
 def encode_text(tokenizer: Any, text: str, max_tokens: int) -> Encoded:
@@ -165,21 +154,3 @@ def encode_text(tokenizer: Any, text: str, max_tokens: int) -> Encoded:
     kept = tokenizer(text, truncation=True, max_length=max_tokens)["input_ids"]
     kept = kept[1:] if tokens.starts_twice(tokenizer, kept) else kept
     return Encoded(tuple(kept), len(ids) - len(kept))
-
-
-def find_label(label: str, labels: Sequence[str]) -> int:
-    """The column of `label`: its exact name, else the only name that differs in case alone. Raises ModelError."""
-    exact = [column for column, name in enumerate(labels) if name == label]
-    matches = exact or [column for column, name in enumerate(labels) if name.casefold() == label.casefold()]
-    if len(matches) == 1:
-        return matches[0]
-    listed = ", ".join(map(repr, labels))
-    if matches:
-        raise ModelError(
-            f"label {label!r} fits {len(matches)} labels of the classifier ({listed}): the reward would be a guess. "
-            "Write the label exactly, and rename equal labels in config.json."
-        )
-    raise ModelError(
-        f"the classifier has no label {label!r}: its labels are {listed}, and none is taken by position. "
-        f"{did_you_mean(label, labels)}"
-    )

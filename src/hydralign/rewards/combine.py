@@ -99,11 +99,11 @@ def score_rollout(
     totals = [0.0] * len(prompts)
     per_token: list[tuple[float, ...] | None] = [None] * len(prompts)
     logged: dict[str, list[float | None]] = {}
-    cut: dict[str, int] = {}
+    cut: dict[str, tuple[int, int]] = {}
     for term in terms:
-        entries, cut_rows = _entries_of(term, prompts, completions, columns)
-        if cut_rows is not None:
-            cut[term.name] = cut_rows
+        entries, cut_texts = _entries_of(term, prompts, completions, columns)
+        if cut_texts is not None:
+            cut[term.name] = cut_texts
         logged[term.name] = [math.fsum(entry) if isinstance(entry, tuple) else entry for entry in entries]
         for row, entry in enumerate(entries):
             if isinstance(entry, tuple):
@@ -131,23 +131,28 @@ def require_applied(applied: Mapping[str, float], rows: int) -> None:
 
 def _entries_of(
     term: RewardTerm, prompts: Sequence[str], completions: Sequence[str], columns: Mapping[str, Sequence[Any]]
-) -> tuple[list[Entry], int | None]:
-    """The term's checked entries, minus those of the reference answers where it asks for that; and how many answers
-    were cut to be read, None where the reward counts none.
+) -> tuple[list[Entry], tuple[int, int] | None]:
+    """The term's checked entries, minus those of the reference answers where it asks for that; and how many texts were
+    cut to be read, of how many, reference answers among them. None where the reward counts none.
     """
     before = getattr(term.reward, "truncated", None)
+
+    def cut_of(texts: int) -> tuple[int, int] | None:
+        return (getattr(term.reward, "truncated", before) - before, texts) if isinstance(before, int) else None
+
     returned = call(term.reward, prompts, completions, columns, name=term.name)
-    cut = getattr(term.reward, "truncated", before) - before if isinstance(before, int) else None
     entries = _checked(returned, term.name, prompts, columns["completion_tokens"])
     if term.minus_reference is None:
-        return entries, cut
+        return entries, cut_of(len(prompts))
     references = _references(term, term.minus_reference, columns)
     # Reference answers are whole, and were never sampled: they have no completion tokens.
     others = {name: column for name, column in columns.items() if name != "completion_tokens"}
     others["finished"] = [True] * len(references)
     returned = call(term.reward, prompts, references, others, name=term.name)
     bases = _checked(returned, term.name, prompts, None)
-    return [_difference(term, entry, base) for entry, base in zip(entries, bases, strict=True)], cut
+    return [_difference(term, entry, base) for entry, base in zip(entries, bases, strict=True)], cut_of(
+        2 * len(prompts)
+    )
 
 
 def require_reference_column(name: str, column: str, columns: Iterable[str]) -> None:

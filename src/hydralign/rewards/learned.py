@@ -21,9 +21,10 @@ from hydralign.data.tokens import encode_text
 from hydralign.errors import ModelError, RewardError
 from hydralign.memory import MicroRows
 from hydralign.models.rope import explain_rope_limit, rope_limit
+from hydralign.models.weights import embedding_rows, require_ids_can_be_read
 from hydralign.progress import say
 from hydralign.rewards.batches import pad_right, require_rows, score_batched
-from hydralign.rewards.loading import load_classifier, longest_text
+from hydralign.rewards.loading import load_classifier, longest_text, require_pad_row
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ def require_reward_model(model: nn.Module, tokenizer: Any) -> int:
             "rightmost token that is not padding, so it would skip the end of every finished answer. "
             "Give the reward model a padding token of its own."
         )
-    return int(pad_id)
+    return require_pad_row(pad_id, getattr(config.get_text_config(), "vocab_size", None))
 
 
 class RewardModel:
@@ -162,6 +163,8 @@ class RewardModel:
         require_rows(prompts=prompts, completions=completions, finished=finished)
         answers = zip(prompts, completions, finished, strict=True)
         encoded = [encode(self.tokenizer, *answer, self.max_tokens) for answer in answers]
+        ids = (row.ids for row in encoded)
+        require_ids_can_be_read(ids, self.tokenizer, embedding_rows(self.model.config), "A text to score")
         self.truncated += count_cut(encoded, self.max_tokens, "reward model", self.truncated)
         return score_batched(
             [row.ids for row in encoded],

@@ -6,6 +6,8 @@ confident face, so here it is an error. safetensors only, no code from the folde
 
 from __future__ import annotations
 
+import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,26 +17,26 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
 
-from hydralign.errors import ModelError
+from hydralign.errors import ModelError, TokenizerError
 from hydralign.hub import describe_search, hub_access
 from hydralign.models.load_errors import check_model_files, named_load_errors
+from hydralign.models.loading import find_folder
 from hydralign.models.rope import rope_limit
 from hydralign.models.weights import require_finite_weights, require_ids_have_rows
+
+NO_LIMIT = 1 << 30
+"""Tokens that no text has."""
 
 
 def check_classifier_folder(path: str | os.PathLike[str]) -> str | Path:
     """The folder, `~` expanded, or the hub id. Raises ModelError for a folder that is missing or incomplete."""
-    folder = Path(path).expanduser()
-    if folder.is_dir():
-        _require_files(folder)
-        check_model_files(folder)
-        return folder
-    if folder.is_absolute() or str(path).startswith(("~", ".")) or str(path).count("/") > 1:
-        raise ModelError(
-            f"there is no folder {str(path)!r} (looked at {folder.absolute()}): no reward can be read from it. "
-            "Correct the path."
-        )
-    return str(path)
+    folder = find_folder(str(path))
+    if folder is None:
+        return str(path)
+    _require_files(folder)
+    check_model_files(folder)
+    _check_settings(folder)
+    return folder
 
 
 def load_classifier(
@@ -70,7 +72,7 @@ def longest_text(model: nn.Module, tokenizer: Any) -> int:
     positions are the same in any batch, and the tokenizer's own limit.
     """
     positions = getattr(model.config, "max_position_embeddings", None)
-    limits = [int(tokenizer.model_max_length)]
+    limits = [tokenizer_limit(tokenizer.model_max_length)]
     if isinstance(positions, int) and positions > 0:
         # RoBERTa and its kin number positions from padding_idx + 1, so that part of the table is out of reach.
         tables = (m for n, m in model.named_modules() if n.endswith("position_embeddings"))
@@ -78,6 +80,50 @@ def longest_text(model: nn.Module, tokenizer: Any) -> int:
         limits.append(positions - max(offsets, default=0))
     limit = rope_limit(model)
     return min(limits if limit is None else [*limits, limit])
+
+
+def tokenizer_limit(model_max_length: Any) -> int:
+    """Most tokens of a text by a tokenizer's own setting; -1, infinity and none at all are no limit.
+
+    Raises TokenizerError for what is no number of tokens.
+    """
+    if model_max_length is None or model_max_length in (-1, math.inf):
+        return NO_LIMIT
+    if isinstance(model_max_length, bool) or not isinstance(model_max_length, int | float) or not model_max_length >= 1:
+        raise TokenizerError(
+            f"the tokenizer has model_max_length={model_max_length!r:.80}, which is no number of tokens: where texts "
+            "are to be cut is unknown. Correct it in tokenizer_config.json, or take it out."
+        )
+    return min(int(model_max_length), NO_LIMIT)
+
+
+def require_pad_row(pad_id: Any, rows: Any) -> int:
+    """The pad id of a model with so many embedding `rows` (None where that is unknown).
+
+    Raises ModelError for an id without a row, such as the -1 of old Llama configs.
+    """
+    is_id = isinstance(pad_id, int) and not isinstance(pad_id, bool)
+    if not is_id or pad_id < 0 or (isinstance(rows, int) and pad_id >= rows):
+        counted = f" (it has {rows:,} embedding rows)" if isinstance(rows, int) else ""
+        raise ModelError(
+            f"the config has pad_token_id={pad_id!r:.80}, which is no token of the model{counted}: texts of unequal "
+            "length could not be scored together. Set pad_token_id in its config.json to the id of a padding token."
+        )
+    return int(pad_id)
+
+
+def _check_settings(folder: Path) -> None:
+    """Raise ModelError for a pad id or a longest text, as the folder's files have them, that cannot be."""
+    settings = {
+        name: json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).is_file() else {}
+        for name in ("config.json", "tokenizer_config.json")
+    }
+    config = settings["config.json"]
+    text = config["text_config"] if isinstance(config.get("text_config"), dict) else config
+    for part in (config, text):
+        if part.get("pad_token_id") is not None:
+            require_pad_row(part["pad_token_id"], text.get("vocab_size"))
+    tokenizer_limit(settings["tokenizer_config.json"].get("model_max_length"))
 
 
 def _require_files(folder: Path) -> None:

@@ -34,6 +34,7 @@ from hydralign.models.saving import model_folder
 from hydralign.models.split import STRANGE, told
 from hydralign.models.versions import Conv1D, LoraLayer
 from hydralign.models.weights import require_finite_weights
+from hydralign.rewards.labels import label_names
 from hydralign.rewards.learned import outputs
 from hydralign.rewards.loading import longest_text
 from hydralign.rewards.starting import head_names, last_layer, load_start
@@ -53,7 +54,7 @@ class Scorer:
 
     def __init__(self, model: Any, tokenizer: Any, *, precision: str = "fp32", max_tokens: int | None = None) -> None:
         self.model, self.tokenizer, self.precision = model, tokenizer, precision
-        self.labels = tuple(model.config.id2label[column] for column in range(model.config.num_labels))
+        self.labels = tuple(label_names(model.config.id2label, type(model).__name__))
         self.pad_id = int(model.config.pad_token_id)
         readable = longest_text(model, tokenizer)
         if max_tokens is not None and max_tokens > readable:

@@ -28,6 +28,7 @@ from hydralign.models.loading import check_folder, own_tokenizer
 from hydralign.models.making import name_outputs
 from hydralign.models.weights import require_finite_weights, require_ids_have_rows
 from hydralign.models.whole import adapter_of, base_of, merged
+from hydralign.rewards.labels import label_names
 
 
 def load_start(path: str, labels: Sequence[str], *, seed: int = 0) -> tuple[Any, Any]:
@@ -103,7 +104,7 @@ def _own_labels(config: Any, labels: Sequence[str], path: str) -> list[str]:
         )
     if not any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
         return []
-    own = [config.id2label[column] for column in range(config.num_labels)]
+    own = label_names(config.id2label, repr(path))
     if own == ["LABEL_0"] and len(labels) == 1:
         return list(labels)
     if sorted(own) != sorted(labels):
