@@ -7,11 +7,8 @@ that a run stays itself when its folder moves.
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
-import os
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,6 +18,7 @@ from hydralign.config.base import Config
 from hydralign.config.compare import CompareConfig
 from hydralign.config.reward import Comparisons, RewardConfig
 from hydralign.config.sft import SFTConfig
+from hydralign.loops.function_files import function_files
 from hydralign.loops.same_settings import comparable_text, comparable_values
 
 RECORD = "inputs.json"
@@ -168,7 +166,7 @@ def _without_paths(value: Any) -> Any:
 def _files(key: str, text: str) -> dict[str, Path]:
     """Name within the input: file. None for what is no file or folder here, such as a hub id."""
     if key == "function":
-        return _function_files(text)
+        return function_files(text)
     path = Path(text).expanduser()
     if path.is_file():
         return {path.name: path}
@@ -198,56 +196,6 @@ def _base_files(folder: Path) -> dict[str, Path]:
     if not base.is_dir() or base.resolve() == folder.resolve():
         return {}
     return {f"base/{name}": file for name, file in _files("path", str(base)).items()}
-
-
-def _function_files(reference: str) -> dict[str, Path]:
-    """The file that a reward function stands in, and the files beside it that it imports."""
-    place = reference.rpartition(":")[0]
-    roots = [Path.cwd(), *map(Path, sys.path)]
-    if place.endswith(".py"):
-        start: Path | None = Path(place).expanduser()
-    else:
-        start = next((file for root in roots for file in _module_files(root, place.split("."))[-1:]), None)
-    if start is None or not start.is_file():
-        return {}
-    found: dict[Path, None] = {}
-    waiting = [start]
-    while waiting:
-        file = waiting.pop()
-        if file not in found:
-            found[file] = None
-            waiting += _imported(file)
-    return {Path(os.path.relpath(file, start.parent)).as_posix(): file for file in found}
-
-
-def _imported(file: Path) -> list[Path]:
-    """Files that this one imports from its own folder, or from a folder above by a relative import."""
-    try:
-        tree = ast.parse(file.read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return []
-    files: list[Path] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                files += _module_files(file.parent, alias.name.split("."))
-        elif isinstance(node, ast.ImportFrom):
-            root = file.parent
-            for _ in range(node.level - 1):
-                root = root.parent
-            parts = node.module.split(".") if node.module else []
-            for alias in node.names:
-                files += _module_files(root, [*parts, alias.name]) or _module_files(root, parts)
-    return files
-
-
-def _module_files(root: Path, parts: list[str]) -> list[Path]:
-    """Files of the module and of the packages around it, as far as they are under `root`, the module last."""
-    found = []
-    for count in range(1, len(parts) + 1):
-        place = root.joinpath(*parts[:count])
-        found += [file for file in (place / "__init__.py", place.with_suffix(".py")) if file.is_file()][:1]
-    return found
 
 
 def _content(path: Path, before: Mapping[str, Any]) -> dict[str, Any]:
