@@ -269,6 +269,36 @@ def test_a_hub_model_that_is_not_here_is_left_to_its_turn(recipe: Settings, monk
     preflight.check_steps(made, steps, [step.title for step in steps], ALONE)
 
 
+@pytest.mark.parametrize("spelling", ["./out", "{here}/out"])
+def test_every_spelling_of_the_output_names_what_an_earlier_section_makes(
+    spelling: str, recipe: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = spelling.replace("{here}", str(tmp_path))
+    made = load_recipe_of(change({**recipe, "output": "out"}, "ppo.model", {"path": f"{folder}/sft/model"}))
+    runs.check_before(made, runs.present_sections(made), ALONE)
+    assert "ppo waits for out/reward/pairs/model, out/sft/model" in runs.plan(made, "ppo")
+    itself = load_recipe_of(change({**recipe, "output": "out"}, "ppo.model", {"path": f"{folder}/ppo/model"}))
+    with pytest.raises(ConfigError, match="makes that itself"):
+        runs.check_before(itself, ["ppo"], ALONE, dry=True)
+
+
+@pytest.mark.parametrize(("path", "why"), [("~nobody-here/x", "no user of that name"), ("x" * 300, "300 bytes")])
+def test_path_that_no_file_system_takes_is_named_wherever_it_stands(
+    path: str, why: str, recipe: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = ["data.prompts.source", "reward.1.test.source", "sft.model.path", "compare.before", "ppo.rewards.0.path"]
+    for key in (*keys, "reward.1.test.held_out.source"):
+        recipe = change(recipe, key, path)
+    recipe = change(recipe, "reward.1.test.held_out.by", "source")
+    recipe = change(recipe, "ppo.model", {"path": "IN/model", "form": {"type": "lora", "adapter": path}})
+    recipe = change(recipe, "ppo.rewards.1.function", f"{path}/rule.py:f")
+    message = refuse(recipe, capsys, tmp_path, "run")
+    for key in (*keys, "reward.1.test.held_out.source", "ppo.model.form.adapter", "ppo.rewards.1.function"):
+        assert f"{key}=" in message
+    assert message.count(why) == 8
+
+
 NO_FOLDERS = ["", " ", "{output}", "{output}/x", "/", "//", "~", "~/", ".", "./", "..", "../..", "~nobody-here/x"]
 
 

@@ -174,3 +174,16 @@ def test_settings_that_change_no_result_are_left_out(recipe: Recipe) -> None:
     assert comparable(read_config(Recipe, other), recipe.output) == comparable(recipe, recipe.output)
     other["ppo"]["evaluation"]["prompts"] = 3
     assert comparable(read_config(Recipe, other), recipe.output) != comparable(recipe, recipe.output)
+
+
+def test_keys_of_the_users_own_are_never_taken_for_settings(recipe: Recipe) -> None:
+    assert recipe.ppo is not None
+    records = []
+    for text in ("each", "EACH"):
+        values = recipe.model_dump()
+        values["data"]["prompts"] |= {"replace": {"every": text}, "columns": {"source": "article"}}
+        records.append(read_config(Recipe, values))
+    assert comparable(records[0], recipe.output) != comparable(records[1], recipe.output)
+    before, now = (inputs_of(one, recipe.ppo) for one in records)
+    assert before["inputs"]["data.prompts"]["settings"]["columns"] == {"source": "article"}
+    assert changes(before, now) == (["data.prompts has other settings"], [])

@@ -16,6 +16,7 @@ from typing import Any
 from hydralign.config import PPOConfig, Recipe
 from hydralign.config.base import Config
 from hydralign.config.compare import CompareConfig
+from hydralign.config.paths import PATH_FIELDS, USER_MAPPINGS, file_of, paths_of
 from hydralign.config.reward import Comparisons, RewardConfig
 from hydralign.config.sft import SFTConfig
 from hydralign.loops.function_files import function_files
@@ -24,7 +25,6 @@ from hydralign.loops.same_settings import comparable_text, comparable_values
 RECORD = "inputs.json"
 
 _LARGE = 64 * 2**20
-_NAMED_BY = {"path", "adapter", "before", "after", "source", "function"}
 _MODEL_SUFFIXES = {".safetensors", ".json", ".model", ".jinja", ".bin", ".tiktoken"}
 _MODEL_TEXTS = {"vocab.txt", "merges.txt"}
 
@@ -42,7 +42,7 @@ def inputs_of(recipe: Recipe, config: Config, before: Mapping[str, Any] | None =
         old = known.get(setting, {}).get("files", {})
         if files:
             listed = {part: _content(path, old.get(part, {})) for part, path in sorted(files.items())}
-            place = text.rpartition(":")[0] if ".py:" in text else text
+            place = file_of(text)
             folder = str(Path(place).expanduser().parent) if Path(place).expanduser().is_file() else place
             inputs[setting] = {"name": name, "at": comparable_text(folder, recipe.output), "files": listed}
         else:
@@ -110,31 +110,16 @@ def kinds_read(config: Config) -> tuple[str, ...]:
 
 def _named(recipe: Recipe, config: Config) -> Iterator[tuple[str, str]]:
     """Every setting that names something to read, with its value."""
-    yield from _walk(config, "")
+    yield from paths_of(config)
     for kind in kinds_read(config):
-        yield from _walk(getattr(recipe.data, kind), f"data.{kind}")
+        yield from paths_of(getattr(recipe.data, kind), f"data.{kind}")
     if isinstance(config, CompareConfig) and not config.score and recipe.ppo is not None:
-        yield from _walk(recipe.ppo.rewards, "ppo.rewards")
+        yield from paths_of(recipe.ppo.rewards, "ppo.rewards")
 
 
 def _field(setting: str) -> str:
     """The field's own name: of data.prompts.source.0 it is source."""
     return next(part for part in reversed(setting.split(".")) if not part.isdecimal())
-
-
-def _walk(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, Config):
-        for field in type(value).model_fields:
-            part = getattr(value, field)
-            name = f"{key}.{field}".lstrip(".")
-            texts = part if isinstance(part, tuple) else (part,)
-            if field in _NAMED_BY and all(isinstance(text, str) for text in texts):
-                yield from ((name if len(texts) == 1 else f"{name}.{i}", text) for i, text in enumerate(texts))
-            else:
-                yield from _walk(part, name)
-    elif isinstance(value, tuple):
-        for index, part in enumerate(value):
-            yield from _walk(part, f"{key}.{index}")
 
 
 def _shared_settings(recipe: Recipe, config: Config) -> dict[str, Any]:
@@ -154,7 +139,11 @@ def _shared_settings(recipe: Recipe, config: Config) -> dict[str, Any]:
 def _without_paths(value: Any) -> Any:
     """Settings without what is told by content; of a function the name stays."""
     if isinstance(value, dict):
-        kept = {key: _without_paths(part) for key, part in value.items() if key not in _NAMED_BY}
+        kept = {
+            key: part if key in USER_MAPPINGS else _without_paths(part)
+            for key, part in value.items()
+            if key not in PATH_FIELDS
+        }
         function = value.get("function")
         return kept | {"function": function.rpartition(":")[2]} if isinstance(function, str) else kept
     return [_without_paths(part) for part in value] if isinstance(value, list) else value
@@ -191,9 +180,10 @@ def _base_files(folder: Path) -> dict[str, Path]:
     try:
         about = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         base = Path(about["base_model_name_or_path"]).expanduser()
-    except (OSError, ValueError, KeyError, TypeError):
+        apart = base.is_dir() and base.resolve() != folder.resolve()
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
         return {}
-    if not base.is_dir() or base.resolve() == folder.resolve():
+    if not apart:
         return {}
     return {f"base/{name}": file for name, file in _files("path", str(base)).items()}
 

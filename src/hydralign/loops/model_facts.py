@@ -6,7 +6,6 @@ known is None: its check waits until the model is loaded.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from hydralign.config.model import HydraForm, LoraForm, ModelConfig
 from hydralign.config.reward import RewardConfig
 from hydralign.errors import ModelError
+from hydralign.loops.same_settings import comparable_text
 from hydralign.models.load_errors import named_load_errors
 from hydralign.models.loading import check_folder, context_of, own_tokenizer, prepare_tokenizer
 from hydralign.models.rope import explain_rope_limit
@@ -51,9 +51,13 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Looks models up: in folders, and among what the earlier sections of a recipe make (folder: their settings)."""
+    """Looks models up: in folders, and among what the earlier sections of a recipe make (folder: their settings).
+
+    Folders are named as `comparable_text` tells them from the recipe's `output`.
+    """
 
     recipe_model: ModelConfig
+    output: str
     made: Mapping[str, Any]
     labels: dict[str, Sequence[str]] = field(default_factory=dict)
     """Labels of the classifiers that are yet to be made, by folder, as far as they were found in data."""
@@ -103,7 +107,7 @@ class ModelSource:
 
     def maker(self, path: str) -> Any:
         """The settings of the earlier section that will make this folder; None when it is there, or nobody makes it."""
-        return None if Path(path).expanduser().exists() else self.made.get(os.path.normpath(path))
+        return None if Path(path).expanduser().exists() else self.made.get(comparable_text(path, self.output))
 
 
 def read_config(path: str | Path) -> Any:

@@ -18,6 +18,8 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from hydralign.config import Recipe, describe, diff, dump_recipe, load_recipe, resolved_recipe
+from hydralign.config.paths import file_of, paths_of, require_usable_paths
+from hydralign.config.recipe import OUTPUT
 from hydralign.errors import ConfigError, RunFolderError, did_you_mean
 from hydralign.evaluation.statistics import Difference
 from hydralign.files import write_text
@@ -31,7 +33,7 @@ from hydralign.loops.precision import choose_precision, resolve_precision, same_
 from hydralign.loops.preflight import Step, check_steps
 from hydralign.loops.results import RunResult, read_results
 from hydralign.loops.reward_run import run_reward
-from hydralign.loops.same_settings import comparable, texts_of
+from hydralign.loops.same_settings import comparable, comparable_text
 from hydralign.loops.sft_run import run_sft
 from hydralign.loops.standing import (
     Standing,
@@ -203,6 +205,7 @@ def check_before(recipe: Recipe, names: Sequence[str], processes: Processes, *, 
     output = Path(recipe.output).expanduser()
     steps = [Step(item.section, item.title, item.config) for name in SECTIONS for item in items_of(recipe, name)]
     items = [item for name in names for item in required_items(recipe, name)]
+    require_usable_paths(recipe)
     check_output(recipe, [item.title for item in items])
     wanted = [item for item in items if standing(recipe, item.config, output / item.title).state != "finished"]
     require_same_recipe(output, recipe)
@@ -235,7 +238,7 @@ def require_made(recipe: Recipe, item: Item, *, besides: Sequence[str] = ()) -> 
     What the sections `besides` make does not count.
     """
     for path in missing_parts(recipe, item):
-        maker = path.relative_to(Path(recipe.output)).parts[0]
+        maker = path.relative_to(folder_of(recipe, "")).parts[0]
         if maker in besides or maker not in SECTIONS:
             continue
         raise RunFolderError(
@@ -246,12 +249,9 @@ def require_made(recipe: Recipe, item: Item, *, besides: Sequence[str] = ()) -> 
 
 def missing_parts(recipe: Recipe, item: Item) -> list[Path]:
     """Paths inside the output folder that the item's settings name and that do not exist."""
-    output = Path(recipe.output)
-    inside = f"{recipe.output.rstrip('/')}/"
-    # A reward function is written as path/to/file.py:function.
-    texts = (re.sub(r"\.py:\w+\Z", ".py", text) for text in texts_of(item.config.model_dump()))
-    paths = [Path(text) for text in texts if text.startswith(inside)]
-    return [path for path in paths if path.is_relative_to(output) and not path.expanduser().exists()]
+    texts = (comparable_text(file_of(text), recipe.output) for _, text in paths_of(item.config))
+    paths = [folder_of(recipe, text.removeprefix(f"{OUTPUT}/")) for text in texts if text.startswith(f"{OUTPUT}/")]
+    return [path for path in dict.fromkeys(paths) if not path.exists()]
 
 
 def claim_folder(output: Path, recipe: Recipe) -> None:

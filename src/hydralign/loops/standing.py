@@ -14,12 +14,13 @@ from typing import Any, Literal
 
 from hydralign.config import Config, PPOConfig, Recipe, dump_recipe, load_config
 from hydralign.config.compare import CompareConfig
+from hydralign.config.paths import paths_of
 from hydralign.config.recipe import OUTPUT
 from hydralign.config.training import SupervisedConfig
 from hydralign.errors import ConfigError, RunFolderError
 from hydralign.files import delete, write_text, writing
 from hydralign.loops.inputs import RECORD, changes, inputs_of, read_record
-from hydralign.loops.same_settings import comparable, comparable_text, texts_of
+from hydralign.loops.same_settings import comparable, comparable_text
 from hydralign.loops.section_files import CONFIG, RESULT, write_config, write_json
 
 PREVIOUS = "previous"
@@ -126,7 +127,7 @@ def _changed(recipe: Recipe, config: Config, folder: Path) -> tuple[list[str], l
 def _newer_inputs(recipe: Recipe, config: Config) -> list[str]:
     """What a comparison that was made before inputs were recorded reads of sections that were made since."""
     output = Path(recipe.output).expanduser()
-    texts = (comparable_text(text, recipe.output) for text in texts_of(config.model_dump()))
+    texts = (comparable_text(text, recipe.output) for _, text in paths_of(config))
     made = [text for text in texts if text.startswith(f"{OUTPUT}/")]
     return [
         f"{text} is newer"
@@ -162,7 +163,7 @@ def readers_of(title: str, configs: Sequence[tuple[str, Config]], output: str) -
     for other, config in configs:
         if other in found or isinstance(config, CompareConfig):
             continue
-        texts = [comparable_text(text, output) for text in texts_of(config.model_dump())]
+        texts = [comparable_text(text, output) for _, text in paths_of(config)]
         if any(text.startswith(f"{OUTPUT}/{one}/") for one in found for text in texts):
             found.append(other)
     return found[1:]

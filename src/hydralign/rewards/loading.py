@@ -24,8 +24,8 @@ from hydralign.models.weights import require_finite_weights, require_ids_have_ro
 
 def check_classifier_folder(path: str | os.PathLike[str]) -> str | Path:
     """The folder, `~` expanded, or the hub id. Raises ModelError for a folder that is missing or incomplete."""
-    folder = Path(path).expanduser()
-    if folder.is_dir():
+    folder = Path(os.path.expanduser(path))
+    if os.path.isdir(folder):  # Path.is_dir raises for names that no file system takes
         _require_files(folder)
         check_model_files(folder)
         return folder
