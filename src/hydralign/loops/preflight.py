@@ -197,6 +197,7 @@ def _check_ppo(recipe: Recipe, config: PPOConfig, models: ModelSource, processes
     processes.require_shares(config.batch.minibatch_rows, "ppo rows per minibatch")
     model = config.model or recipe.model
     facts = models.of_config(model)
+    models.require_base(model)
     require_form(facts, model, splits=True)
     prompts, whole = _prompts(recipe, facts)
     if prompts and whole:

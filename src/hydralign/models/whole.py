@@ -69,7 +69,9 @@ def adapter_of(folder: str) -> Any:
 def base_of(adapter: Any, path: str) -> str:
     """The local folder or hub id that an adapter names as its base; a name without a slash is either."""
     base = adapter.base_model_name_or_path
-    if not base or ("/" in base and looks_local(base) and not Path(base).expanduser().is_dir()):
+    with named_load_errors(f"The base model {base!r} of adapter {path!r} cannot be found", "Name another."):
+        unknown = not base or ("/" in base and looks_local(base) and not Path(base).expanduser().is_dir())
+    if unknown:
         raise ModelError(
             f"Adapter {path!r} names {base!r} as its base model, which is no folder here: without it there is no "
             "trunk. Correct base_model_name_or_path in its adapter_config.json, or name a whole model."
