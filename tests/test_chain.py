@@ -464,3 +464,19 @@ def test_sft_for_more_epochs_goes_on_and_what_was_made_from_it_is_stale(
     assert (output / "sft/before.json").read_bytes() == before
     assert main(["run", *command]) == 2
     assert f"reward/pairs in {output}/reward/pairs is stale" in capfd.readouterr().err
+
+
+@pytest.fixture
+def whole(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished output, to be gone on with for real."""
+    shutil.copytree(finished / "out", tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_damaged_result_of_a_comparison_is_made_again(finished: Path, whole: Path) -> None:
+    (whole / "compare/evaluation.json").write_text('{"metrics":')
+    with (whole / "ppo/metrics.jsonl").open("a") as file:
+        file.write('{"step":')
+    assert main(["run", str(finished / "recipe.yaml"), "--output", str(whole)]) == 0
+    assert "score" in json.loads((whole / "compare/evaluation.json").read_text())["metrics"]
+    assert (whole / "compare/previous/evaluation.json").exists()

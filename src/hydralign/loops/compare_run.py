@@ -5,7 +5,6 @@ Both sides get the same random numbers, so where the models agree they give the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,7 +26,7 @@ from hydralign.generation.sampler import check_context
 from hydralign.loops.ppo import sampling_plan
 from hydralign.loops.ppo_run import choose_prompts, kept_answers, required_prompts, tell
 from hydralign.loops.provenance import held_out_source, reward_results
-from hydralign.loops.section import RESULT, write_json
+from hydralign.loops.section_files import RESULT, read_lines, write_json
 from hydralign.loops.standing import begin
 from hydralign.models.reader import Reader
 from hydralign.models.whole import load_whole
@@ -207,7 +206,7 @@ def _report(
     ]
     shown = {name: (before.metrics[name], after.metrics[name]) for name in before.metrics}
     history = Path(recipe.output).expanduser() / "ppo" / "metrics.jsonl"
-    rows = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()] if history.exists() else []
+    rows = read_lines(history)
     return Report(config.title or Path(recipe.output).name, record, shown, pairs, rows)
 
 

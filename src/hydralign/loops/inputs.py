@@ -21,6 +21,7 @@ from hydralign.config.reward import Comparisons, RewardConfig
 from hydralign.config.sft import SFTConfig
 from hydralign.loops.function_files import function_files
 from hydralign.loops.same_settings import comparable_text, comparable_values
+from hydralign.loops.section_files import read_object
 
 RECORD = "inputs.json"
 
@@ -54,11 +55,19 @@ def inputs_of(recipe: Recipe, config: Config, before: Mapping[str, Any] | None =
 
 def read_record(folder: Path) -> dict[str, Any] | None:
     """The record of a section's folder; None when it has none that can be read."""
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    record = read_object(folder / RECORD)
+    if record is None or not isinstance(record.get("output", ""), str):
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("inputs"), dict) else None
+    inputs = record.get("inputs")
+    return record if isinstance(inputs, dict) and all(map(_is_input, inputs.values())) else None
+
+
+def _is_input(one: Any) -> bool:
+    """Whether a part of a record has the form that `inputs_of` gives it."""
+    if not isinstance(one, dict) or not ("settings" in one or isinstance(one.get("name"), str)):
+        return False
+    files = one.get("files", {})
+    return isinstance(files, dict) and all(isinstance(about, dict) and "sha256" in about for about in files.values())
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], list[str]]:

@@ -274,7 +274,13 @@ def require_same_recipe(output: Path, recipe: Recipe) -> None:
     stored = output / "recipe.yaml"
     if not stored.exists():
         return
-    before = load_recipe(stored)
+    try:
+        before = load_recipe(stored)
+    except ConfigError as error:
+        raise RunFolderError(
+            f"{stored} cannot be read, so whether this recipe made what lies beside it is not known: {error}\n"
+            f"Delete {stored} if it did, and it is written again; else name another output."
+        ) from error
     # A run writes every section down, absent ones as null; nobody does by hand.
     keys = re.findall(r"^(\w+):", stored.read_text(encoding="utf-8"), flags=re.MULTILINE)
     if not _made_items(before, output) and not {"seed", *SECTIONS} <= set(keys):

@@ -21,7 +21,7 @@ from hydralign.errors import ConfigError, RunFolderError
 from hydralign.files import delete, write_text, writing
 from hydralign.loops.inputs import RECORD, changes, inputs_of, read_record
 from hydralign.loops.same_settings import comparable, comparable_text
-from hydralign.loops.section_files import CONFIG, RESULT, write_config, write_json
+from hydralign.loops.section_files import CONFIG, RESULT, read_object, read_result, write_config, write_json
 
 PREVIOUS = "previous"
 """Folder inside a section's that holds the result before the newest one."""
@@ -86,7 +86,10 @@ def growth(recipe: Recipe, config: Config, folder: Path) -> tuple[str, Any, Any]
 
 
 def standing(recipe: Recipe, config: Config, folder: Path) -> Standing:
-    """Where the section with this config and folder stands. Writes nothing."""
+    """Where the section with this config and folder stands. Writes nothing.
+
+    Raises RunFolderError when a training's result is damaged.
+    """
     done = (folder / RESULT).exists()
     if not has_results(folder):
         redone = isinstance(config, CompareConfig) and (folder / CONFIG).exists()
@@ -96,6 +99,10 @@ def standing(recipe: Recipe, config: Config, folder: Path) -> Standing:
         changed += [f"{path} is to be made again" for path in gone if _is_unmade(recipe, path)]
         if read_record(folder) is None:
             changed += _newer_inputs(recipe, config)
+        if done and read_object(folder / RESULT) is None:
+            changed.append(f"{folder / RESULT} is damaged")
+    elif done:
+        read_result(folder)
     if changed:
         shown = [line.replace(OUTPUT, recipe.output.rstrip("/")) for line in changed]
         then = "and to be made again" if isinstance(config, CompareConfig) else "and a run would stop here"
