@@ -18,7 +18,7 @@ from hydralign.cli import main
 from hydralign.config import load_recipe
 from hydralign.loops import runs
 from hydralign.loops.runs import claim_folder, conflicts, run_section
-from hydralign.loops.standing import begin
+from hydralign.loops.standing import record_start
 from hydralign.testing import tiny_model
 
 WORDS = ["this", "that", "thing", "other", "small", "plain", "words", "text"]
@@ -314,7 +314,7 @@ def copied(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def pretend(recipe: Any, config: Any, folder: Path, processes: Any) -> list[Any]:
-    begin(recipe, config, folder)
+    record_start(recipe, config, folder)
     for place in ("model", "checkpoints/step-1"):
         (folder / place).mkdir(parents=True, exist_ok=True)
     (folder / "model/config.json").write_text(config.model_dump_json())

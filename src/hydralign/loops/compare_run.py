@@ -27,7 +27,7 @@ from hydralign.loops.ppo import sampling_plan
 from hydralign.loops.ppo_run import choose_prompts, kept_answers, required_prompts, tell
 from hydralign.loops.provenance import held_out_source, reward_results
 from hydralign.loops.section_files import RESULT, read_lines, write_json
-from hydralign.loops.standing import begin
+from hydralign.loops.standing import delete_outdated_measurements, record_start
 from hydralign.models.reader import Reader
 from hydralign.models.whole import load_whole
 from hydralign.processes import Processes
@@ -58,7 +58,8 @@ def run_compare(recipe: Recipe, config: CompareConfig, folder: Path, processes: 
     """Compare as the recipe's `compare` section says; writes OUT/report.json and OUT/report.html."""
     loaded = load_parts(recipe, config, processes)
     if processes.main:
-        begin(recipe, config, folder)
+        delete_outdated_measurements(recipe, config, folder)
+        record_start(recipe, config, folder)
     processes.wait()
 
     def answers(reader: Reader, label: str) -> Answers:

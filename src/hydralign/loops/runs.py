@@ -153,7 +153,7 @@ def _run_items(recipe: Recipe, name: str, *, tell_settings: bool, tell_precision
         for item in items:
             folder = output / item.title
             used, config, line = resolve_precision(recipe, item.config, folder, processes)
-            if not prepared(used, replace(item, config=config), folder, processes):
+            if not make_room(used, replace(item, config=config), folder, processes):
                 continue
             if line and tell_precision:
                 say(f"{item.title}: {line}")
@@ -166,8 +166,8 @@ def _run_items(recipe: Recipe, name: str, *, tell_settings: bool, tell_precision
     return differences
 
 
-def prepared(recipe: Recipe, item: Item, folder: Path, processes: Processes) -> bool:
-    """Whether the item is to be run; then an older result of it is out of the way. Says what it finds.
+def make_room(recipe: Recipe, item: Item, folder: Path, processes: Processes) -> bool:
+    """Move an outdated result of the item out of the way; returns whether the item is to be run. Says what it finds.
 
     Raises RunFolderError when its inputs changed since it was trained, or are not there yet.
     """

@@ -40,14 +40,18 @@ class Standing:
     """Inputs with other contents than the section was made with."""
 
 
-def begin(recipe: Recipe, config: Config, folder: Path) -> None:
+def delete_outdated_measurements(recipe: Recipe, config: Config, folder: Path) -> None:
+    """Delete before.json and after.json of a section without results if other settings or inputs made them."""
+    if not has_results(folder) and (changed_settings(recipe, config, folder) or _changed(recipe, config, folder)[0]):
+        for name in _MEASURED:
+            delete(folder / name)
+
+
+def record_start(recipe: Recipe, config: Config, folder: Path) -> None:
     """Store what the section is about to run with: OUT/recipe.yaml, its config.yaml and its inputs.json."""
     output = Path(recipe.output).expanduser()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    if not has_results(folder) and (changed_settings(recipe, config, folder) or _changed(recipe, config, folder)[0]):
-        for name in _MEASURED:
-            delete(folder / name)
     write_text(output / "recipe.yaml", dump_recipe(recipe))
     write_json(folder / RECORD, inputs_of(recipe, config, read_record(folder)))
     write_config(folder, config)
