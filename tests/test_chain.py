@@ -473,6 +473,24 @@ def whole(finished: Path, tmp_path: Path) -> Path:
     return tmp_path / "out"
 
 
+def test_another_title_or_note_only_writes_the_report_again(
+    finished: Path, whole: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = {name: text for name, text in results(whole).items() if "report" not in name and "inputs" not in name}
+    arguments = ["--output", str(whole), "--compare.title", "Another", "--compare.notes", "[Noted.]"]
+    assert main(["run", str(finished / "recipe.yaml"), *arguments]) == 0
+    assert {name for name, text in results(whole).items() if before.get(name, text) != text} == {
+        str(whole / "compare/evaluation.json")
+    }
+    page = (whole / "report.html").read_text()
+    assert "Another" in page
+    assert "Noted." in page
+    assert not (whole / "compare/previous").exists()
+    capfd.readouterr()
+    assert main(["run", str(finished / "recipe.yaml"), *arguments]) == 0
+    assert capfd.readouterr().err.count("is finished") == 5
+
+
 def test_damaged_result_of_a_comparison_is_made_again(finished: Path, whole: Path) -> None:
     (whole / "compare/evaluation.json").write_text('{"metrics":')
     with (whole / "ppo/metrics.jsonl").open("a") as file:

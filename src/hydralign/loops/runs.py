@@ -22,7 +22,7 @@ from hydralign.config.paths import file_of, paths_of, require_usable_paths
 from hydralign.config.recipe import OUTPUT
 from hydralign.errors import ConfigError, RunFolderError, did_you_mean
 from hydralign.evaluation.statistics import Difference
-from hydralign.files import write_text
+from hydralign.files import delete, write_text
 from hydralign.loops.compare_run import run_compare
 from hydralign.loops.inputs import kinds_read
 from hydralign.loops.lock import locked
@@ -34,6 +34,7 @@ from hydralign.loops.preflight import Step, check_steps
 from hydralign.loops.results import RunResult, read_results
 from hydralign.loops.reward_run import run_reward
 from hydralign.loops.same_settings import comparable, comparable_text
+from hydralign.loops.section_files import RESULT
 from hydralign.loops.sft_run import run_sft
 from hydralign.loops.standing import (
     Standing,
@@ -186,6 +187,9 @@ def make_room(recipe: Recipe, item: Item, folder: Path, processes: Processes) ->
             say(f"{item.title} is {found.told}: see {folder}. To run it again, delete that folder.")
         elif found.state in ("stale", "longer"):
             say(f"{item.title} is {found.told}.{set_aside(folder, item.config)}")
+        elif found.state == "reworded":
+            say(f"{item.title} is {found.told}.")
+            delete(folder / RESULT)
         return found
 
     found = processes.agreed(check)

@@ -25,8 +25,10 @@ _WITHOUT_EFFECT = {
     "stop_after_bad_steps",
     "offload",
     "every",
+    "title",
+    "notes",
 }
-"""Settings that change memory, speed, or what is written on the way, and no result."""
+"""Settings that change memory, speed, the report's words, or what is written on the way, and no result."""
 
 _ANY_FOLDER = "run"
 

@@ -1,7 +1,8 @@
 """Where a section stands when it is met again: to be run, gone on with, extended, finished, or stale.
 
 Stale is what was made with inputs that have other contents now. A stale comparison is made again, with the old one
-moved to compare/previous; a stale training is refused, since hours may lie in it.
+moved to compare/previous; a stale training is refused, since hours may lie in it. A comparison whose report only gets
+another title or other notes keeps its answers.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ _MEASURED = ("before.json", "after.json")
 class Standing:
     """Where a section stands, and why."""
 
-    state: Literal["new", "started", "longer", "finished", "stale"]
+    state: Literal["new", "started", "longer", "finished", "stale", "reworded"]
     told: str
     """The same in words, after the section's title."""
     changed: tuple[str, ...] = ()
@@ -120,6 +121,8 @@ def standing(recipe: Recipe, config: Config, folder: Path) -> Standing:
         )
     if not done:
         return Standing("started", "to be gone on with from its newest checkpoint")
+    if isinstance(config, CompareConfig) and _is_reworded(config, folder):
+        return Standing("reworded", "finished, and its report to be written again with another title or other notes")
     note = (
         f" (not there any more, so not compared: {', '.join(gone).replace(OUTPUT, recipe.output.rstrip('/'))})"
         if gone
@@ -128,6 +131,15 @@ def standing(recipe: Recipe, config: Config, folder: Path) -> Standing:
     if read_record(folder) is None:
         note = " (made before inputs were recorded: whether they changed is not known)"
     return Standing("finished", f"finished{note}")
+
+
+def _is_reworded(config: CompareConfig, folder: Path) -> bool:
+    """Whether the report was written with another title or other notes."""
+    try:
+        stored = load_config(CompareConfig, folder / CONFIG)
+    except ConfigError:
+        return False
+    return (stored.title, stored.notes) != (config.title, config.notes)
 
 
 def _changed(recipe: Recipe, config: Config, folder: Path) -> tuple[list[str], list[str]]:
