@@ -39,10 +39,10 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
         make_classifier(tokenizer, **sizes, labels=labels).save_pretrained(folder / name)
         tokenizer.save_pretrained(folder / name)
     make_classifier(tokenizer, **{**sizes, "family": "bert"}, labels=["A", "B"]).save_pretrained(folder / "encoder")
-    tiny = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    tiny: Settings = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
     T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), **tiny)).save_pretrained(folder / "t5")
-    rows = GPT2Config(vocab_size=len(tokenizer) - 9, n_embd=16, n_layer=1, n_head=2, n_positions=64)
-    GPT2LMHeadModel(rows).save_pretrained(folder / "few_rows")
+    few = GPT2Config(vocab_size=len(tokenizer) - 9, n_embd=16, n_layer=1, n_head=2, n_positions=64)
+    GPT2LMHeadModel(few).save_pretrained(folder / "few_rows")
     for name in ("encoder", "t5", "few_rows"):
         tokenizer.save_pretrained(folder / name)
     openings = [f"{a} {b} and" for a in WORDS for b in WORDS]

@@ -106,11 +106,13 @@ def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
 
 
 def test_folder_that_another_start_removes_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    plain, removed = lock._open, []
+    plain = lock._open
+    removed: list[Path] = []
 
     def open_late(path: Path) -> int:
         if len(removed) < 2:
-            removed.append(path.parent.rmdir())
+            path.parent.rmdir()
+            removed.append(path.parent)
         return plain(path)
 
     monkeypatch.setattr(lock, "_open", open_late)

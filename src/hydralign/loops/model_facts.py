@@ -196,7 +196,7 @@ def _require_ids_have_rows(tokenizer: Any, config: Any, path: str, *, writes: bo
     size = getattr(config.get_text_config(), "vocab_size", None)
     if not isinstance(size, int) or max(tokenizer.get_vocab().values(), default=0) < size:
         return
-    kind = AutoModelForCausalLM if writes else AutoModelForSequenceClassification
+    kind: Any = AutoModelForCausalLM if writes else AutoModelForSequenceClassification
     try:
         with torch.device("meta"):
             model = kind.from_config(config, trust_remote_code=False)

@@ -133,7 +133,7 @@ def later_lines(recipe: Recipe, title: str, config: Config, missing: Sequence[Pa
     start = config.model if isinstance(config, PPOConfig | SFTConfig) else None
     taught = start and _maker(recipe, start)
     lines = [f"later      {title} waits for {', '.join(map(str, missing))}, which an earlier section makes"]
-    if taught and isinstance(taught.form, LoraForm) and _waits_for(recipe, start, missing):
+    if taught and isinstance(taught.form, LoraForm) and start and _waits_for(recipe, start, missing):
         further = isinstance(config, SFTConfig) and isinstance(start.form, LoraForm)
         how = "trained further on" if further else "merged into"
         for _ in recipe.sft if isinstance(recipe.sft, tuple) else ():
@@ -143,9 +143,9 @@ def later_lines(recipe: Recipe, title: str, config: Config, missing: Sequence[Pa
     return lines
 
 
-def _waits_for(recipe: Recipe, model: ModelConfig | None, missing: Sequence[Path]) -> bool:
+def _waits_for(recipe: Recipe, model: ModelConfig, missing: Sequence[Path]) -> bool:
     """Whether the model's own folder is among those that are missing."""
-    if model is None or model.path is None:
+    if model.path is None:
         return False
     return comparable_text(model.path, recipe.output) in [comparable_text(str(p), recipe.output) for p in missing]
 
