@@ -65,7 +65,7 @@ def _unreachable(name: str, kind: Kind) -> str | None:
     """Why the hub does not answer, in short; None when it does, even if only to refuse. Kept for a while."""
     from huggingface_hub import constants
     from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
     try:
         validate_repo_id(name)
