@@ -18,7 +18,7 @@ from hydralign.cli import main
 from hydralign.config import load_recipe
 from hydralign.loops import runs
 from hydralign.loops.runs import claim_folder, conflicts, run_section
-from hydralign.loops.standing import begin
+from hydralign.loops.standing import record_start
 from hydralign.testing import tiny_model
 
 WORDS = ["this", "that", "thing", "other", "small", "plain", "words", "text"]
@@ -314,7 +314,7 @@ def copied(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def pretend(recipe: Any, config: Any, folder: Path, processes: Any) -> list[Any]:
-    begin(recipe, config, folder)
+    record_start(recipe, config, folder)
     for place in ("model", "checkpoints/step-1"):
         (folder / place).mkdir(parents=True, exist_ok=True)
     (folder / "model/config.json").write_text(config.model_dump_json())
@@ -464,3 +464,37 @@ def test_sft_for_more_epochs_goes_on_and_what_was_made_from_it_is_stale(
     assert (output / "sft/before.json").read_bytes() == before
     assert main(["run", *command]) == 2
     assert f"reward/pairs in {output}/reward/pairs is stale" in capfd.readouterr().err
+
+
+@pytest.fixture
+def whole(finished: Path, tmp_path: Path) -> Path:
+    """A copy of the finished output, to be gone on with for real."""
+    shutil.copytree(finished / "out", tmp_path / "out")
+    return tmp_path / "out"
+
+
+def test_another_title_or_note_only_writes_the_report_again(
+    finished: Path, whole: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    before = {name: text for name, text in results(whole).items() if "report" not in name and "inputs" not in name}
+    arguments = ["--output", str(whole), "--compare.title", "Another", "--compare.notes", "[Noted.]"]
+    assert main(["run", str(finished / "recipe.yaml"), *arguments]) == 0
+    assert {name for name, text in results(whole).items() if before.get(name, text) != text} == {
+        str(whole / "compare/evaluation.json")
+    }
+    page = (whole / "report.html").read_text()
+    assert "Another" in page
+    assert "Noted." in page
+    assert not (whole / "compare/previous").exists()
+    capfd.readouterr()
+    assert main(["run", str(finished / "recipe.yaml"), *arguments]) == 0
+    assert capfd.readouterr().err.count("is finished") == 5
+
+
+def test_damaged_result_of_a_comparison_is_made_again(finished: Path, whole: Path) -> None:
+    (whole / "compare/evaluation.json").write_text('{"metrics":')
+    with (whole / "ppo/metrics.jsonl").open("a") as file:
+        file.write('{"step":')
+    assert main(["run", str(finished / "recipe.yaml"), "--output", str(whole)]) == 0
+    assert "score" in json.loads((whole / "compare/evaluation.json").read_text())["metrics"]
+    assert (whole / "compare/previous/evaluation.json").exists()

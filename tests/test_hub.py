@@ -13,6 +13,7 @@ import pytest
 from huggingface_hub import constants
 from huggingface_hub.errors import HfHubHTTPError
 
+import hydralign.hub
 from hydralign.data.reading import read_table
 from hydralign.errors import DataError, ModelError
 from hydralign.hub import hub_access
@@ -53,6 +54,7 @@ class Hub:
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Hub:
     fake = Hub()
+    monkeypatch.setattr(hydralign.hub, "_answers", {})
     monkeypatch.setattr(huggingface_hub, "HfApi", fake)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
@@ -114,6 +116,19 @@ def test_hub_that_refuses_answers_all_the_same(hub: Hub, error: Exception | None
     with suppress(ModelError), hub_access(NAME, "model"):
         reached = not constants.is_offline_mode()
     assert reached is answers
+
+
+def test_answer_of_the_hub_holds_for_what_is_loaded_soon_after(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    def ask() -> None:
+        for name in (NAME, "another/one"):
+            with suppress(ModelError), hub_access(name, "model"):
+                pass
+
+    ask()
+    assert len(hub.requests) == 1
+    monkeypatch.setattr(hydralign.hub, "SECONDS_ANSWER_HOLDS", -1.0)
+    ask()
+    assert len(hub.requests) == 3
 
 
 def test_local_folder_and_a_user_who_is_offline_ask_nobody(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import yaml
+from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
 
 from hydralign.cli import main
 from hydralign.config import load_recipe, read_config
@@ -36,6 +37,13 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     sizes: Settings = {"family": "gpt2", "layers": 1, "width": 16, "heads": 2, "context": 32}
     for name, labels in (("judge", ("GOOD", "BAD")), ("score", ("score",))):
         make_classifier(tokenizer, **sizes, labels=labels).save_pretrained(folder / name)
+        tokenizer.save_pretrained(folder / name)
+    make_classifier(tokenizer, **{**sizes, "family": "bert"}, labels=["A", "B"]).save_pretrained(folder / "encoder")
+    tiny: Settings = {"d_model": 16, "d_kv": 8, "d_ff": 16, "num_layers": 1, "num_heads": 2}
+    T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), **tiny)).save_pretrained(folder / "t5")
+    few = GPT2Config(vocab_size=len(tokenizer) - 9, n_embd=16, n_layer=1, n_head=2, n_positions=64)
+    GPT2LMHeadModel(few).save_pretrained(folder / "few_rows")
+    for name in ("encoder", "t5", "few_rows"):
         tokenizer.save_pretrained(folder / name)
     openings = [f"{a} {b} and" for a in WORDS for b in WORDS]
     data: dict[str, list[Settings]] = {
@@ -155,10 +163,24 @@ CASES: dict[str, tuple[str, Any, str, list[str]]] = {
     "nothing held out": ("data.prompts.held_out", {"by": "none"}, "ppo", ["0 prompts are held out"]),
     "column of prompts": ("data.prompts.columns", {"prompt": "question"}, "ppo", ["'question'"]),
     "model of ppo": ("ppo.model", {"path": "IN/gone"}, "ppo", ["gone", "does not exist"]),
+    "classifier as a policy": ("ppo.model", {"path": "IN/judge"}, "ppo", ["GPT2ForSequenceClassification", "to score"]),
+    "encoder as a policy": ("ppo.model", {"path": "IN/encoder"}, "ppo", ["BertForSequenceClassification", "to score"]),
+    "encoder and decoder as a policy": ("ppo.model", {"path": "IN/t5"}, "ppo", ["'t5'", "no causal language model"]),
+    "tokens without a row": ("ppo.model", {"path": "IN/few_rows"}, "ppo", ["gives 9 ids", "no embedding"]),
+    "tokens without a row, of a reward": ("reward.0.model", {"path": "IN/few_rows"}, "reward/pairs", ["gives 9 ids"]),
+    "reward model as a policy": ("ppo.model", {"path": "{output}/reward/pairs/model"}, "ppo", ["a reward model"]),
+    "encoder and decoder as a start": ("reward.0.model", {"path": "IN/t5"}, "reward/pairs", ["'t5'", "no classifier"]),
+    "adapter of a section that trains whole models": (
+        "ppo.model",
+        {"path": "IN/model", "form": {"type": "lora", "adapter": "{output}/sft/model"}},
+        "ppo",
+        ["adapter", "form full", "lora"],
+    ),
     "truncated sampling": ("ppo.sampling.top_k", 5, "", ["off-policy", "allow_truncated_sampling"]),
     "own result": ("ppo.model", {"path": "{output}/ppo/model"}, "ppo", ["makes that itself"]),
     "result of a later section": ("reward.0.model", {"path": "{output}/ppo/model"}, "reward/pairs", ["runs later"]),
     "before": ("compare.before", "./gone", "compare", ["compare.before", "gone", "does not exist"]),
+    "classifier as a side": ("compare.before", "IN/judge", "compare.before", ["to score texts"]),
     "after": ("compare.after", "{output}/ppo/modell", "compare", ["modell"]),
     "path of a judge": ("compare.judges.0", {**JUDGE, "path": "IN/gone"}, "compare", ["gone"]),
     "label of a judge": ("compare.judges.0.label", "thsi", "compare", ["'thsi'", "'THIS'"]),
@@ -267,6 +289,44 @@ def test_a_hub_model_that_is_not_here_is_left_to_its_turn(recipe: Settings, monk
         for item in runs.items_of(made, name)
     ]
     preflight.check_steps(made, steps, [step.title for step in steps], ALONE)
+
+
+def test_adapter_that_an_earlier_section_makes_is_no_base_of_lora(
+    recipe: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe = change(recipe, "sft.model", {"path": "IN/model", "form": {"type": "lora"}})
+    recipe = change(recipe, "ppo.model", {"path": "{output}/sft/model", "form": {"type": "lora"}})
+    assert "is an adapter, not a whole model" in refuse(recipe, capsys, tmp_path, "run")
+
+
+@pytest.mark.parametrize("spelling", ["./out", "{here}/out"])
+def test_every_spelling_of_the_output_names_what_an_earlier_section_makes(
+    spelling: str, recipe: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    folder = spelling.replace("{here}", str(tmp_path))
+    made = load_recipe_of(change({**recipe, "output": "out"}, "ppo.model", {"path": f"{folder}/sft/model"}))
+    runs.check_before(made, runs.present_sections(made), ALONE)
+    assert "ppo waits for out/reward/pairs/model, out/sft/model" in runs.plan(made, "ppo")
+    itself = load_recipe_of(change({**recipe, "output": "out"}, "ppo.model", {"path": f"{folder}/ppo/model"}))
+    with pytest.raises(ConfigError, match="makes that itself"):
+        runs.check_before(itself, ["ppo"], ALONE, dry=True)
+
+
+@pytest.mark.parametrize(("path", "why"), [("~nobody-here/x", "no user of that name"), ("x" * 300, "300 bytes")])
+def test_path_that_no_file_system_takes_is_named_wherever_it_stands(
+    path: str, why: str, recipe: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    keys = ["data.prompts.source", "reward.1.test.source", "sft.model.path", "compare.before", "ppo.rewards.0.path"]
+    for key in (*keys, "reward.1.test.held_out.source"):
+        recipe = change(recipe, key, path)
+    recipe = change(recipe, "reward.1.test.held_out.by", "source")
+    recipe = change(recipe, "ppo.model", {"path": "IN/model", "form": {"type": "lora", "adapter": path}})
+    recipe = change(recipe, "ppo.rewards.1.function", f"{path}/rule.py:f")
+    message = refuse(recipe, capsys, tmp_path, "run")
+    for key in (*keys, "reward.1.test.held_out.source", "ppo.model.form.adapter", "ppo.rewards.1.function"):
+        assert f"{key}=" in message
+    assert message.count(why) == 8
 
 
 NO_FOLDERS = ["", " ", "{output}", "{output}/x", "/", "//", "~", "~/", ".", "./", "..", "../..", "~nobody-here/x"]

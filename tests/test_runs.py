@@ -392,3 +392,25 @@ def test_damaged_answers_before_training_are_measured_again(
     assert run(recipe) == 0
     assert "before.json is damaged" in capsys.readouterr().err
     assert "score" in json.loads(before.read_text())["metrics"]
+
+
+def test_damaged_result_of_a_training_is_named_and_may_be_deleted(
+    recipe: Recipe, capsys: pytest.CaptureFixture[str]
+) -> None:
+    recipe["model"]["precision"] = "auto"
+    assert run(recipe) == 0
+    folder = Path(recipe["output"]) / "ppo"
+    whole = (folder / "evaluation.json").read_text()
+    (folder / "evaluation.json").write_text(whole[:20])
+    for command in ("ppo", "run"):
+        assert run(recipe, command=command) == 2
+        assert "evaluation.json is damaged" in said(capsys)
+    (folder / "evaluation.json").unlink()
+    (folder / "config.yaml").write_text("")
+    (folder / "inputs.json").write_text('{"inputs": {"seed": 3}}')
+    assert run(recipe) == 0
+    assert json.loads((folder / "evaluation.json").read_text()) == json.loads(whole)
+    capsys.readouterr()
+    (folder.parent / "recipe.yaml").write_text("\0")
+    assert run(recipe) == 2
+    assert f"Delete {folder.parent / 'recipe.yaml'}" in said(capsys)

@@ -1,4 +1,4 @@
-"""Whether the Hugging Face hub answers, asked once before something is loaded from it.
+"""Whether the Hugging Face hub answers, asked before something is loaded from it, once in ten minutes.
 
 Libraries retry each file of a model for more than a minute when there is no network. Here one request with a time
 limit decides: when the hub does not answer, what is in its cache is used, and what is not is a named error at once.
@@ -6,7 +6,9 @@ limit decides: when the hub does not answer, what is in its cache is used, and w
 
 from __future__ import annotations
 
+import math
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,12 +20,17 @@ from hydralign.progress import say
 Kind = Literal["model", "dataset"]
 
 SECONDS_TO_ANSWER = 10.0
+SECONDS_ANSWER_HOLDS = 600.0
+"""So long nobody is asked again: a model, its tokenizer and the rewards beside it are loaded one after the other."""
+
+_answers: dict[str, tuple[float, str | None]] = {}
+"""Endpoint: when it was asked last, and why it did not answer (None if it did)."""
 
 
 def describe_search(path: str | os.PathLike[str]) -> str:
     """Where a path was looked for, in brackets, when it lies nowhere and is therefore taken for a hub id; else ""."""
-    folder = Path(path).expanduser()
-    return "" if folder.exists() else f" (no {folder.absolute()} here, so it was taken for a hub id)"
+    folder = Path(os.path.expanduser(path))
+    return "" if os.path.exists(folder) else f" (no {folder.absolute()} here, so it was taken for a hub id)"
 
 
 @contextmanager
@@ -37,7 +44,7 @@ def hub_access(name: str | os.PathLike[str], kind: Kind) -> Iterator[None]:
 
     name = str(name)
     reason = None
-    if not Path(name).expanduser().exists() and not constants.is_offline_mode():
+    if not os.path.exists(os.path.expanduser(name)) and not constants.is_offline_mode():
         reason = _unreachable(name, kind)
     if reason is None:
         yield
@@ -55,14 +62,28 @@ def hub_access(name: str | os.PathLike[str], kind: Kind) -> Iterator[None]:
 
 
 def _unreachable(name: str, kind: Kind) -> str | None:
-    """Why the hub does not answer, in short; None when it does, even if only to refuse."""
+    """Why the hub does not answer, in short; None when it does, even if only to refuse. Kept for a while."""
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
+
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return None
+    asked, reason = _answers.get(constants.ENDPOINT, (-math.inf, None))
+    if time.monotonic() - asked > SECONDS_ANSWER_HOLDS:
+        reason = _ask(name, kind)
+        _answers[constants.ENDPOINT] = (time.monotonic(), reason)
+    return reason
+
+
+def _ask(name: str, kind: Kind) -> str | None:
     from huggingface_hub import HfApi
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import HfHubHTTPError
 
     try:
         HfApi().repo_info(name, repo_type=kind, timeout=SECONDS_TO_ANSWER)
-    except HFValidationError:
-        return None
     except HfHubHTTPError as error:
         status = getattr(error.response, "status_code", 0)
         return f"HTTP status {status}" if status >= 500 else None

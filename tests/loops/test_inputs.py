@@ -116,10 +116,35 @@ def test_reward_module_is_found_without_importing_it(
     (package / "__init__.py").write_text("raise SystemExit")
     (package / "short.py").write_text("from .words import WORDS\nimport judges.more\n")
     (package / "words.py").write_text("WORDS = []")
+    (package / "more.py").touch()
     monkeypatch.chdir(tmp_path)
     term = recipe.ppo.rewards[0].model_copy(update={"function": "judges.short:rule"})
     record = inputs_of(recipe, recipe.ppo.model_copy(update={"rewards": (term,)}))
-    assert {"short.py", "words.py"} <= record["inputs"]["rewards.0.function"]["files"].keys()
+    files = {"short.py", "words.py", "more.py", "__init__.py"}
+    assert record["inputs"]["rewards.0.function"]["files"].keys() == files
+
+
+@pytest.mark.parametrize("function", ["rewards/rule.py:rule", "judges.rule:rule"])
+def test_reward_function_imports_from_its_package_the_working_folder_and_the_path(
+    function: str, recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert recipe.ppo is not None
+    text = "import json, torch, here, judges.words\nfrom lib.deep import x\nfrom hydralign import types\n"
+    for name in ("rewards/rule.py", "judges/__init__.py", "judges/rule.py", "judges/words.py", "here.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "path/lib").mkdir(parents=True)
+    (tmp_path / "path/lib/__init__.py").touch()
+    (tmp_path / "path/lib/deep.py").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path / "path")
+    term = recipe.ppo.rewards[0].model_copy(update={"function": function})
+    record = inputs_of(recipe, recipe.ppo.model_copy(update={"rewards": (term,)}))
+    folder = tmp_path / function.replace(".", "/").partition("/")[0]
+    found = {os.path.relpath(folder / name, tmp_path) for name in record["inputs"]["rewards.0.function"]["files"]}
+    own = f"{folder.name}/rule.py"
+    files = {own, "here.py", "judges/__init__.py", "judges/words.py", "path/lib/__init__.py", "path/lib/deep.py"}
+    assert found == files
 
 
 @pytest.mark.parametrize("output", ["run1", "./run1", "run1/", "./run1//", "{here}/run1", "../here/run1"])
@@ -149,3 +174,16 @@ def test_settings_that_change_no_result_are_left_out(recipe: Recipe) -> None:
     assert comparable(read_config(Recipe, other), recipe.output) == comparable(recipe, recipe.output)
     other["ppo"]["evaluation"]["prompts"] = 3
     assert comparable(read_config(Recipe, other), recipe.output) != comparable(recipe, recipe.output)
+
+
+def test_keys_of_the_users_own_are_never_taken_for_settings(recipe: Recipe) -> None:
+    assert recipe.ppo is not None
+    records = []
+    for text in ("each", "EACH"):
+        values = recipe.model_dump()
+        values["data"]["prompts"] |= {"replace": {"every": text}, "columns": {"source": "article"}}
+        records.append(read_config(Recipe, values))
+    assert comparable(records[0], recipe.output) != comparable(records[1], recipe.output)
+    before, now = (inputs_of(one, recipe.ppo) for one in records)
+    assert before["inputs"]["data.prompts"]["settings"]["columns"] == {"source": "article"}
+    assert changes(before, now) == (["data.prompts has other settings"], [])

@@ -103,3 +103,19 @@ def test_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
         pass
     with pytest.raises(StorageError, match="cannot be written"), locked(tmp_path / "file" / "below"):
         pass
+
+
+def test_folder_that_another_start_removes_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain = lock._open
+    removed: list[Path] = []
+
+    def open_late(path: Path) -> int:
+        if len(removed) < 2:
+            path.parent.rmdir()
+            removed.append(path.parent)
+        return plain(path)
+
+    monkeypatch.setattr(lock, "_open", open_late)
+    with locked(tmp_path / "out"):
+        assert (tmp_path / "out" / LOCK).exists()
+    assert list(tmp_path.iterdir()) == []

@@ -195,7 +195,9 @@ def test_labels_that_are_not_numbered_from_0_are_refused_by_the_reward_and_by_th
         with pytest.raises(ModelError, match="id2label|does not load"):
             ClassifierReward.from_folder(folder, label="POS")
         with pytest.raises(ModelError, match=r"has (the keys .*|id2label=.*)in its config.json"):
-            check_terms([TermConfig(path=str(folder), label="POS")], None, ModelSource(ModelConfig(path="."), {}))
+            check_terms(
+                [TermConfig(path=str(folder), label="POS")], None, ModelSource(ModelConfig(path="."), "out", {})
+            )
 
 
 def test_single_output_is_read_as_a_probability_where_it_has_one_of_its_own(bert_folder: Callable[..., Path]) -> None:
@@ -205,7 +207,7 @@ def test_single_output_is_read_as_a_probability_where_it_has_one_of_its_own(bert
         settings: Any = {"label": "toxic", "output": "probability", "activation": activation}
         assert 0 < ClassifierReward.from_folder(folder, **settings)(["x"], ["good"])[0] < 1
         term = TermConfig(path=str(folder), **settings)
-        assert check_terms([term], None, ModelSource(ModelConfig(path="."), {})) == ("toxic",)
+        assert check_terms([term], None, ModelSource(ModelConfig(path="."), "out", {})) == ("toxic",)
 
 
 def test_pad_id_or_longest_text_that_cannot_be_is_refused_with_its_value(bert_folder: Callable[..., Path]) -> None:

@@ -98,7 +98,7 @@ def _as_path(path: str | os.PathLike[str]) -> Path:
             f"{path!r:.80} of type {type(path).__name__} is no recipe and no path of one: there is nothing to read. "
             "Give the path of a YAML file."
         )
-    return Path(path).expanduser()
+    return Path(os.path.expanduser(path))
 
 
 def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:

@@ -14,6 +14,7 @@ import csv
 import gzip
 import io
 import json
+import os
 import re
 import sys
 import tempfile
@@ -88,10 +89,10 @@ def _replaced(value: Any, replace: Mapping[str, str]) -> Any:
 
 
 def _read(source: str, split: str) -> Iterator[Row]:
-    path = Path(source).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(source))
+    if os.path.isdir(path):
         return _folder_rows(source, path, split)
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists raises for names that no file system takes
         if _HUB_ID.fullmatch(source) and not source.endswith(_SUFFIXES):
             return _dataset_rows(source, _hub_dataset(source, split))
         raise DataError(

@@ -23,6 +23,7 @@ from hydralign.generation import sample
 from hydralign.loops.lock import locked
 from hydralign.loops.ppo import sampling_plan
 from hydralign.loops.runs import claim_folder, run_section
+from hydralign.loops.section_files import read_result
 from hydralign.models import load_policy
 from hydralign.models.policy import Policy
 from hydralign.progress import progress, say
@@ -67,8 +68,8 @@ def _run_parts(recipe: Recipe, output: Path) -> None:
     run_section(recipe, "ppo", tell_settings=False)
     say("4 of 4: held-out prompts, before and after, scored by the annotator's own rule.")
     run_section(recipe, "compare", tell_settings=False)
-    report = json.loads((output / "report.json").read_text(encoding="utf-8"))
-    say(f"{report['metrics']['score']['sentence']} The annotator is simulated: a rule, not a person.")
+    result = read_result(output / "compare")
+    say(f"{result['metrics']['score']['sentence']} The annotator is simulated: a rule, not a person.")
     say(f"Open {(output / 'report.html').resolve()} in a browser.")
 
 

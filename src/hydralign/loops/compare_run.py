@@ -5,7 +5,6 @@ Both sides get the same random numbers, so where the models agree they give the 
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -27,8 +26,8 @@ from hydralign.generation.sampler import check_context
 from hydralign.loops.ppo import sampling_plan
 from hydralign.loops.ppo_run import choose_prompts, kept_answers, required_prompts, tell
 from hydralign.loops.provenance import held_out_source, reward_results
-from hydralign.loops.section import RESULT, write_json
-from hydralign.loops.standing import begin
+from hydralign.loops.section_files import RESULT, read_lines, write_json
+from hydralign.loops.standing import delete_outdated_measurements, record_start
 from hydralign.models.reader import Reader
 from hydralign.models.whole import load_whole
 from hydralign.processes import Processes
@@ -59,7 +58,8 @@ def run_compare(recipe: Recipe, config: CompareConfig, folder: Path, processes: 
     """Compare as the recipe's `compare` section says; writes OUT/report.json and OUT/report.html."""
     loaded = load_parts(recipe, config, processes)
     if processes.main:
-        begin(recipe, config, folder)
+        delete_outdated_measurements(recipe, config, folder)
+        record_start(recipe, config, folder)
     processes.wait()
 
     def answers(reader: Reader, label: str) -> Answers:
@@ -210,7 +210,7 @@ def _report(
     ]
     shown = {name: (before.metrics[name], after.metrics[name]) for name in before.metrics}
     history = Path(recipe.output).expanduser() / "ppo" / "metrics.jsonl"
-    rows = [json.loads(line) for line in history.read_text(encoding="utf-8").splitlines()] if history.exists() else []
+    rows = read_lines(history)
     return Report(config.title or Path(recipe.output).name, record, shown, pairs, rows)
 
 

@@ -7,11 +7,8 @@ that a run stays itself when its folder moves.
 
 from __future__ import annotations
 
-import ast
 import hashlib
 import json
-import os
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,14 +16,16 @@ from typing import Any
 from hydralign.config import PPOConfig, Recipe
 from hydralign.config.base import Config
 from hydralign.config.compare import CompareConfig
+from hydralign.config.paths import PATH_FIELDS, USER_MAPPINGS, file_of, paths_of
 from hydralign.config.reward import Comparisons, RewardConfig
 from hydralign.config.sft import SFTConfig
+from hydralign.loops.function_files import function_files
 from hydralign.loops.same_settings import comparable_text, comparable_values
+from hydralign.loops.section_files import read_object
 
 RECORD = "inputs.json"
 
 _LARGE = 64 * 2**20
-_NAMED_BY = {"path", "adapter", "before", "after", "source", "function"}
 _MODEL_SUFFIXES = {".safetensors", ".json", ".model", ".jinja", ".bin", ".tiktoken"}
 _MODEL_TEXTS = {"vocab.txt", "merges.txt"}
 
@@ -44,7 +43,7 @@ def inputs_of(recipe: Recipe, config: Config, before: Mapping[str, Any] | None =
         old = known.get(setting, {}).get("files", {})
         if files:
             listed = {part: _content(path, old.get(part, {})) for part, path in sorted(files.items())}
-            place = text.rpartition(":")[0] if ".py:" in text else text
+            place = file_of(text)
             folder = str(Path(place).expanduser().parent) if Path(place).expanduser().is_file() else place
             inputs[setting] = {"name": name, "at": comparable_text(folder, recipe.output), "files": listed}
         else:
@@ -56,11 +55,19 @@ def inputs_of(recipe: Recipe, config: Config, before: Mapping[str, Any] | None =
 
 def read_record(folder: Path) -> dict[str, Any] | None:
     """The record of a section's folder; None when it has none that can be read."""
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    record = read_object(folder / RECORD)
+    if record is None or not isinstance(record.get("output", ""), str):
         return None
-    return record if isinstance(record, dict) and isinstance(record.get("inputs"), dict) else None
+    inputs = record.get("inputs")
+    return record if isinstance(inputs, dict) and all(map(_is_input, inputs.values())) else None
+
+
+def _is_input(one: Any) -> bool:
+    """Whether a part of a record has the form that `inputs_of` gives it."""
+    if not isinstance(one, dict) or not ("settings" in one or isinstance(one.get("name"), str)):
+        return False
+    files = one.get("files", {})
+    return isinstance(files, dict) and all(isinstance(about, dict) and "sha256" in about for about in files.values())
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str], list[str]]:
@@ -112,31 +119,16 @@ def kinds_read(config: Config) -> tuple[str, ...]:
 
 def _named(recipe: Recipe, config: Config) -> Iterator[tuple[str, str]]:
     """Every setting that names something to read, with its value."""
-    yield from _walk(config, "")
+    yield from paths_of(config)
     for kind in kinds_read(config):
-        yield from _walk(getattr(recipe.data, kind), f"data.{kind}")
+        yield from paths_of(getattr(recipe.data, kind), f"data.{kind}")
     if isinstance(config, CompareConfig) and not config.score and recipe.ppo is not None:
-        yield from _walk(recipe.ppo.rewards, "ppo.rewards")
+        yield from paths_of(recipe.ppo.rewards, "ppo.rewards")
 
 
 def _field(setting: str) -> str:
     """The field's own name: of data.prompts.source.0 it is source."""
     return next(part for part in reversed(setting.split(".")) if not part.isdecimal())
-
-
-def _walk(value: Any, key: str) -> Iterator[tuple[str, str]]:
-    if isinstance(value, Config):
-        for field in type(value).model_fields:
-            part = getattr(value, field)
-            name = f"{key}.{field}".lstrip(".")
-            texts = part if isinstance(part, tuple) else (part,)
-            if field in _NAMED_BY and all(isinstance(text, str) for text in texts):
-                yield from ((name if len(texts) == 1 else f"{name}.{i}", text) for i, text in enumerate(texts))
-            else:
-                yield from _walk(part, name)
-    elif isinstance(value, tuple):
-        for index, part in enumerate(value):
-            yield from _walk(part, f"{key}.{index}")
 
 
 def _shared_settings(recipe: Recipe, config: Config) -> dict[str, Any]:
@@ -156,7 +148,11 @@ def _shared_settings(recipe: Recipe, config: Config) -> dict[str, Any]:
 def _without_paths(value: Any) -> Any:
     """Settings without what is told by content; of a function the name stays."""
     if isinstance(value, dict):
-        kept = {key: _without_paths(part) for key, part in value.items() if key not in _NAMED_BY}
+        kept = {
+            key: part if key in USER_MAPPINGS else _without_paths(part)
+            for key, part in value.items()
+            if key not in PATH_FIELDS
+        }
         function = value.get("function")
         return kept | {"function": function.rpartition(":")[2]} if isinstance(function, str) else kept
     return [_without_paths(part) for part in value] if isinstance(value, list) else value
@@ -168,7 +164,7 @@ def _without_paths(value: Any) -> Any:
 def _files(key: str, text: str) -> dict[str, Path]:
     """Name within the input: file. None for what is no file or folder here, such as a hub id."""
     if key == "function":
-        return _function_files(text)
+        return function_files(text)
     path = Path(text).expanduser()
     if path.is_file():
         return {path.name: path}
@@ -193,61 +189,12 @@ def _base_files(folder: Path) -> dict[str, Path]:
     try:
         about = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
         base = Path(about["base_model_name_or_path"]).expanduser()
-        if not base.is_dir() or base.resolve() == folder.resolve():
-            return {}
-    except (OSError, ValueError, KeyError, TypeError, RuntimeError):  # the last of a home folder that nobody has
+        apart = base.is_dir() and base.resolve() != folder.resolve()
+    except (OSError, ValueError, KeyError, TypeError, RuntimeError):
+        return {}
+    if not apart:
         return {}
     return {f"base/{name}": file for name, file in _files("path", str(base)).items()}
-
-
-def _function_files(reference: str) -> dict[str, Path]:
-    """The file that a reward function stands in, and the files beside it that it imports."""
-    place = reference.rpartition(":")[0]
-    roots = [Path.cwd(), *map(Path, sys.path)]
-    if place.endswith(".py"):
-        start: Path | None = Path(place).expanduser()
-    else:
-        start = next((file for root in roots for file in _module_files(root, place.split("."))[-1:]), None)
-    if start is None or not start.is_file():
-        return {}
-    found: dict[Path, None] = {}
-    waiting = [start]
-    while waiting:
-        file = waiting.pop()
-        if file not in found:
-            found[file] = None
-            waiting += _imported(file)
-    return {Path(os.path.relpath(file, start.parent)).as_posix(): file for file in found}
-
-
-def _imported(file: Path) -> list[Path]:
-    """Files that this one imports from its own folder, or from a folder above by a relative import."""
-    try:
-        tree = ast.parse(file.read_bytes())
-    except (OSError, SyntaxError, ValueError):
-        return []
-    files: list[Path] = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            for alias in node.names:
-                files += _module_files(file.parent, alias.name.split("."))
-        elif isinstance(node, ast.ImportFrom):
-            root = file.parent
-            for _ in range(node.level - 1):
-                root = root.parent
-            parts = node.module.split(".") if node.module else []
-            for alias in node.names:
-                files += _module_files(root, [*parts, alias.name]) or _module_files(root, parts)
-    return files
-
-
-def _module_files(root: Path, parts: list[str]) -> list[Path]:
-    """Files of the module and of the packages around it, as far as they are under `root`, the module last."""
-    found = []
-    for count in range(1, len(parts) + 1):
-        place = root.joinpath(*parts[:count])
-        found += [file for file in (place / "__init__.py", place.with_suffix(".py")) if file.is_file()][:1]
-    return found
 
 
 def _content(path: Path, before: Mapping[str, Any]) -> dict[str, Any]:

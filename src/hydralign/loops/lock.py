@@ -21,6 +21,9 @@ from hydralign.progress import say
 
 LOCK = ".lock"
 
+MOST_ATTEMPTS = 100
+"""How often a folder that vanishes is made again before the file system counts as one that cannot be locked."""
+
 _held: set[tuple[str, int]] = set()
 """(folder, thread) of this process's locks: a demonstration holds its folder while it runs section after section."""
 
@@ -38,7 +41,7 @@ def locked(output: Path) -> Iterator[None]:
         return
     made = _make(output)
     try:
-        descriptor = _acquire(output)
+        descriptor = _acquire(output, made)
         _held.add(key)
         try:
             yield
@@ -58,6 +61,8 @@ def _make(output: Path) -> list[Path]:
     if output.exists() and not output.is_dir():
         raise RunFolderError(f"output={str(output)!r} is a file: results need a folder. Name another.")
     try:
+        with suppress(FileNotFoundError):  # a folder above that another start removes at this moment
+            output.mkdir(parents=True, exist_ok=True)
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise StorageError(
@@ -66,13 +71,21 @@ def _make(output: Path) -> list[Path]:
     return missing
 
 
-def _acquire(output: Path) -> int | None:
-    """The descriptor of the locked file; None where nothing can be locked."""
+def _acquire(output: Path, made: list[Path]) -> int | None:
+    """The descriptor of the locked file; None where nothing can be locked.
+
+    Another start that fails at this moment may remove the folder: it is made again, and added to `made`.
+    """
     path = output / LOCK
+    attempts = 0
     while True:
         try:
             descriptor = _open(path)
         except OSError as error:
+            attempts += 1
+            if error.errno == errno.ENOENT and attempts < MOST_ATTEMPTS:
+                made[:] = dict.fromkeys([*_make(output), *made])
+                continue
             _say_unlocked(output, error)
             return None
         try:

@@ -6,7 +6,6 @@ known is None: its check waits until the model is loaded.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,18 +13,32 @@ from types import SimpleNamespace
 from typing import Any
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import (
+    MODEL_FOR_CAUSAL_LM_MAPPING,
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForSequenceClassification,
+)
 
 from hydralign.config.model import HydraForm, LoraForm, ModelConfig
 from hydralign.config.reward import RewardConfig
 from hydralign.errors import ModelError
+from hydralign.loops.same_settings import comparable_text
+from hydralign.models.forms import adapter_as_base
 from hydralign.models.load_errors import named_load_errors
-from hydralign.models.loading import check_folder, context_of, own_tokenizer, prepare_tokenizer
+from hydralign.models.loading import (
+    check_folder,
+    context_of,
+    own_tokenizer,
+    prepare_tokenizer,
+    require_language_model,
+)
 from hydralign.models.rope import explain_rope_limit
 from hydralign.models.split import STRANGE
 from hydralign.models.versions import Conv1D
-from hydralign.models.weights import embedding_rows
+from hydralign.models.weights import embedding_rows, require_ids_have_rows
 from hydralign.models.whole import adapter_of, base_of, load_tokenizer
+from hydralign.rewards.starting import require_classifier_kind
 
 
 @dataclass(frozen=True)
@@ -57,9 +70,13 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Looks models up: in folders, and among what the earlier sections of a recipe make (folder: their settings)."""
+    """Looks models up: in folders, and among what the earlier sections of a recipe make (folder: their settings).
+
+    Folders are named as `comparable_text` tells them from the recipe's `output`.
+    """
 
     recipe_model: ModelConfig
+    output: str
     made: Mapping[str, Any]
     labels: dict[str, Sequence[str]] = field(default_factory=dict)
     """Labels of the classifiers that are yet to be made, by folder, as far as they were found in data."""
@@ -77,23 +94,58 @@ class ModelSource:
                 )
             return ModelFacts(layers=model.new.layers, context=model.new.context)
         assert model.path is not None
-        facts = self.of_path(model.path)
-        adapter = model.form.adapter if isinstance(model.form, LoraForm) else None
-        if adapter is not None and self.maker(adapter) is None and not (Path(adapter) / "adapter_config.json").exists():
-            raise ModelError(
-                f"model.form.adapter={adapter!r} holds no adapter_config.json: there is no adapter to go on from. "
-                "Name a folder that PEFT saved, or leave it out to start with fresh adapters."
-            )
+        facts = self.of_path(model.path, writes=writes)
+        if isinstance(model.form, LoraForm) and model.form.adapter is not None:
+            self._require_adapter(model.form.adapter)
         if writes and facts.tokenizer is not None:
             prepare_tokenizer(facts.tokenizer, pad_token=model.pad_token, path=model.path)
         return facts
 
-    def of_path(self, path: str) -> ModelFacts:
-        """Facts on the model in a folder, or on the one that an earlier section makes there. Raises ModelError."""
+    def _require_adapter(self, folder: str) -> None:
+        """Raise ModelError unless an adapter lies in the folder, or an earlier section makes one there."""
+        maker = self.maker(folder)
+        if maker is not None and not self._makes_adapter(maker):
+            form = "a classifier" if isinstance(maker, RewardConfig) else f"form {self._start_of(maker).form.type}"
+            raise ModelError(
+                f"model.form.adapter={folder!r} will be a whole model ({form}), not an adapter: there would be nothing "
+                "to go on from. Name it under model.path, or train it with model.form: {type: lora}."
+            )
+        if maker is None and not (Path(folder) / "adapter_config.json").exists():
+            raise ModelError(
+                f"model.form.adapter={folder!r} holds no adapter_config.json: there is no adapter to go on from. "
+                "Name a folder that PEFT saved, or leave it out to start with fresh adapters."
+            )
+
+    def require_base(self, model: ModelConfig) -> None:
+        """Raise ModelError when a LoRA policy is to start from a path that is, or will be, an adapter itself."""
+        if model.path is None or not isinstance(model.form, LoraForm):
+            return
+        maker = self.maker(model.path)
+        there = (Path(model.path).expanduser() / "adapter_config.json").exists()
+        if there if maker is None else self._makes_adapter(maker):
+            raise adapter_as_base(model.path)
+
+    def _makes_adapter(self, maker: Any) -> bool:
+        """Whether a section with these settings saves an adapter, not a whole model."""
+        return not isinstance(maker, RewardConfig) and isinstance(self._start_of(maker).form, LoraForm)
+
+    def _start_of(self, maker: Any) -> ModelConfig:
+        return maker.model or self.recipe_model
+
+    def of_path(self, path: str, *, writes: bool = True) -> ModelFacts:
+        """Facts on the model in a folder, or on the one that an earlier section makes there. Raises ModelError.
+
+        `writes` says that it is to be a language model, otherwise one to make a classifier of.
+        """
         maker = self.maker(path)
         if maker is not None:
-            start = maker.model or self.recipe_model
+            start = self._start_of(maker)
             is_reward = isinstance(maker, RewardConfig)
+            if is_reward and writes:
+                raise ModelError(
+                    f"{path!r} will be a reward model or a classifier, which scores texts and writes none. Name a "
+                    "language model; to use it as a reward, name it in ppo.rewards."
+                )
             return replace(self.of_config(start, writes=not is_reward), made_by=maker if is_reward else None)
         where = check_folder(path)
         adapter = adapter_of(where)
@@ -102,14 +154,17 @@ class ModelSource:
         if config is None:
             return ModelFacts(path)
         text: Any = config.get_text_config()
+        require_kind(config, str(base), writes=writes)
         tokenizer = load_tokenizer(path) if Path(own_tokenizer(where) or base).exists() else None
+        if tokenizer is not None:
+            _require_ids_have_rows(tokenizer, config, str(base), writes=writes)
         model = SimpleNamespace(config=config)
         layers = getattr(text, "num_hidden_layers", None)
         return ModelFacts(path, config, layers, context_of(model), explain_rope_limit(model), tokenizer)
 
     def maker(self, path: str) -> Any:
         """The settings of the earlier section that will make this folder; None when it is there, or nobody makes it."""
-        return None if Path(path).expanduser().exists() else self.made.get(os.path.normpath(path))
+        return None if Path(path).expanduser().exists() else self.made.get(comparable_text(path, self.output))
 
 
 def read_config(path: str | Path) -> Any:
@@ -126,6 +181,33 @@ def read_config(path: str | Path) -> Any:
         if is_folder:
             raise
         return None
+
+
+def require_kind(config: Any, path: str, *, writes: bool) -> None:
+    """Raise ModelError when a model of this config is no causal language model, or cannot be made a classifier."""
+    if not writes:
+        require_classifier_kind(config, path)
+        return
+    require_language_model(config.architectures, (), path)
+    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise ModelError(
+            f"Model {path!r} is of type {config.model_type!r}: transformers has no causal language model of it, so it "
+            "could not be loaded to write. Name a causal language model, such as one of gpt2, llama, mistral or qwen3."
+        )
+
+
+def _require_ids_have_rows(tokenizer: Any, config: Any, path: str, *, writes: bool) -> None:
+    """Raise TokenizerError as loading the model would. Its skeleton is made only where ids seem to lie beyond it."""
+    size = getattr(config.get_text_config(), "vocab_size", None)
+    if not isinstance(size, int) or max(tokenizer.get_vocab().values(), default=0) < size:
+        return
+    kind: Any = AutoModelForCausalLM if writes else AutoModelForSequenceClassification
+    try:
+        with torch.device("meta"):
+            model = kind.from_config(config, trust_remote_code=False)
+    except STRANGE:
+        return
+    require_ids_have_rows(tokenizer, model, f"Model {path!r}")
 
 
 def require_form(

@@ -12,6 +12,7 @@ import torch
 from hydralign.config import Config, PPOConfig, Recipe
 from hydralign.config.compare import CompareConfig
 from hydralign.config.model import HydraForm, LoraForm, ModelConfig
+from hydralign.config.recipe import OUTPUT
 from hydralign.config.reward import Labels, RewardConfig
 from hydralign.config.sft import SFTConfig
 from hydralign.data.detokenise import decode_completions
@@ -23,6 +24,7 @@ from hydralign.loops.memory_plan import Stored, Work, memory_lines, other_forms,
 from hydralign.loops.packing_check import require_apart
 from hydralign.loops.ppo import sampling_plan
 from hydralign.loops.reward import Pair
+from hydralign.loops.same_settings import comparable_text
 from hydralign.loops.sft import max_tokens_of
 from hydralign.loops.supervised import steps_of
 from hydralign.models.forms import whole_model
@@ -145,7 +147,7 @@ def later_lines(recipe: Recipe, title: str, config: Config, missing: Sequence[Pa
     start = config.model if isinstance(config, PPOConfig | SFTConfig) else None
     taught = start and _maker(recipe, start)
     lines = [f"later      {title} waits for {', '.join(map(str, missing))}, which an earlier section makes"]
-    if taught and isinstance(taught.form, LoraForm) and start and start.path and Path(start.path) in missing:
+    if taught and isinstance(taught.form, LoraForm) and start and _waits_for(recipe, start, missing):
         further = isinstance(config, SFTConfig) and isinstance(start.form, LoraForm)
         how = "trained further on" if further else "merged into"
         for _ in recipe.sft if isinstance(recipe.sft, tuple) else ():
@@ -155,12 +157,19 @@ def later_lines(recipe: Recipe, title: str, config: Config, missing: Sequence[Pa
     return lines
 
 
+def _waits_for(recipe: Recipe, model: ModelConfig, missing: Sequence[Path]) -> bool:
+    """Whether the model's own folder is among those that are missing."""
+    if model.path is None:
+        return False
+    return comparable_text(model.path, recipe.output) in [comparable_text(str(p), recipe.output) for p in missing]
+
+
 def _maker(recipe: Recipe, model: ModelConfig) -> ModelConfig | None:
     """The model of the sft item that makes this model's folder; None when no such item makes it."""
     items = recipe.sft if isinstance(recipe.sft, tuple) else (recipe.sft,)
     for item in items:
         name = "sft" if item is None or item.name is None else f"sft/{item.name}"
-        if item and model.path and Path(model.path) == Path(recipe.output) / name / "model":
+        if item and model.path and comparable_text(model.path, recipe.output) == f"{OUTPUT}/{name}/model":
             return item.model or recipe.model
     return None
 

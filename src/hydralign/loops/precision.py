@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 from hydralign.config import Config, Recipe
 from hydralign.config.compare import CompareConfig
 from hydralign.config.loading import load_config
+from hydralign.errors import ConfigError
 from hydralign.models import bf16_speed as measuring
 from hydralign.models.bf16_speed import Precision, describe_speed, faster_precision
 from hydralign.processes import Processes
@@ -53,7 +54,10 @@ def choose_precision(recipe: Recipe, config: Config, folder: Path, device: str) 
 
 def _began_with(config: Config, folder: Path) -> Precision | None:
     own = folder / "config.yaml"
-    began = precision_of(load_config(type(config), own)) if own.exists() else None
+    try:
+        began = precision_of(load_config(type(config), own)) if own.exists() else None
+    except ConfigError:  # a damaged one tells nothing, and is written anew
+        began = None
     return None if began == "auto" else began
 
 

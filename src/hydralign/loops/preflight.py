@@ -7,7 +7,6 @@ from. Of large data sets the first rows are read closely; the rest is checked wh
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +16,8 @@ from typing import Any, TypeVar
 from hydralign.config import PPOConfig, Recipe
 from hydralign.config.compare import CompareConfig
 from hydralign.config.data import HashSplit, LastSplit, NoSplit, SourceConfig
+from hydralign.config.paths import paths_of
+from hydralign.config.recipe import OUTPUT
 from hydralign.config.reward import Labels, RewardConfig
 from hydralign.config.sft import SFTConfig
 from hydralign.data import DataSet, choose_rows, load_comparisons, load_demonstrations, load_labelled, load_prompts
@@ -27,7 +28,7 @@ from hydralign.loops import compare_run, ppo_run, reward_run, sft_run
 from hydralign.loops.model_facts import ModelFacts, ModelSource, require_form
 from hydralign.loops.ppo import sampling_plan
 from hydralign.loops.reward_checks import check_terms
-from hydralign.loops.same_settings import texts_of
+from hydralign.loops.same_settings import comparable_text
 from hydralign.loops.sft import max_tokens_of
 from hydralign.models.making import train_tokenizer
 from hydralign.models.weights import require_ids_can_be_read
@@ -73,13 +74,12 @@ def errors_naming(title: str) -> Iterator[None]:
 
 
 def _check_step(recipe: Recipe, steps: Sequence[Step], step: Step, processes: Processes) -> None:
-    output = Path(recipe.output)
     place = steps.index(step)
-    folders = {os.path.normpath(output / one.title / "model"): one for one in steps}
-    _check_order(step, folders, steps[place:])
+    folders = {f"{OUTPUT}/{one.title}/model": one for one in steps}
+    _check_order(recipe, step, folders, steps[place:])
     made = {folder: one.config for folder, one in folders.items() if one in steps[:place]}
     require_trackers(getattr(step.config, "trackers", ()))
-    models = ModelSource(recipe.model, made)
+    models = ModelSource(recipe.model, recipe.output, made)
     for folder, one in folders.items():
         if folder in made and isinstance(one.config, RewardConfig) and isinstance(one.config.task, Labels):
             models.labels[folder] = _labels_of(recipe, one.config)
@@ -92,11 +92,11 @@ def _check_step(recipe: Recipe, steps: Sequence[Step], step: Step, processes: Pr
     checks[step.section](recipe, step.config, models, processes)
 
 
-def _check_order(step: Step, folders: Mapping[str, Step], later: Sequence[Step]) -> None:
+def _check_order(recipe: Recipe, step: Step, folders: Mapping[str, Step], later: Sequence[Step]) -> None:
     """Raise ConfigError when the step reads what it makes itself, or what only a later step makes."""
-    for text in texts_of(step.config.model_dump()):
-        maker = folders.get(os.path.normpath(text))
-        if maker is not None and (maker is step or (maker in later and not Path(text).exists())):
+    for _, text in paths_of(step.config):
+        maker = folders.get(comparable_text(text, recipe.output))
+        if maker is not None and (maker is step or (maker in later and not Path(text).expanduser().exists())):
             when = "it makes that itself" if maker is step else f"{maker.title} makes that, and runs later"
             raise ConfigError(f"{step.title} reads {text}: {when}. Name a model that is there before.")
 
@@ -200,6 +200,7 @@ def _check_ppo(recipe: Recipe, config: PPOConfig, models: ModelSource, processes
     processes.require_shares(config.batch.minibatch_rows, "ppo rows per minibatch")
     model = config.model or recipe.model
     facts = models.of_config(model)
+    models.require_base(model)
     require_form(facts, model, splits=True)
     prompts, whole = _prompts(recipe, facts)
     if prompts and whole:

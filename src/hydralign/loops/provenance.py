@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hydralign.config.data import SourceConfig, SourceSplit
-from hydralign.loops.section import RESULT
+from hydralign.loops.section_files import RESULT, read_object
 
 
 def held_out_source(source: SourceConfig) -> str:
@@ -41,10 +40,10 @@ def reward_results(terms: Sequence[Any]) -> tuple[dict[str, str], list[str]]:
 def _judged(result: Path) -> dict[str, Any] | None:
     """The judgement on test rows, or else on held-out ones, told by `side`; None where the file has no accuracy."""
     try:
-        record = json.loads(result.read_text(encoding="utf-8"))
+        record = read_object(result) or {}
         side = "test" if record.get("test") else "held_out"
         judged = dict(record[side]) | {"side": side.replace("_", "-")}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError):
         return None
     return judged if {"accuracy", "ci_low", "ci_high", "n"} <= judged.keys() else None
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hydralign.evaluation.statistics import Difference
-from hydralign.loops.section import RESULT
+from hydralign.loops.section_files import RESULT, read_result
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,6 @@ class RunResult:
 
 
 def read_results(output: Path, titles: Sequence[str], differences: Mapping[str, Sequence[Difference]]) -> RunResult:
-    """The stored results of these sections, with the differences that were measured now."""
-    files = {title: output / title / RESULT for title in titles}
-    records = {title: json.loads(file.read_text(encoding="utf-8")) for title, file in files.items() if file.exists()}
+    """The stored results of these sections, with the differences that were measured now. Raises RunFolderError."""
+    records = {title: read_result(output / title) for title in titles if (output / title / RESULT).exists()}
     return RunResult(output, records, {name: tuple(several) for name, several in differences.items()})

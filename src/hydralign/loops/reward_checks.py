@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -14,6 +13,7 @@ from hydralign.config.data import RESERVED_COLUMNS
 from hydralign.config.reward import Labels, RewardConfig
 from hydralign.errors import ModelError
 from hydralign.loops.model_facts import ModelSource, read_config
+from hydralign.loops.same_settings import comparable_text
 from hydralign.models.whole import load_tokenizer
 from hydralign.rewards.combine import require_reference_column, unique_names
 from hydralign.rewards.functions import load_function, wanted_arguments
@@ -57,7 +57,7 @@ def _labels(term: config.ClassifierReward, models: ModelSource) -> list[str] | N
     """The labels of the term's classifier; None where they are known only once it is made, or loaded from the hub."""
     maker, problem_type = models.maker(term.path), None
     if isinstance(maker, RewardConfig):
-        found = models.labels.get(os.path.normpath(term.path))
+        found = models.labels.get(comparable_text(term.path, models.output))
         labels = (list(found) if found else None) if isinstance(maker.task, Labels) else ["score"]
     elif maker is not None:
         raise ModelError(f"{term.path!r} will be a language model: it has no labels to read. Name a classifier.")

@@ -18,9 +18,11 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from hydralign.config import Recipe, describe, diff, dump_recipe, load_recipe, resolved_recipe
+from hydralign.config.paths import file_of, paths_of, require_usable_paths
+from hydralign.config.recipe import OUTPUT
 from hydralign.errors import ConfigError, RunFolderError, did_you_mean
 from hydralign.evaluation.statistics import Difference
-from hydralign.files import write_text
+from hydralign.files import delete, write_text
 from hydralign.loops.compare_run import run_compare
 from hydralign.loops.inputs import kinds_read
 from hydralign.loops.lock import locked
@@ -31,7 +33,8 @@ from hydralign.loops.precision import choose_precision, resolve_precision, same_
 from hydralign.loops.preflight import Step, check_steps
 from hydralign.loops.results import RunResult, read_results
 from hydralign.loops.reward_run import run_reward
-from hydralign.loops.same_settings import comparable, texts_of
+from hydralign.loops.same_settings import comparable, comparable_text
+from hydralign.loops.section_files import RESULT
 from hydralign.loops.sft_run import run_sft
 from hydralign.loops.standing import (
     Standing,
@@ -151,7 +154,7 @@ def _run_items(recipe: Recipe, name: str, *, tell_settings: bool, tell_precision
         for item in items:
             folder = output / item.title
             used, config, line = resolve_precision(recipe, item.config, folder, processes)
-            if not prepared(used, replace(item, config=config), folder, processes):
+            if not make_room(used, replace(item, config=config), folder, processes):
                 continue
             if line and tell_precision:
                 say(f"{item.title}: {line}")
@@ -164,8 +167,8 @@ def _run_items(recipe: Recipe, name: str, *, tell_settings: bool, tell_precision
     return differences
 
 
-def prepared(recipe: Recipe, item: Item, folder: Path, processes: Processes) -> bool:
-    """Whether the item is to be run; then an older result of it is out of the way. Says what it finds.
+def make_room(recipe: Recipe, item: Item, folder: Path, processes: Processes) -> bool:
+    """Move an outdated result of the item out of the way; returns whether the item is to be run. Says what it finds.
 
     Raises RunFolderError when its inputs changed since it was trained, or are not there yet.
     """
@@ -184,6 +187,9 @@ def prepared(recipe: Recipe, item: Item, folder: Path, processes: Processes) -> 
             say(f"{item.title} is {found.told}: see {folder}. To run it again, delete that folder.")
         elif found.state in ("stale", "longer"):
             say(f"{item.title} is {found.told}.{set_aside(folder, item.config)}")
+        elif found.state == "reworded":
+            say(f"{item.title} is {found.told}.")
+            delete(folder / RESULT)
         return found
 
     found = processes.agreed(check)
@@ -203,6 +209,7 @@ def check_before(recipe: Recipe, names: Sequence[str], processes: Processes, *, 
     output = Path(recipe.output).expanduser()
     steps = [Step(item.section, item.title, item.config) for name in SECTIONS for item in items_of(recipe, name)]
     items = [item for name in names for item in required_items(recipe, name)]
+    require_usable_paths(recipe)
     check_output(recipe, [item.title for item in items])
     wanted = [item for item in items if standing(recipe, item.config, output / item.title).state != "finished"]
     require_same_recipe(output, recipe)
@@ -237,7 +244,7 @@ def require_made(recipe: Recipe, item: Item, *, besides: Sequence[str] = ()) -> 
     What the sections `besides` make does not count.
     """
     for path in missing_parts(recipe, item):
-        maker = path.relative_to(Path(recipe.output)).parts[0]
+        maker = path.relative_to(folder_of(recipe, "")).parts[0]
         if maker in besides or maker not in SECTIONS:
             continue
         raise RunFolderError(
@@ -248,12 +255,9 @@ def require_made(recipe: Recipe, item: Item, *, besides: Sequence[str] = ()) -> 
 
 def missing_parts(recipe: Recipe, item: Item) -> list[Path]:
     """Paths inside the output folder that the item's settings name and that do not exist."""
-    output = Path(recipe.output)
-    inside = f"{recipe.output.rstrip('/')}/"
-    # A reward function is written as path/to/file.py:function.
-    texts = (re.sub(r"\.py:\w+\Z", ".py", text) for text in texts_of(item.config.model_dump()))
-    paths = [Path(text) for text in texts if text.startswith(inside)]
-    return [path for path in paths if path.is_relative_to(output) and not path.expanduser().exists()]
+    texts = (comparable_text(file_of(text), recipe.output) for _, text in paths_of(item.config))
+    paths = [folder_of(recipe, text.removeprefix(f"{OUTPUT}/")) for text in texts if text.startswith(f"{OUTPUT}/")]
+    return [path for path in dict.fromkeys(paths) if not path.exists()]
 
 
 def claim_folder(output: Path, recipe: Recipe) -> None:
@@ -276,7 +280,13 @@ def require_same_recipe(output: Path, recipe: Recipe) -> None:
     stored = output / "recipe.yaml"
     if not stored.exists():
         return
-    before = load_recipe(stored)
+    try:
+        before = load_recipe(stored)
+    except ConfigError as error:
+        raise RunFolderError(
+            f"{stored} cannot be read, so whether this recipe made what lies beside it is not known: {error}\n"
+            f"Delete {stored} if it did, and it is written again; else name another output."
+        ) from error
     # A run writes every section down, absent ones as null; nobody does by hand.
     keys = re.findall(r"^(\w+):", stored.read_text(encoding="utf-8"), flags=re.MULTILINE)
     if not _made_items(before, output) and not {"seed", *SECTIONS} <= set(keys):

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar
 
 from hydralign.config import Config, Recipe
+from hydralign.config.paths import PATH_FIELDS, USER_MAPPINGS, file_of
 from hydralign.config.recipe import OUTPUT
 
 C = TypeVar("C", bound=Config)
@@ -24,10 +25,11 @@ _WITHOUT_EFFECT = {
     "stop_after_bad_steps",
     "offload",
     "every",
+    "title",
+    "notes",
 }
-"""Settings that change memory, speed, or what is written on the way, and no result."""
+"""Settings that change memory, speed, the report's words, or what is written on the way, and no result."""
 
-_PATHS = {"path", "adapter", "before", "after", "source", "function"}
 _ANY_FOLDER = "run"
 
 
@@ -46,13 +48,17 @@ def comparable_values(value: Any, output: str) -> Any:
     """The same for plain values."""
     if isinstance(value, dict):
         return {
-            key: _comparable_paths(part, output) if key in _PATHS else comparable_values(part, output)
+            key: part if key in USER_MAPPINGS else _comparable_setting(key, part, output)
             for key, part in value.items()
             if key not in _WITHOUT_EFFECT
         }
     if isinstance(value, Sequence) and not isinstance(value, str):
         return [comparable_values(part, output) for part in value]
     return value
+
+
+def _comparable_setting(key: str, value: Any, output: str) -> Any:
+    return _comparable_paths(value, output) if key in PATH_FIELDS else comparable_values(value, output)
 
 
 def _comparable_paths(value: Any, output: str) -> Any:
@@ -65,13 +71,14 @@ def _comparable_paths(value: Any, output: str) -> Any:
 
 def comparable_text(text: str, output: str) -> str:
     """A path as it is told from the output folder, or from the root when it lies elsewhere; other text as it is."""
-    place, colon, function = text.rpartition(":") if ".py:" in text else (text, "", "")
+    place = file_of(text)
+    function = text.removeprefix(place)
     for form in (_textual, _absolute):
         path, folder = form(place), form(output)
         if path == folder or path.startswith(f"{folder}{os.sep}"):
-            return OUTPUT + path.removeprefix(folder) + colon + function
+            return OUTPUT + path.removeprefix(folder) + function
     if Path(place).expanduser().exists():
-        return _absolute(place) + colon + function
+        return _absolute(place) + function
     return text
 
 
@@ -81,15 +88,3 @@ def _textual(path: str) -> str:
 
 def _absolute(path: str) -> str:
     return os.path.realpath(os.path.expanduser(path))
-
-
-def texts_of(value: Any) -> Iterator[str]:
-    """All texts among plain values."""
-    if isinstance(value, str):
-        yield value
-    elif isinstance(value, dict):
-        for part in value.values():
-            yield from texts_of(part)
-    elif isinstance(value, Sequence):
-        for part in value:
-            yield from texts_of(part)

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from hydralign.config import Recipe
 from hydralign.loops.section_files import RESULT as RESULT
 from hydralign.loops.section_files import write_json as write_json
-from hydralign.loops.standing import begin
+from hydralign.loops.standing import delete_outdated_measurements, record_start
 from hydralign.processes import Processes
 from hydralign.progress import say
 from hydralign.tracking import JsonLines, Tracker, open_trackers
@@ -39,7 +39,8 @@ def opened(recipe: Recipe, config: Any, folder: Path, processes: Processes) -> I
         processes.wait()
         yield Records(Silent(), None)
         return
-    begin(recipe, config, folder)
+    delete_outdated_measurements(recipe, config, folder)
+    record_start(recipe, config, folder)
     trackers = open_trackers(folder, config.trackers, folder.parent.name, config.model_dump())
     processes.wait()
     try:

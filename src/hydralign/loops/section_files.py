@@ -9,6 +9,7 @@ from typing import Any
 
 from hydralign.config.base import Config
 from hydralign.config.loading import dump_config
+from hydralign.errors import RunFolderError
 from hydralign.files import write_text
 
 RESULT = "evaluation.json"
@@ -21,6 +22,38 @@ CONFIG = "config.yaml"
 def write_config(folder: Path, config: Config) -> None:
     """config.yaml: the section as the run resolved it."""
     write_text(folder / CONFIG, dump_config(config))
+
+
+def read_object(path: Path) -> dict[str, Any] | None:
+    """The JSON object in a file; None where there is no file, or one that holds no whole object."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return content if isinstance(content, dict) else None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The JSON objects of a file of lines, without lines that were cut off; none where there is no file."""
+    rows = []
+    for line in path.read_bytes().splitlines() if path.is_file() else ():
+        try:
+            rows.append(json.loads(line))
+        except (ValueError, RecursionError):
+            continue
+    return [row for row in rows if isinstance(row, dict)]
+
+
+def read_result(folder: Path) -> dict[str, Any]:
+    """The result of a finished section. Raises RunFolderError when it is damaged."""
+    record = read_object(folder / RESULT)
+    if record is None:
+        raise RunFolderError(
+            f"{folder / RESULT} is damaged: what the section came to cannot be read, so nothing can be built on it. "
+            "Delete that file: the section then goes on from its newest checkpoint and measures again, or begins anew "
+            "where it has none."
+        )
+    return record
 
 
 def write_json(path: Path, record: Mapping[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """Where a section stands when it is met again: to be run, gone on with, extended, finished, or stale.
 
 Stale is what was made with inputs that have other contents now. A stale comparison is made again, with the old one
-moved to compare/previous; a stale training is refused, since hours may lie in it.
+moved to compare/previous; a stale training is refused, since hours may lie in it. A comparison whose report only gets
+another title or other notes keeps its answers.
 """
 
 from __future__ import annotations
@@ -14,13 +15,14 @@ from typing import Any, Literal
 
 from hydralign.config import Config, PPOConfig, Recipe, dump_recipe, load_config
 from hydralign.config.compare import CompareConfig
+from hydralign.config.paths import paths_of
 from hydralign.config.recipe import OUTPUT
 from hydralign.config.training import SupervisedConfig
 from hydralign.errors import ConfigError, RunFolderError
 from hydralign.files import delete, write_text, writing
 from hydralign.loops.inputs import RECORD, changes, inputs_of, read_record
-from hydralign.loops.same_settings import comparable, comparable_text, texts_of
-from hydralign.loops.section_files import CONFIG, RESULT, write_config, write_json
+from hydralign.loops.same_settings import comparable, comparable_text
+from hydralign.loops.section_files import CONFIG, RESULT, read_object, read_result, write_config, write_json
 
 PREVIOUS = "previous"
 """Folder inside a section's that holds the result before the newest one."""
@@ -32,21 +34,25 @@ _MEASURED = ("before.json", "after.json")
 class Standing:
     """Where a section stands, and why."""
 
-    state: Literal["new", "started", "longer", "finished", "stale"]
+    state: Literal["new", "started", "longer", "finished", "stale", "reworded"]
     told: str
     """The same in words, after the section's title."""
     changed: tuple[str, ...] = ()
     """Inputs with other contents than the section was made with."""
 
 
-def begin(recipe: Recipe, config: Config, folder: Path) -> None:
+def delete_outdated_measurements(recipe: Recipe, config: Config, folder: Path) -> None:
+    """Delete before.json and after.json of a section without results if other settings or inputs made them."""
+    if not has_results(folder) and (changed_settings(recipe, config, folder) or _changed(recipe, config, folder)[0]):
+        for name in _MEASURED:
+            delete(folder / name)
+
+
+def record_start(recipe: Recipe, config: Config, folder: Path) -> None:
     """Store what the section is about to run with: OUT/recipe.yaml, its config.yaml and its inputs.json."""
     output = Path(recipe.output).expanduser()
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
-    if not has_results(folder) and (changed_settings(recipe, config, folder) or _changed(recipe, config, folder)[0]):
-        for name in _MEASURED:
-            delete(folder / name)
     write_text(output / "recipe.yaml", dump_recipe(recipe))
     write_json(folder / RECORD, inputs_of(recipe, config, read_record(folder)))
     write_config(folder, config)
@@ -85,7 +91,10 @@ def growth(recipe: Recipe, config: Config, folder: Path) -> tuple[str, Any, Any]
 
 
 def standing(recipe: Recipe, config: Config, folder: Path) -> Standing:
-    """Where the section with this config and folder stands. Writes nothing."""
+    """Where the section with this config and folder stands. Writes nothing.
+
+    Raises RunFolderError when a training's result is damaged.
+    """
     done = (folder / RESULT).exists()
     if not has_results(folder):
         redone = isinstance(config, CompareConfig) and (folder / CONFIG).exists()
@@ -95,6 +104,10 @@ def standing(recipe: Recipe, config: Config, folder: Path) -> Standing:
         changed += [f"{path} is to be made again" for path in gone if _is_unmade(recipe, path)]
         if read_record(folder) is None:
             changed += _newer_inputs(recipe, config)
+        if done and read_object(folder / RESULT) is None:
+            changed.append(f"{folder / RESULT} is damaged")
+    elif done:
+        read_result(folder)
     if changed:
         shown = [line.replace(OUTPUT, recipe.output.rstrip("/")) for line in changed]
         then = "and to be made again" if isinstance(config, CompareConfig) else "and a run would stop here"
@@ -108,6 +121,8 @@ def standing(recipe: Recipe, config: Config, folder: Path) -> Standing:
         )
     if not done:
         return Standing("started", "to be gone on with from its newest checkpoint")
+    if isinstance(config, CompareConfig) and _is_reworded(config, folder):
+        return Standing("reworded", "finished, and its report to be written again with another title or other notes")
     note = (
         f" (not there any more, so not compared: {', '.join(gone).replace(OUTPUT, recipe.output.rstrip('/'))})"
         if gone
@@ -118,6 +133,15 @@ def standing(recipe: Recipe, config: Config, folder: Path) -> Standing:
     return Standing("finished", f"finished{note}")
 
 
+def _is_reworded(config: CompareConfig, folder: Path) -> bool:
+    """Whether the report was written with another title or other notes."""
+    try:
+        stored = load_config(CompareConfig, folder / CONFIG)
+    except ConfigError:
+        return False
+    return (stored.title, stored.notes) != (config.title, config.notes)
+
+
 def _changed(recipe: Recipe, config: Config, folder: Path) -> tuple[list[str], list[str]]:
     record = read_record(folder)
     return ([], []) if record is None else changes(record, inputs_of(recipe, config, record))
@@ -126,7 +150,7 @@ def _changed(recipe: Recipe, config: Config, folder: Path) -> tuple[list[str], l
 def _newer_inputs(recipe: Recipe, config: Config) -> list[str]:
     """What a comparison that was made before inputs were recorded reads of sections that were made since."""
     output = Path(recipe.output).expanduser()
-    texts = (comparable_text(text, recipe.output) for text in texts_of(config.model_dump()))
+    texts = (comparable_text(text, recipe.output) for _, text in paths_of(config))
     made = [text for text in texts if text.startswith(f"{OUTPUT}/")]
     return [
         f"{text} is newer"
@@ -162,7 +186,7 @@ def readers_of(title: str, configs: Sequence[tuple[str, Config]], output: str) -
     for other, config in configs:
         if other in found or isinstance(config, CompareConfig):
             continue
-        texts = [comparable_text(text, output) for text in texts_of(config.model_dump())]
+        texts = [comparable_text(text, output) for _, text in paths_of(config)]
         if any(text.startswith(f"{OUTPUT}/{one}/") for one in found for text in texts):
             found.append(other)
     return found[1:]

@@ -47,10 +47,7 @@ def load_policy(
     path, form = os.path.expanduser(path), _form_of(form)
     precision = concrete_precision(precision, torch.device(device))
     if isinstance(form, LoraForm) and (Path(path) / "adapter_config.json").exists():
-        raise ModelError(
-            f"model.path={path!r} is an adapter, not a whole model: what it adapts is unknown here. Name the base "
-            "under model.path and the adapter under model.form: {type: lora, adapter: ...}."
-        )
+        raise adapter_as_base(path)
     adapter = form.adapter if isinstance(form, LoraForm) else None
     model, tokenizer = load_whole(path, tokenizer=own_tokenizer(adapter), pad_token=pad_token, device=device)
     if Path(path).exists():
@@ -64,6 +61,14 @@ def load_policy(
     else:
         require_no_value_branch(head_folder)
     return policy
+
+
+def adapter_as_base(path: str) -> ModelError:
+    """The error of a LoRA policy whose model.path is an adapter itself."""
+    return ModelError(
+        f"model.path={path!r} is an adapter, not a whole model: what it adapts is unknown here. Name the base "
+        "under model.path and the adapter under model.form: {type: lora, adapter: ...}."
+    )
 
 
 def make_policy(

@@ -173,7 +173,7 @@ def load_model(
             output_loading_info=True,
             trust_remote_code=False,
         )
-    _require_language_model(model.config.architectures, info.get("unexpected_keys", ()), path)
+    require_language_model(model.config.architectures, info.get("unexpected_keys", ()), path)
     missing = sorted(info.get("missing_keys", ()))
     if missing:
         raise ModelError(
@@ -186,10 +186,11 @@ def load_model(
     return prepare_model(model, encoder).to(device), encoder
 
 
-def _require_language_model(architectures: Sequence[str] | None, unexpected: Iterable[str], path: str) -> None:
+def require_language_model(architectures: Sequence[str] | None, unexpected: Iterable[str], path: str) -> None:
     """Raise ModelError for a classifier or another model with a head that writes nothing.
 
-    Where output head and embeddings are one matrix, transformers takes such a model for a language model.
+    `architectures` are those of its config.json, `unexpected` the names of weights that found no place. Where output
+    head and embeddings are one matrix, transformers takes such a model for a language model.
     """
     names = architectures or ()
     other = next((name for name in names if OTHER_HEADS.search(name)), None)

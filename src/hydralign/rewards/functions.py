@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ def load_function(reference: str) -> Callable[..., Any]:
     place, _, name = reference.rpartition(":")
     if not place or not name:
         raise RewardError(f"reward function {reference!r} lacks a module or a name: it cannot be found. {FORMS}")
-    module = _module_of_file(Path(place).expanduser()) if place.endswith(".py") else _module(place)
+    module = _module_of_file(Path(os.path.expanduser(place))) if place.endswith(".py") else _module(place)
     if not hasattr(module, name):
         known = [key for key, value in vars(module).items() if callable(value) and not key.startswith("_")]
         raise RewardError(
@@ -163,7 +164,7 @@ def _module(place: str) -> ModuleType:
 
 
 def _module_of_file(path: Path) -> ModuleType:
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises for names that no file system takes
         raise RewardError(
             f"there is no file {str(path)!r} (looked from {str(Path.cwd())!r}): the reward in it cannot be loaded. "
             "Correct the path; a relative one counts from where the command is run."

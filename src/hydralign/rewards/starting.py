@@ -46,6 +46,15 @@ def load_start(path: str, labels: Sequence[str], *, seed: int = 0) -> tuple[Any,
     return merged(model, adapter, where), tokenizer
 
 
+def require_classifier_kind(config: Any, path: str) -> None:
+    """Raise ModelError when transformers has no classifier of this config's architecture that reads one token."""
+    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or config.is_encoder_decoder:
+        raise ModelError(
+            f"{path!r} is of type {config.model_type!r}: transformers has no classifier of it that could be read at a "
+            "text's last or first token. Use a causal language model or an encoder."
+        )
+
+
 def head_names(model: Any) -> set[str]:
     """Names of the parameters that a trunk cannot bring along: those outside it, and its pooler's."""
     trunk = model.base_model_prefix + "."
@@ -97,11 +106,7 @@ def _load(path: str, labels: Sequence[str], seed: int, tokenizer_of: str | None 
 
 def _own_labels(config: Any, labels: Sequence[str], path: str) -> list[str]:
     """The labels of the head in a classifier's folder, in its order; none for a trunk that wants a new head."""
-    if type(config) not in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING or config.is_encoder_decoder:
-        raise ModelError(
-            f"{path!r} is of type {config.model_type!r}: transformers has no classifier of it that could be read at a "
-            "text's last or first token. Use a causal language model or an encoder."
-        )
+    require_classifier_kind(config, path)
     if not any(name.endswith("ForSequenceClassification") for name in config.architectures or ()):
         return []
     own = label_names(config.id2label, repr(path))

@@ -1,0 +1,54 @@
+"""Which settings name files, folders or hub ids, and which are mappings whose keys are the user's own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from os.path import expanduser
+from typing import Any
+
+from hydralign.config.base import Config
+from hydralign.config.texts import require_path_fits
+from hydralign.errors import ConfigError
+
+PATH_FIELDS = frozenset({"path", "adapter", "before", "after", "source", "function"})
+"""Fields that name something to read, wherever they stand."""
+USER_MAPPINGS = frozenset({"columns", "replace", "names"})
+"""Fields that are mappings of the user's own keys: none of those is a setting."""
+
+
+def paths_of(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """(dotted key, text) of every setting that names something to read."""
+    if isinstance(value, Config):
+        for field in type(value).model_fields:
+            part = getattr(value, field)
+            name = f"{key}.{field}".lstrip(".")
+            texts = part if isinstance(part, tuple) else (part,)
+            if field in PATH_FIELDS and all(isinstance(text, str) for text in texts):
+                yield from ((name if len(texts) == 1 else f"{name}.{i}", text) for i, text in enumerate(texts))
+            else:
+                yield from paths_of(part, name)
+    elif isinstance(value, tuple):
+        for index, part in enumerate(value):
+            yield from paths_of(part, f"{key}.{index}")
+
+
+def file_of(text: str) -> str:
+    """The path in a setting: of path/to/file.py:function without the function."""
+    return text.rpartition(":")[0] if ".py:" in text else text
+
+
+def require_usable_paths(config: Config) -> None:
+    """Raise ConfigError that lists the settings whose paths no file system takes, or that name an unknown user."""
+    problems = []
+    for key, text in paths_of(config):
+        try:
+            require_path_fits(file_of(text), key)
+        except ValueError as error:
+            problems.append(str(error))
+        if expanduser(text).startswith("~"):
+            problems.append(
+                f"{key}={text!r} cannot be found: there is no user of that name. Write the path out, or ./~… for a "
+                "name that begins so."
+            )
+    if problems:
+        raise ConfigError("\n".join(problems))
