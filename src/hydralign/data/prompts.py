@@ -15,7 +15,7 @@ from hydralign.config.data import RESERVED_COLUMNS, CutConfig
 from hydralign.data.chat import is_chat, messages_of, render_prompt
 from hydralign.data.drafts import Draft, Drafter, LeftOut
 from hydralign.data.rows import Row, Table
-from hydralign.data.tokens import encode_plain, encode_prompts, first_token
+from hydralign.data.tokens import encode_plain, encode_prompts, first_token, without_first
 from hydralign.errors import DataError
 from hydralign.types import Prompt
 
@@ -74,11 +74,15 @@ def tokenised(drafts: Sequence[Draft[Prompt]], tokenizer: PreTrainedTokenizerBas
 def cut_to_prompts(
     drafts: Sequence[Draft[Prompt]], tokenizer: PreTrainedTokenizerBase, cut: CutConfig, *, seed: int
 ) -> list[Prompt | LeftOut]:
-    """The first tokens of each text, decoded again; the ids are what counts where a cut splits a character."""
+    """The first tokens of each text, decoded again; the ids are what counts where a cut splits a character.
+
+    The tokenizer's own first token comes on top of them, once, whether the text spells it or not.
+    """
     texts = [draft.record.text for draft in drafts]
     lengths = [cut_length(text, cut, seed=seed) for text in texts]
     first = first_token(tokenizer)
-    heads = [head[:n] for head, n in zip(_heads(tokenizer, texts, cut.max_tokens), lengths, strict=True)]
+    encoded = [without_first(ids, first) for ids in _heads(tokenizer, texts, cut.max_tokens + len(first))]
+    heads = [ids[:n] for ids, n in zip(encoded, lengths, strict=True)]
     decoded = tokenizer.batch_decode([list(head) for head in heads], clean_up_tokenization_spaces=False)
     short = LeftOut(f"with fewer tokens than the length drawn ({cut.min_tokens} to {cut.max_tokens})")
     return [
