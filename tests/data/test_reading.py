@@ -12,8 +12,9 @@ from typing import Any
 import datasets
 import pytest
 
+from hydralign.data import load_demonstrations
 from hydralign.data.reading import read_table
-from hydralign.errors import DataError
+from hydralign.errors import DataError, RowError
 
 Write = Callable[[str, str], str]
 ROWS = [{"text": 'one, "two"\nthree', "label": "good"}, {"text": "vier … fünf", "label": "bad"}]
@@ -184,6 +185,14 @@ def test_read_table_names_the_line_of_bytes_that_are_no_text(tmp_path: Path) -> 
 def test_read_table_keeps_line_numbers_when_a_text_holds_other_line_separators(write: Write) -> None:
     source = write("a.jsonl", '{"n": "a\u2028b\u0085c"}\n{"n": 2}\n')
     assert [row.number for row in read_table(source).rows] == [1, 2]
+
+
+def test_blank_line_of_a_csv_file_with_one_column_is_a_row(write: Write) -> None:
+    texts = [row["text"] for row in values(write("one.csv", "text\na\n\n\nb\n"))]
+    assert texts == ["a", "", "", "b"]
+    assert values(write("two.csv", "text,n\na,1\n\nb,2\n")) == [{"text": "a", "n": "1"}, {"text": "b", "n": "2"}]
+    with pytest.raises(RowError, match=r"one\.csv, row 2, field 'text': is empty"):
+        load_demonstrations(str(write("one.csv", "text\na\n\nb\n")))
 
 
 def test_read_table_reads_csv_fields_of_any_length(write: Write) -> None:

@@ -210,7 +210,8 @@ def _csv_rows(source: str, content: bytes) -> Iterator[Row]:
         header = next(reader, [])
         if len(set(header)) < len(header):
             raise DataError(f"{source} names a column twice: {', '.join(header)}. Give every column its own name.")
-        for number, values in enumerate(filter(None, reader), start=1):
+        lines = (values or [""] for values in reader) if len(header) == 1 else filter(None, reader)
+        for number, values in enumerate(lines, start=1):
             if len(values) != len(header):
                 raise DataError(
                     f"{source}, row {number} (ends on line {reader.line_num}): {len(values)} fields where the header "
