@@ -195,6 +195,12 @@ def test_blank_line_of_a_csv_file_with_one_column_is_a_row(write: Write) -> None
         load_demonstrations(str(write("one.csv", "text\na\n\nb\n")))
 
 
+@pytest.mark.parametrize("source", ["~nobody-here/rows.jsonl", "x" * 300 + ".jsonl", "a\0b.jsonl"])
+def test_path_that_no_file_can_have_is_named(source: str) -> None:
+    with pytest.raises(DataError, match=r"(?s)rows|jsonl"):
+        read_table(source)
+
+
 def test_read_table_reads_csv_fields_of_any_length(write: Write) -> None:
     long = "x" * 200_000
     assert values(write("a.csv", f"text\n{long}\n")) == [{"text": long}]

@@ -88,10 +88,16 @@ def _replaced(value: Any, replace: Mapping[str, str]) -> Any:
 
 
 def _read(source: str, split: str) -> Iterator[Row]:
-    path = Path(source).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(source).expanduser()
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # no such user, or a name that no file can have
+        raise DataError(
+            f"source {shortened(source)} names no file: {error}. There is nothing to read. Correct the path."
+        ) from error
+    if is_folder:
         return _folder_rows(source, path, split)
-    if not path.exists():
+    if not exists:
         if _HUB_ID.fullmatch(source) and not source.endswith(_SUFFIXES):
             return _dataset_rows(source, _hub_dataset(source, split))
         raise DataError(
