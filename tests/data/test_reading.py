@@ -6,6 +6,7 @@ import json
 import os
 import socket
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,52 @@ def test_blank_line_of_a_csv_file_with_one_column_is_a_row(write: Write) -> None
 def test_path_that_no_file_can_have_is_named(source: str) -> None:
     with pytest.raises(DataError, match=r"(?s)rows|jsonl"):
         read_table(source)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("state.json", "{}"),
+        ("state.json", "[]"),
+        ("state.json", '{"_data_files": null}'),
+        ("dataset_info.json", "[]"),
+        ("dataset_info.json", '{"features": {"text": 3}}'),
+        ("dataset_dict.json", "{}"),
+        ("dataset_dict.json", "[]"),
+    ],
+)
+def test_damaged_saved_data_set_is_named_with_the_cause(tmp_path: Path, file: str, content: str) -> None:
+    folder = tmp_path / "saved"
+    datasets.Dataset.from_list(ROWS).save_to_disk(folder)
+    if file == "dataset_dict.json":
+        (folder / "state.json").unlink()
+    (folder / file).write_text(content)
+    with pytest.raises(DataError, match=r"saved cannot be read: .*(Error\)|list'?)\. Check the folder"):
+        read_table(str(folder))
+
+
+def test_media_beside_the_texts_are_not_decoded(tmp_path: Path) -> None:
+    media = {"bytes": b"nothing that could be played or shown", "path": "a.bin"}
+    dataset = datasets.Dataset.from_dict({"text": ["a"], "sound": [media], "pictures": [[media]]})
+    kinds = {"text": datasets.Value("string"), "sound": datasets.Audio(), "pictures": [datasets.Image()]}
+    dataset = dataset.cast(datasets.Features(kinds))
+    dataset.save_to_disk(tmp_path / "saved")
+    assert values(str(tmp_path / "saved")) == [{"text": "a", "sound": media, "pictures": [media]}]
+    assert values("unused", rows=dataset) == [{"text": "a", "sound": media, "pictures": [media]}]
+
+
+def test_data_that_break_while_they_are_iterated_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        features = None
+
+        def __iter__(self) -> Any:
+            yield ROWS[0]
+            raise ImportError("To support decoding sounds, please install 'torchcodec'")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, *, split: Broken())
+    monkeypatch.setattr("hydralign.data.reading.hub_access", lambda *_: nullcontext())
+    with pytest.raises(DataError, match=r"some/data cannot be read: To support decoding sounds.*torchcodec"):
+        read_table("some/data")
 
 
 def test_read_table_reads_csv_fields_of_any_length(write: Write) -> None:
