@@ -123,3 +123,14 @@ def test_tokens_are_counted_for_an_adapter_without_a_tokenizer_as_for_its_base(t
     parts = loaded(tmp_path, LABELLED, tokenizer, **section)
     kept = sum(len(tokenizer(row["text"]).input_ids) <= 20 for row in LABELLED)
     assert 2 < len(parts.train) + len(parts.held_out) == kept < 12
+
+
+NEW: dict[str, Any] = {"new": {"layers": 1, "width": 16, "heads": 2, "vocabulary": 300}}
+
+
+def test_special_tokens_are_counted_by_a_tokenizer_that_the_section_trains(tmp_path: Path, tokenizer: Any) -> None:
+    pairs = [{"prompt": f"q<eos>{n}", "chosen": " this", "rejected": " that"} for n in range(12)]
+    texts = [{**row, "text": f"<eos>{row['text']}"} for row in LABELLED]
+    for rows, task in ((pairs, "comparisons"), (texts, "labels")):
+        told = loaded(tmp_path, rows, tokenizer, task={"type": task}, model=NEW).describe()
+        assert "read as the real tokens: '<eos>' in 12 rows." in told

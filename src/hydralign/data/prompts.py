@@ -12,7 +12,7 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from hydralign.config.data import RESERVED_COLUMNS, CutConfig
-from hydralign.data.chat import is_chat, messages_of, render_prompt
+from hydralign.data.chat import contents_of, is_chat, messages_of, render_prompt
 from hydralign.data.drafts import Draft, Drafter, LeftOut
 from hydralign.data.rows import Row, Table
 from hydralign.data.tokens import encode_plain, encode_prompts, first_token, without_first
@@ -35,10 +35,11 @@ def prompt_drafter(table: Table, tokenizer: PreTrainedTokenizerBase, *, from_tex
 
     def draft(row: Row) -> Draft[Prompt]:
         if is_chat(row.value(name)) and not from_text:
-            text = render_prompt(row, name, messages_of(row, name), tokenizer)
+            messages = messages_of(row, name)
+            text, written = render_prompt(row, name, messages, tokenizer), contents_of(messages)
         else:
-            text = row.text(name)
-        return Draft(Prompt(text, (), row.without(*RESERVED_COLUMNS)), text, (text,))
+            text, written = row.text(name), None
+        return Draft(Prompt(text, (), row.without(*RESERVED_COLUMNS)), text, (text,), written=written)
 
     return draft
 
