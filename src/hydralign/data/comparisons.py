@@ -5,7 +5,8 @@ place where an assistant's turn begins (`\\n\\nAssistant:` and its like), else t
 goes with the answers, as byte-pair vocabularies want it, and a line break with the prompt. Answers that begin with
 the same words lend them to the prompt in the second case; a `prompt` column avoids that.
 
-Answers that both repeat the whole `prompt` are full texts: it is taken off them. Beside chats, a `prompt` that is
+Answers that both repeat the whole `prompt` are full texts: it is taken off them. Answers that are equal but for a
+repeated prompt are left out, like those that a template writes alike. Beside chats, a `prompt` that is
 text is the user's message, unless the chats begin with the same messages anyway.
 
 `positive` and `negative` (LMFlow's names) are read as `chosen` and `rejected`; of two names for one answer, the one
@@ -56,6 +57,8 @@ def comparison_drafter(table: Table, tokenizer: PreTrainedTokenizerBase | None) 
             return LeftOut("with equal answers")
         form = _from_chats if is_chat(row.value(names[0])) else _from_texts
         prompt, chosen, rejected, written = form(row, fields, tokenizer)
+        if chosen.removeprefix(prompt) == rejected.removeprefix(prompt):  # also as a template writes them
+            return LeftOut("with equal answers")
         record = Preference(prompt, chosen, rejected, row.without(*fields))
         shortened = form is _from_chats and any(
             leaves_out(messages_of(row, name)[-1:], answer)
