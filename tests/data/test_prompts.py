@@ -97,6 +97,14 @@ def test_cut_puts_the_first_token_on_top(tokenizer: Any, bracket_tokenizer: Any)
     assert (marked.text, marked.token_ids) == (plain.text, (0, *plain.token_ids))
 
 
+def test_cut_of_a_text_that_spells_the_first_token_has_it_once(bracket_tokenizer: Any) -> None:
+    config = ALL.model_copy(update={"cut": CutConfig(min_tokens=4, max_tokens=4)})
+    plain, spelled = prompts(config, bracket_tokenizer, {"text": TEXTS[0]}, {"text": f"<s>{TEXTS[0]}"})
+    assert plain.token_ids[:1] == (0,)
+    assert (spelled.text, spelled.token_ids) == (plain.text, plain.token_ids)
+    assert encode_prompts(bracket_tokenizer, [spelled.text]) == [spelled.token_ids]
+
+
 def test_cut_counts_texts_that_are_too_short(tokenizer: Any) -> None:
     config = ALL.model_copy(update={"cut": CutConfig(min_tokens=3, max_tokens=3)})
     data = load_prompts(config, tokenizer, seed=0, rows=[{"text": text} for text in ("xyz", "xy", "wxyz")])

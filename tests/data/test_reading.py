@@ -6,14 +6,16 @@ import json
 import os
 import socket
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
 import datasets
 import pytest
 
+from hydralign.data import load_demonstrations
 from hydralign.data.reading import read_table
-from hydralign.errors import DataError
+from hydralign.errors import DataError, RowError
 
 Write = Callable[[str, str], str]
 ROWS = [{"text": 'one, "two"\nthree', "label": "good"}, {"text": "vier … fünf", "label": "bad"}]
@@ -184,6 +186,66 @@ def test_read_table_names_the_line_of_bytes_that_are_no_text(tmp_path: Path) -> 
 def test_read_table_keeps_line_numbers_when_a_text_holds_other_line_separators(write: Write) -> None:
     source = write("a.jsonl", '{"n": "a\u2028b\u0085c"}\n{"n": 2}\n')
     assert [row.number for row in read_table(source).rows] == [1, 2]
+
+
+def test_blank_line_of_a_csv_file_with_one_column_is_a_row(write: Write) -> None:
+    texts = [row["text"] for row in values(write("one.csv", "text\na\n\n\nb\n"))]
+    assert texts == ["a", "", "", "b"]
+    assert values(write("two.csv", "text,n\na,1\n\nb,2\n")) == [{"text": "a", "n": "1"}, {"text": "b", "n": "2"}]
+    with pytest.raises(RowError, match=r"one\.csv, row 2, field 'text': is empty"):
+        load_demonstrations(str(write("one.csv", "text\na\n\nb\n")))
+
+
+@pytest.mark.parametrize("source", ["~nobody-here/rows.jsonl", "x" * 300 + ".jsonl", "a\0b.jsonl"])
+def test_path_that_no_file_can_have_is_named(source: str) -> None:
+    with pytest.raises(DataError, match=r"(?s)rows|jsonl"):
+        read_table(source)
+
+
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("state.json", "{}"),
+        ("state.json", "[]"),
+        ("state.json", '{"_data_files": null}'),
+        ("dataset_info.json", "[]"),
+        ("dataset_info.json", '{"features": {"text": 3}}'),
+        ("dataset_dict.json", "{}"),
+        ("dataset_dict.json", "[]"),
+    ],
+)
+def test_damaged_saved_data_set_is_named_with_the_cause(tmp_path: Path, file: str, content: str) -> None:
+    folder = tmp_path / "saved"
+    datasets.Dataset.from_list(ROWS).save_to_disk(folder)
+    if file == "dataset_dict.json":
+        (folder / "state.json").unlink()
+    (folder / file).write_text(content)
+    with pytest.raises(DataError, match=r"saved cannot be read: .*(Error\)|list'?)\. Check the folder"):
+        read_table(str(folder))
+
+
+def test_media_beside_the_texts_are_not_decoded(tmp_path: Path) -> None:
+    media = {"bytes": b"nothing that could be played or shown", "path": "a.bin"}
+    dataset = datasets.Dataset.from_dict({"text": ["a"], "sound": [media], "pictures": [[media]]})
+    kinds = {"text": datasets.Value("string"), "sound": datasets.Audio(), "pictures": [datasets.Image()]}
+    dataset = dataset.cast(datasets.Features(kinds))
+    dataset.save_to_disk(tmp_path / "saved")
+    assert values(str(tmp_path / "saved")) == [{"text": "a", "sound": media, "pictures": [media]}]
+    assert values("unused", rows=dataset) == [{"text": "a", "sound": media, "pictures": [media]}]
+
+
+def test_data_that_break_while_they_are_iterated_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Broken:
+        features = None
+
+        def __iter__(self) -> Any:
+            yield ROWS[0]
+            raise ImportError("To support decoding sounds, please install 'torchcodec'")
+
+    monkeypatch.setattr(datasets, "load_dataset", lambda name, *, split: Broken())
+    monkeypatch.setattr("hydralign.data.reading.hub_access", lambda *_: nullcontext())
+    with pytest.raises(DataError, match=r"some/data cannot be read: To support decoding sounds.*torchcodec"):
+        read_table("some/data")
 
 
 def test_read_table_reads_csv_fields_of_any_length(write: Write) -> None:

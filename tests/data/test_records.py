@@ -155,6 +155,16 @@ def test_preference_leaves_out_equal_answers_and_counts_them() -> None:
     assert (report.train, report.dropped) == (2, {"with equal answers": 1})
 
 
+def test_preference_whose_answers_are_equal_as_they_are_read_is_left_out(chat_tokenizer: Any) -> None:
+    full = {"prompt": "p q", "chosen": "p q yes", "rejected": "p q no"}
+    text = {"prompt": "p q", "chosen": "yes sir", "rejected": "p qyes sir"}
+    assert load_comparisons(ALL, rows=[full, text]).report.dropped == {"with equal answers": 1}
+    chat = {"chosen": says(start="hi", end="good"), "rejected": says(start="hi", end="good")}
+    chat["rejected"][1]["note"] = "which the template does not write"
+    rows = [{"chosen": says(start="hi", end="good"), "rejected": says(start="hi", end="bad")}, chat]
+    assert load_comparisons(ALL, chat_tokenizer, rows=rows).report.dropped == {"with equal answers": 1}
+
+
 @pytest.mark.parametrize(
     ("load", "row", "field"),
     [

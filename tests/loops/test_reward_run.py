@@ -123,3 +123,31 @@ def test_tokens_are_counted_for_an_adapter_without_a_tokenizer_as_for_its_base(t
     parts = loaded(tmp_path, LABELLED, tokenizer, **section)
     kept = sum(len(tokenizer(row["text"]).input_ids) <= 20 for row in LABELLED)
     assert 2 < len(parts.train) + len(parts.held_out) == kept < 12
+
+
+NEW: dict[str, Any] = {"new": {"layers": 1, "width": 16, "heads": 2, "vocabulary": 300}}
+
+
+def test_special_tokens_are_counted_by_a_tokenizer_that_the_section_trains(tmp_path: Path, tokenizer: Any) -> None:
+    pairs = [{"prompt": f"q<eos>{n}", "chosen": " this", "rejected": " that"} for n in range(12)]
+    texts = [{**row, "text": f"<eos>{row['text']}"} for row in LABELLED]
+    for rows, task in ((pairs, "comparisons"), (texts, "labels")):
+        told = loaded(tmp_path, rows, tokenizer, task={"type": task}, model=NEW).describe()
+        assert "read as the real tokens: '<eos>' in 12 rows." in told
+
+
+def test_pairs_that_the_model_reads_as_equal_are_left_out(tmp_path: Path, tokenizer: Any) -> None:
+    rows = [{"prompt": f"q{n}", "chosen": " this", "rejected": " that"} for n in range(12)]
+    rows[0] |= {"chosen": " this", "rejected": " this<eos>"}
+    parts = loaded(tmp_path, rows, tokenizer)
+    assert len(parts.train) + len(parts.held_out) == 11
+    assert "Of them 1 have answers that are equal as the model reads them: left out." in parts.describe()
+
+
+def test_rows_to_test_on_that_stand_among_the_training_rows_are_told(tmp_path: Path, tokenizer: Any) -> None:
+    test = {"source": str(tmp_path / "rows.jsonl")}
+    told = loaded(tmp_path, LABELLED, tokenizer, task={"type": "labels"}, test=test).describe()
+    assert "Of the rows to test on, 7 have the text of a training row" in told
+    rows = [{"prompt": f"q{n}", "chosen": " this", "rejected": " that"} for n in range(12)]
+    assert "7 have the prompt of a training row" in loaded(tmp_path, rows, tokenizer, test=test).describe()
+    assert "training row:" not in loaded(tmp_path, rows, tokenizer).describe()

@@ -40,6 +40,11 @@ def messages_of(row: Row, name: str) -> list[Message]:
     return [{key: part for key, part in message.items() if part is not None} for message in value]
 
 
+def contents_of(*chats: Sequence[Message]) -> tuple[str, ...]:
+    """What the authors of these messages wrote."""
+    return tuple(message["content"] for chat in chats for message in chat)
+
+
 def render_prompt(row: Row, name: str, messages: Sequence[Message], tokenizer: PreTrainedTokenizerBase | None) -> str:
     """The messages as text that ends where the assistant's answer begins; no messages give no text."""
     return _rendered(row, name, messages, tokenizer, answer_follows=True) if messages else ""

@@ -5,7 +5,8 @@ place where an assistant's turn begins (`\\n\\nAssistant:` and its like), else t
 goes with the answers, as byte-pair vocabularies want it, and a line break with the prompt. Answers that begin with
 the same words lend them to the prompt in the second case; a `prompt` column avoids that.
 
-Answers that both repeat the whole `prompt` are full texts: it is taken off them. Beside chats, a `prompt` that is
+Answers that both repeat the whole `prompt` are full texts: it is taken off them. Answers that are equal but for a
+repeated prompt are left out, like those that a template writes alike. Beside chats, a `prompt` that is
 text is the user's message, unless the chats begin with the same messages anyway.
 
 `positive` and `negative` (LMFlow's names) are read as `chosen` and `rejected`; of two names for one answer, the one
@@ -17,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from hydralign.data.chat import Message, is_chat, leaves_out, messages_of, render_answer, render_prompt
+from hydralign.data.chat import Message, contents_of, is_chat, leaves_out, messages_of, render_answer, render_prompt
 from hydralign.data.drafts import Draft, Drafter, LeftOut
 from hydralign.data.rows import EmptyTextError, Row, Table
 from hydralign.errors import RowError
@@ -36,6 +37,8 @@ _TURNS = (
 )
 _NAMES = (("chosen", "rejected"), ("positive", "negative"))
 _ROLES = tuple(zip(*_NAMES, strict=True))
+_Parts = tuple[str, str, str, tuple[str, ...] | None]
+"""Prompt, chosen, rejected, and of chats what their authors wrote."""
 
 
 def comparison_drafter(table: Table, tokenizer: PreTrainedTokenizerBase | None) -> Drafter[Preference]:
@@ -53,13 +56,15 @@ def comparison_drafter(table: Table, tokenizer: PreTrainedTokenizerBase | None) 
         if row.value(names[0]) == row.value(names[1]):
             return LeftOut("with equal answers")
         form = _from_chats if is_chat(row.value(names[0])) else _from_texts
-        prompt, chosen, rejected = form(row, fields, tokenizer)
+        prompt, chosen, rejected, written = form(row, fields, tokenizer)
+        if chosen.removeprefix(prompt) == rejected.removeprefix(prompt):  # also as a template writes them
+            return LeftOut("with equal answers")
         record = Preference(prompt, chosen, rejected, row.without(*fields))
         shortened = form is _from_chats and any(
             leaves_out(messages_of(row, name)[-1:], answer)
             for name, answer in zip(names, (chosen, rejected), strict=True)
         )
-        return Draft(record, prompt, (prompt + chosen, prompt + rejected), shortened)
+        return Draft(record, prompt, (prompt + chosen, prompt + rejected), shortened, written)
 
     return draft
 
@@ -79,17 +84,17 @@ def shared_beginning(chosen: str, rejected: str) -> str:
     return common[: boundary + 1] if common[boundary] == "\n" else common[:boundary].rstrip(" ")
 
 
-def _from_texts(row: Row, fields: tuple[str, ...], _: PreTrainedTokenizerBase | None) -> tuple[str, str, str]:
+def _from_texts(row: Row, fields: tuple[str, ...], _: PreTrainedTokenizerBase | None) -> _Parts:
     chosen, rejected = row.text(fields[0]), row.text(fields[1])
     prompt = row.text("prompt") if len(fields) == 3 else shared_beginning(chosen, rejected)
     if not prompt.strip():
         raise _without_prompt(row, fields[0])
     if chosen.startswith(prompt) and rejected.startswith(prompt):
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
-    return prompt, row.checked_text(fields[0], chosen), row.checked_text(fields[1], rejected)
+    return prompt, row.checked_text(fields[0], chosen), row.checked_text(fields[1], rejected), None
 
 
-def _from_chats(row: Row, fields: tuple[str, ...], tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, str, str]:
+def _from_chats(row: Row, fields: tuple[str, ...], tokenizer: PreTrainedTokenizerBase | None) -> _Parts:
     chosen, rejected = messages_of(row, fields[0]), messages_of(row, fields[1])
     context = _context(row, fields, chosen, rejected)
     if not context:
@@ -101,6 +106,7 @@ def _from_chats(row: Row, fields: tuple[str, ...], tokenizer: PreTrainedTokenize
         prompt,
         render_answer(row, fields[0], context, chosen, tokenizer),
         render_answer(row, fields[1], context, rejected, tokenizer),
+        contents_of(context, chosen, rejected),
     )
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from hydralign.data.chat import is_chat, leaves_out, messages_of, render_answer, render_prompt
+from hydralign.data.chat import contents_of, is_chat, leaves_out, messages_of, render_answer, render_prompt
 from hydralign.data.drafts import Draft, Drafter
 from hydralign.data.rows import Row, Table, shortened
 from hydralign.types import Demonstration, LabelledText
@@ -22,17 +22,17 @@ def demonstration_drafter(table: Table, tokenizer: PreTrainedTokenizerBase | Non
     """How this table's rows become demonstrations. Raises DataError when its columns do not allow it."""
 
     def from_pair(row: Row) -> Draft[Demonstration]:
-        shortened = False
+        shortened, written = False, None
         if is_chat(row.value("prompt")):
             context, answer = messages_of(row, "prompt"), messages_of(row, "completion")
             prompt = render_prompt(row, "prompt", context, tokenizer)
             completion = render_answer(row, "completion", context, answer, tokenizer)
-            shortened = leaves_out(answer, completion)
+            shortened, written = leaves_out(answer, completion), contents_of(context, answer)
         else:
             prompt, completion = row.text("prompt", may_be_empty=True), row.text("completion")
         others = row.without("prompt", "completion")
         record = Demonstration(prompt, completion, others)
-        return Draft(record, prompt or completion, (prompt + completion,), shortened)
+        return Draft(record, prompt or completion, (prompt + completion,), shortened, written)
 
     def from_messages(row: Row) -> Draft[Demonstration]:
         messages = messages_of(row, "messages")
@@ -40,7 +40,7 @@ def demonstration_drafter(table: Table, tokenizer: PreTrainedTokenizerBase | Non
         completion = render_answer(row, "messages", messages[:-1], messages[-1:], tokenizer)
         record = Demonstration(prompt, completion, row.without("messages"))
         shortened = leaves_out(messages[-1:], completion)
-        return Draft(record, prompt or completion, (prompt + completion,), shortened)
+        return Draft(record, prompt or completion, (prompt + completion,), shortened, contents_of(messages))
 
     def from_text(row: Row) -> Draft[Demonstration]:
         text = row.text("text")

@@ -15,13 +15,15 @@ Record = TypeVar("Record")
 class Draft(Generic[Record]):
     """A record on its way. Every one of `texts` must lie within the filter's bounds; equal `key`s share a side.
 
-    `shortened` says that a chat template left out part of an answer.
+    `shortened` says that a chat template left out part of an answer. `written` is what the row's author wrote of the
+    record, where a template wrote the rest of it; None stands for all of its texts.
     """
 
     record: Record
     key: str
     texts: tuple[str, ...]
     shortened: bool = False
+    written: tuple[str, ...] | None = None
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,7 @@ from hydralign.data.prompts import cut_to_prompts, prompt_drafter, tokenised
 from hydralign.data.reading import IN_MEMORY, read_table
 from hydralign.data.report import DataReport, DataSet
 from hydralign.data.rows import EmptyTextError, Row, Table
-from hydralign.data.spelled import special_tokens, spelled_in
+from hydralign.data.spelled import counted, special_tokens, spelled_in, texts_of
 from hydralign.data.splits import in_part, split_rows
 from hydralign.data.subsets import hash_order
 from hydralign.errors import ConfigError, DataError
@@ -72,7 +72,8 @@ class _Gathered(Generic[Record]):
     rows_read: int
     keyed: tuple[tuple[str, Record], ...]
     dropped: Counter[str]
-    spelled: Counter[str]
+    spelled: dict[int, set[str]]
+    """Special tokens that a record's own texts spell, by the record's id."""
     shortened: int = 0
 
 
@@ -185,7 +186,7 @@ def _load(
         common_stay=kind.key is not None,
     )
     dropped = main.dropped + (other.dropped if other else Counter())
-    spelled = main.spelled + (other.spelled if other else Counter())
+    spelled = main.spelled | (other.spelled if other else {})
     if sides.leaking:
         dropped["whose prompt is held out"] = sides.leaking
     report = DataReport(
@@ -195,7 +196,7 @@ def _load(
         held_out=len(sides.held_out),
         dropped=dict(dropped),
         shortened=main.shortened + (other.shortened if other else 0),
-        spelled=dict(sorted(spelled.items(), key=lambda item: (-item[1], item[0]))),
+        spelled=counted(spelled.get(id(record), set()) for record in (*sides.train, *sides.held_out)),
     )
     if not sides.train:
         raise DataError(
@@ -216,7 +217,7 @@ def _gather(
 ) -> _Gathered[Record]:
     kept: list[tuple[int, tuple[str, Record]]] = []
     dropped: Counter[str] = Counter()
-    spelled: Counter[str] = Counter()
+    spelled: dict[int, set[str]] = {}
     special, shortened = special_tokens(tokenizer), 0
     drafter = kind.drafter(table)
     order = range(len(table.rows)) if limit is None else hash_order([row.values for row in table.rows])
@@ -232,7 +233,8 @@ def _gather(
         else:
             kept.append((place, outcome[:2]))
             shortened += outcome[2]
-            spelled.update(spelled_in(table.rows[place], special))
+            if found := spelled_in(outcome[3], special):
+                spelled[id(outcome[1])] = found
     kept.sort(key=lambda one: one[0])
     return _Gathered(table.source, len(rows), tuple(keyed for _, keyed in kept), dropped, spelled, shortened)
 
@@ -244,8 +246,10 @@ def _worked(
     part: PartConfig | None,
     tokenizer: PreTrainedTokenizerBase | None,
     kind: _Kind[Record],
-) -> Iterator[tuple[str, Record, bool] | LeftOut]:
-    """What became of each row, in order: the key of its split, the record, and whether a template shortened it."""
+) -> Iterator[tuple[str, Record, bool, tuple[str, ...]] | LeftOut]:
+    """What became of each row, in order: the key of its split, the record, whether a template shortened it, and what
+    its author wrote of it.
+    """
     drafts = within_bounds([_drafted(row, drafter, bounds) for row in rows], bounds, tokenizer)
     finished = iter(kind.finish([draft for draft in drafts if isinstance(draft, Draft)]))
     for draft in drafts:
@@ -258,7 +262,8 @@ def _worked(
             elif part and not in_part(draft.key, part):
                 yield LeftOut(f"outside the part {part.low:g}-{part.high:g} %")
             else:
-                yield (kind.key(record) if kind.key else draft.key), record, draft.shortened
+                written = texts_of(record) if draft.written is None else draft.written
+                yield (kind.key(record) if kind.key else draft.key), record, draft.shortened, written
 
 
 def _drafted(row: Row, drafter: Drafter[Record], bounds: FilterConfig) -> Draft[Record] | LeftOut:

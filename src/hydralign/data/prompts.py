@@ -12,10 +12,10 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from hydralign.config.data import RESERVED_COLUMNS, CutConfig
-from hydralign.data.chat import is_chat, messages_of, render_prompt
+from hydralign.data.chat import contents_of, is_chat, messages_of, render_prompt
 from hydralign.data.drafts import Draft, Drafter, LeftOut
 from hydralign.data.rows import Row, Table
-from hydralign.data.tokens import encode_plain, encode_prompts, first_token
+from hydralign.data.tokens import encode_plain, encode_prompts, first_token, without_first
 from hydralign.errors import DataError
 from hydralign.types import Prompt
 
@@ -35,10 +35,11 @@ def prompt_drafter(table: Table, tokenizer: PreTrainedTokenizerBase, *, from_tex
 
     def draft(row: Row) -> Draft[Prompt]:
         if is_chat(row.value(name)) and not from_text:
-            text = render_prompt(row, name, messages_of(row, name), tokenizer)
+            messages = messages_of(row, name)
+            text, written = render_prompt(row, name, messages, tokenizer), contents_of(messages)
         else:
-            text = row.text(name)
-        return Draft(Prompt(text, (), row.without(*RESERVED_COLUMNS)), text, (text,))
+            text, written = row.text(name), None
+        return Draft(Prompt(text, (), row.without(*RESERVED_COLUMNS)), text, (text,), written=written)
 
     return draft
 
@@ -74,11 +75,15 @@ def tokenised(drafts: Sequence[Draft[Prompt]], tokenizer: PreTrainedTokenizerBas
 def cut_to_prompts(
     drafts: Sequence[Draft[Prompt]], tokenizer: PreTrainedTokenizerBase, cut: CutConfig, *, seed: int
 ) -> list[Prompt | LeftOut]:
-    """The first tokens of each text, decoded again; the ids are what counts where a cut splits a character."""
+    """The first tokens of each text, decoded again; the ids are what counts where a cut splits a character.
+
+    The tokenizer's own first token comes on top of them, once, whether the text spells it or not.
+    """
     texts = [draft.record.text for draft in drafts]
     lengths = [cut_length(text, cut, seed=seed) for text in texts]
     first = first_token(tokenizer)
-    heads = [head[:n] for head, n in zip(_heads(tokenizer, texts, cut.max_tokens), lengths, strict=True)]
+    encoded = [without_first(ids, first) for ids in _heads(tokenizer, texts, cut.max_tokens + len(first))]
+    heads = [ids[:n] for ids, n in zip(encoded, lengths, strict=True)]
     decoded = tokenizer.batch_decode([list(head) for head in heads], clean_up_tokenization_spaces=False)
     short = LeftOut(f"with fewer tokens than the length drawn ({cut.min_tokens} to {cut.max_tokens})")
     return [

@@ -14,7 +14,6 @@ import csv
 import gzip
 import io
 import json
-import os
 import re
 import sys
 import tempfile
@@ -26,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from hydralign.data.rows import Row, Table, shortened
-from hydralign.errors import DataError, did_you_mean
+from hydralign.errors import DataError, HydralignError, did_you_mean
 from hydralign.hub import describe_search, hub_access
 
 IN_MEMORY = "rows in memory"
@@ -89,10 +88,16 @@ def _replaced(value: Any, replace: Mapping[str, str]) -> Any:
 
 
 def _read(source: str, split: str) -> Iterator[Row]:
-    path = Path(os.path.expanduser(source))
-    if os.path.isdir(path):
+    try:
+        path = Path(source).expanduser()
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # no such user, or a name that no file can have
+        raise DataError(
+            f"source {shortened(source)} names no file: {error}. There is nothing to read. Correct the path."
+        ) from error
+    if is_folder:
         return _folder_rows(source, path, split)
-    if not os.path.exists(path):  # Path.exists raises for names that no file system takes
+    if not exists:
         if _HUB_ID.fullmatch(source) and not source.endswith(_SUFFIXES):
             return _dataset_rows(source, _hub_dataset(source, split))
         raise DataError(
@@ -117,9 +122,9 @@ def _content(source: str, path: Path) -> bytes:
 
 
 def _memory_rows(rows: Iterable[Mapping[str, Any]]) -> Iterator[Row]:
-    names = _class_names(getattr(rows, "features", None))
-    for number, values in enumerate(rows, start=1):
-        yield _row(IN_MEMORY, number, values, _FROM_ONE, names)
+    if hasattr(rows, "features"):
+        return _dataset_rows(IN_MEMORY, rows)
+    return (_row(IN_MEMORY, number, values, _FROM_ONE) for number, values in enumerate(rows, start=1))
 
 
 def _row(
@@ -211,7 +216,8 @@ def _csv_rows(source: str, content: bytes) -> Iterator[Row]:
         header = next(reader, [])
         if len(set(header)) < len(header):
             raise DataError(f"{source} names a column twice: {', '.join(header)}. Give every column its own name.")
-        for number, values in enumerate(filter(None, reader), start=1):
+        lines = (values or [""] for values in reader) if len(header) == 1 else filter(None, reader)
+        for number, values in enumerate(lines, start=1):
             if len(values) != len(header):
                 raise DataError(
                     f"{source}, row {number} (ends on line {reader.line_num}): {len(values)} fields where the header "
@@ -264,8 +270,18 @@ def _hub_dataset(source: str, split: str) -> Any:
 
 def _dataset_rows(source: str, dataset: Any) -> Iterator[Row]:
     names = _class_names(dataset.features)
-    for number, values in enumerate(dataset, start=1):
-        yield _row(source, number, values, _FROM_ONE, names)
+    with _errors_told(source):
+        for number, values in enumerate(_plain(dataset), start=1):
+            yield _row(source, number, values, _FROM_ONE, names)
+
+
+def _plain(dataset: Any) -> Iterator[Any]:
+    """The rows as plain values. Sounds and pictures stay as they lie: what nobody uses need not be readable."""
+    form = getattr(dataset, "format", None)
+    if form is None or form["type"] == "custom":  # a stream, or rows that the user's own function makes
+        return iter(dataset)
+    tables = dataset.with_format("arrow", columns=form["columns"]).iter(batch_size=1000)
+    return chain.from_iterable(table.to_pylist() for table in tables)
 
 
 @contextmanager
@@ -278,18 +294,30 @@ def _quiet_datasets(source: str) -> Iterator[Any]:
     datasets.utils.disable_progress_bars()
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     try:
-        yield datasets
-    except DataError:
-        raise
-    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        raise DataError(
-            f"{source} cannot be read: {_cause(error)}{describe_search(source)}. Check the name, the split and the "
-            "connection, or name a file."
-        ) from error
+        with _errors_told(source):
+            yield datasets
     finally:
         datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counted
         if not bars_were_off:
             datasets.utils.enable_progress_bars()
+
+
+@contextmanager
+def _errors_told(source: str) -> Iterator[None]:
+    """Every error of another library becomes a DataError: what a damaged file brings about there is of any type."""
+    try:
+        yield
+    except HydralignError:
+        raise
+    except Exception as error:
+        remedy = "Check the name, the split and the connection, or name a file."
+        if source == IN_MEMORY:
+            remedy = "Repair the rows, or take out the column that fails."
+        elif Path(source).expanduser().exists():
+            kind = "folder" if Path(source).expanduser().is_dir() else "file"
+            remedy = f"Check the {kind}, or make or fetch it again."
+        where = "" if source == IN_MEMORY else describe_search(source)
+        raise DataError(f"{source} cannot be read: {_cause(error)}{where}. {remedy}") from error
 
 
 def _cause(error: BaseException) -> str:
@@ -297,8 +325,12 @@ def _cause(error: BaseException) -> str:
     chained = [error]
     while chained[-1].__cause__ is not None:
         chained.append(chained[-1].__cause__)
-    told = next((str(one) for one in reversed(chained) if str(one).strip()), type(error).__name__)
-    return " ".join(told.split())[:600].rstrip(". ")
+    first = next((one for one in reversed(chained) if str(one).strip()), error)
+    told = " ".join(str(first).split())[:600].rstrip(". ")
+    if not told:
+        return type(first).__name__
+    # Errors of other types say too little by themselves: a KeyError is the key alone.
+    return told if isinstance(first, OSError | ValueError | ImportError) else f"{told} ({type(first).__name__})"
 
 
 def _class_names(features: object) -> dict[str, Sequence[str]]:

@@ -21,7 +21,12 @@ def encode_prompts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> 
     A text that already spells its first token, as rendered chats do, gets no second one.
     """
     first = first_token(tokenizer)
-    return [ids if ids[: len(first)] == first else first + ids for ids in encode_plain(tokenizer, texts)]
+    return [first + without_first(ids, first) for ids in encode_plain(tokenizer, texts)]
+
+
+def without_first(ids: tuple[int, ...], first: tuple[int, ...]) -> tuple[int, ...]:
+    """The ids of a text that was encoded alone, without the tokenizer's `first_token` where the text spells it."""
+    return ids[len(first) :] if ids[: len(first)] == first else ids
 
 
 def encode_text(tokenizer: PreTrainedTokenizerBase, text: str) -> list[int]:

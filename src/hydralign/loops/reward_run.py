@@ -14,6 +14,7 @@ from hydralign.config.data import NoSplit, SourceConfig
 from hydralign.config.model import ModelConfig
 from hydralign.config.reward import Comparisons, Labels, RewardConfig
 from hydralign.data import DataSet, choose_rows, fingerprint, load_comparisons, load_labelled
+from hydralign.data.spelled import with_spelled
 from hydralign.errors import ConfigError, DataError
 from hydralign.evaluation import baselines
 from hydralign.evaluation.calibration import (
@@ -37,6 +38,7 @@ from hydralign.loops.reward import (
     train_on_labels,
     train_on_pairs,
 )
+from hydralign.loops.reward_account import account
 from hydralign.loops.section import RESULT, kept_numbers, opened, write_json
 from hydralign.models import train_tokenizer
 from hydralign.models.making import make_classifier
@@ -47,6 +49,8 @@ from hydralign.rewards.classifier import encode_text
 from hydralign.rewards.learned import chat_end, encode
 from hydralign.rewards.scorers import Scorer, load_scorer, make_scorer
 from hydralign.types import LabelledText, Preference
+
+EQUAL = "have answers that are equal as the model reads them"
 
 
 @dataclass(frozen=True)
@@ -213,16 +217,16 @@ def _load_pairs(
     data: DataSet[Preference] | None = load_comparisons(source) if model.new else None
     texts = [row.prompt + row.chosen for row in data.train] if data else []
     scorer = _scorer(config, model, ("score",), texts, recipe.seed, processes)
-    data = data or load_comparisons(source, scorer.tokenizer)
-    train, cut = _pairs(data.train, scorer)
+    data = with_spelled(data, scorer.tokenizer) if data else load_comparisons(source, scorer.tokenizer)
+    train, cut, same = _pairs(data.train, scorer)
     chosen = choose_rows(data.held_out, config.evaluation.rows)
-    held_out, cut_apart = _pairs(chosen, scorer)
+    held_out, cut_apart, same_apart = _pairs(chosen, scorer)
     judged = load_comparisons(_whole(config.test), scorer.tokenizer) if config.test else None
-    test, cut_test = _pairs(judged.train if judged else (), scorer)
-    account = _account(data, judged)
-    require_rows(train, held_out, account)
+    test, cut_test, same_test = _pairs(judged.train if judged else (), scorer)
+    told = account(data, judged, {EQUAL: same + same_apart + same_test})
+    require_rows(train, held_out, told)
     counts = {"train": cut, "held out": cut_apart, "test": cut_test}
-    return Loaded(scorer, account, train, held_out, test, counts, fingerprint(chosen))
+    return Loaded(scorer, told, train, held_out, test, counts, fingerprint(chosen))
 
 
 def _whole(source: SourceConfig) -> SourceConfig:
@@ -230,16 +234,11 @@ def _whole(source: SourceConfig) -> SourceConfig:
     return source.model_copy(update={"held_out": NoSplit(by="none")})
 
 
-def _account(data: DataSet[Any], judged: DataSet[Any] | None) -> str:
-    """What became of every row that was read."""
-    return "\n".join([data.report.describe(), *([judged.report.describe(purpose="to test on")] if judged else [])])
-
-
-def _pairs(records: Sequence[Preference], scorer: Scorer) -> tuple[list[Pair], int]:
-    """The comparisons as token ids, and how many were too long. Columns chosen_finished and rejected_finished say
-    whether an answer ended by itself (EOS follows); without them, both did.
+def _pairs(records: Sequence[Preference], scorer: Scorer) -> tuple[list[Pair], int, int]:
+    """The comparisons as token ids, how many were too long, and how many are left out as EQUAL. Columns
+    chosen_finished and rejected_finished say whether an answer ended by itself (EOS follows); without them, both did.
     """
-    pairs, cut, end = [], 0, chat_end(scorer.tokenizer)
+    pairs, cut, same, end = [], 0, 0, chat_end(scorer.tokenizer)
     for record in records:
         sides = [
             encode(
@@ -251,9 +250,12 @@ def _pairs(records: Sequence[Preference], scorer: Scorer) -> tuple[list[Pair], i
             )
             for side, answer in (("chosen", record.chosen), ("rejected", record.rejected))
         ]
-        cut += any(side.cut for side in sides)
-        pairs.append(Pair(sides[0].ids, sides[1].ids))
-    return pairs, cut
+        if sides[0].ids == sides[1].ids:
+            same += 1
+        else:
+            cut += any(side.cut for side in sides)
+            pairs.append(Pair(sides[0].ids, sides[1].ids))
+    return pairs, cut, same
 
 
 def _finished(value: Any, side: str) -> bool:
@@ -275,21 +277,20 @@ def _load_labels(
     columns = label_columns(config.task, [row.label for row in data.train])
     names = tuple(dict.fromkeys(columns.values()))
     scorer = _scorer(config, model, names, [row.text for row in data.train], recipe.seed, processes)
+    data = with_spelled(data, scorer.tokenizer)
     column_of = {label: names.index(name) for label, name in columns.items()}
     train, cut = _labelled(data.train, column_of, scorer)
     chosen = choose_rows(data.held_out, config.evaluation.rows)
     held_out, cut_apart = _labelled(chosen, column_of, scorer)
     judged = load_labelled(_whole(config.test), scorer.tokenizer) if config.test else None
     test, cut_test = _labelled(judged.train if judged else (), column_of, scorer)
-    account = _account(data, judged)
     without = (
         len(data.train) - len(train) + len(chosen) - len(held_out) + (len(judged.train) if judged else 0) - len(test)
     )
-    if without:
-        account += f"\nOf them {without:,} have no token that the model could read: left out."
-    require_rows(train, held_out, account)
+    told = account(data, judged, {"have no token that the model could read": without})
+    require_rows(train, held_out, told)
     counts = {"train": cut, "held out": cut_apart, "test": cut_test}
-    return Loaded(scorer, account, train, held_out, test, counts, fingerprint(chosen))
+    return Loaded(scorer, told, train, held_out, test, counts, fingerprint(chosen))
 
 
 def label_columns(task: Labels, found: Sequence[str]) -> dict[str, str]:

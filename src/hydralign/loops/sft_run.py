@@ -17,6 +17,7 @@ from hydralign.config.model import ModelConfig
 from hydralign.config.sft import SFTConfig
 from hydralign.data import DataSet, choose_rows, fingerprint, load_demonstrations
 from hydralign.data.packing import TokenSequence, sequences
+from hydralign.data.spelled import with_spelled
 from hydralign.errors import ConfigError, DataError
 from hydralign.evaluation.statistics import Difference, compare_paired
 from hydralign.loops.packing_check import require_apart
@@ -120,7 +121,7 @@ def load_parts(recipe: Recipe, config: SFTConfig, processes: Processes) -> Loade
     if model.new is not None:
         data = load_demonstrations(source)
     student = _student(model, data, recipe.seed, processes)
-    data = data or load_demonstrations(source, student.tokenizer)
+    data = with_spelled(data, student.tokenizer) if data else load_demonstrations(source, student.tokenizer)
     longest = max_tokens_of(config, student)
     shaping: dict[str, Any] = {"max_tokens": longest, "too_long": config.too_long}
     made, cut = sequences(data.train, student.tokenizer, student.stop_ids, **shaping)

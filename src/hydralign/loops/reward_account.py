@@ -1,0 +1,38 @@
+"""What a reward section says about its rows: what became of each, and what its figures are not to be trusted for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from hydralign.data import DataSet
+from hydralign.types import Preference
+
+
+def account(data: DataSet[Any], judged: DataSet[Any] | None, left_out: Mapping[str, int]) -> str:
+    """What became of every row that was read; of those that were used, why some are `left_out` all the same."""
+    lines = [data.report.describe()]
+    if judged:
+        lines.append(judged.report.describe(purpose="to test on"))
+    lines += [f"Of them {count:,} {reason}: left out." for reason, count in left_out.items() if count]
+    if common := seen_in_training(data, judged):
+        of = "prompt" if isinstance(data.train[0], Preference) else "text"
+        lines.append(
+            f"Of the rows to test on, {common:,} have the {of} of a training row: figures on test rows are too good by "
+            "what was learned by heart. Test on other rows."
+        )
+    return "\n".join(lines)
+
+
+def seen_in_training(data: DataSet[Any], judged: DataSet[Any] | None) -> int:
+    """How many rows to test on have the text of a training row, or the prompt if they are comparisons."""
+    if judged is None:
+        return 0
+    trained = {_shown(record) for record in data.train}
+    return sum(_shown(record) in trained for record in judged.train)
+
+
+def _shown(record: Any) -> str:
+    """What decides whether a row was seen; blanks around it do not count, as in the split."""
+    text: str = record.prompt if isinstance(record, Preference) else record.text
+    return text.strip()
