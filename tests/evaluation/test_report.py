@@ -159,7 +159,7 @@ def test_numbers_are_printed_for_people(value: float, digits: int | None, sign: 
 def test_a_sentences_weakness_becomes_a_caution(tmp_path: Path) -> None:
     assert "Caution" not in written(tmp_path, a_report())[2].within("note")
     few = written(tmp_path, a_report(n=12))[2].within("note")
-    assert few.startswith("Caution Warning: n = 12 is below 30, so the interval is rough.")
+    assert few.startswith("Caution n = 12 is below 30, so the interval is rough.")
     own = a_report()
     own.record["metrics"]["score"]["sentence"] = "Worded by somebody else."
     assert "Caution Worded by somebody else." in written(tmp_path, own)[2].within("note")
