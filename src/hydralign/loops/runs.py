@@ -18,6 +18,7 @@ from typing import Any
 from transformers.utils.logging import disable_progress_bar
 
 from hydralign.config import Recipe, describe, diff, dump_recipe, load_recipe, resolved_recipe
+from hydralign.data.kept import tables_kept
 from hydralign.errors import ConfigError, RunFolderError, did_you_mean
 from hydralign.evaluation.statistics import Difference
 from hydralign.files import write_text
@@ -329,6 +330,7 @@ def _made_items(recipe: Recipe, output: Path) -> dict[str, Any]:
     return {item.title: item.config for item in items if has_results(output / item.title)}
 
 
+@tables_kept()
 def plan(recipe: Recipe, section: str | None = None) -> str:
     """What a run of one section, or of all, would do: settings, data, parameters, memory, a sample. Writes nothing."""
     disable_progress_bar()
