@@ -17,6 +17,8 @@ from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditional
 from hydralign.cli import main
 from hydralign.config import load_recipe, read_config
 from hydralign.config.recipe import Recipe
+from hydralign.data import load_prompts
+from hydralign.data.subsets import hash_order
 from hydralign.errors import ConfigError, HydralignError
 from hydralign.loops import runs
 from hydralign.models.making import make_classifier
@@ -273,6 +275,37 @@ def test_only_the_head_of_large_data_is_read_closely(
     monkeypatch.setattr(preflight, "HEAD", 100)
     with pytest.raises(HydralignError, match="reward/labels: the data have the single label 'this'"):
         preflight.check_steps(made, steps, [step.title for step in steps], ALONE)
+
+
+def test_every_source_is_read_once_and_its_sparse_columns_are_known(
+    recipe: Settings, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from hydralign.data import reading
+    from hydralign.loops import preflight
+
+    read: list[str] = []
+    plain = reading._read
+    monkeypatch.setattr(reading, "_read", lambda source, split: read.append(source) or plain(source, split))  # type: ignore[func-returns-value]
+    monkeypatch.setattr(preflight, "HEAD", 8)
+    rows: list[Settings] = [{"prompt": f"{a} {b} {c}"} for a in WORDS for b in WORDS for c in WORDS]
+    rows[0]["colour"] = "red"
+    assert 0 not in hash_order(rows)[:8]
+    for name in ("train", "test"):
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+        rows = [{"prompt": f"{row['prompt']}!"} for row in rows]
+    held_out = {"by": "source", "source": str(tmp_path / "test.jsonl")}
+    changed = change(recipe, "data.prompts", {"source": str(tmp_path / "train.jsonl"), "held_out": held_out})
+    changed = change(changed, "ppo.rewards.1.function", f"{inputs / 'rule.py'}:wants")
+    made = load_recipe_of(change(changed, "ppo.rewards.1.minus_reference", None))
+    steps = [
+        preflight.Step(item.section, item.title, item.config)
+        for name in runs.SECTIONS
+        for item in runs.items_of(made, name)
+    ]
+    preflight.check_steps(made, steps, [step.title for step in steps], ALONE)
+    assert len(read) == len(set(read)) == 5
+    data, whole = preflight.read_head(load_prompts, made.data.prompts, tiny_tokenizer())  # type: ignore[arg-type]
+    assert (len(data.train), len(data.held_out), whole) == (8, 8, False)
 
 
 def load_recipe_of(settings: Settings) -> Recipe:

@@ -19,7 +19,9 @@ from hydralign.config.data import (
     SourceSplit,
 )
 from hydralign.data import load_comparisons, load_demonstrations, load_labelled, load_prompts
+from hydralign.data.kept import tables_kept
 from hydralign.data.loading import _BLOCK
+from hydralign.data.reading import read_table
 from hydralign.errors import ConfigError, DataError
 
 IMDB = Path(__file__).resolve().parents[3] / "shared" / "data" / "imdb" / "train.jsonl.gz"
@@ -162,3 +164,17 @@ def test_imdb_loads_with_every_review_accounted_for(tokenizer: Any) -> None:
     assert abs(data.report.held_out - 0.05 * 24_679) < 3 * 34.2  # three standard deviations of a fair draw
     assert {len(prompt.token_ids) for prompt in data.train} == set(range(2, 9))
     assert all({"id", "text", "label", "rating"} == prompt.columns.keys() for prompt in data.held_out)
+
+
+def test_tables_are_kept_only_inside_and_only_under_the_same_settings(write: Callable[[str, str], str]) -> None:
+    source = write("a.jsonl", '{"text": "a"}\n')
+
+    def text(**more: Any) -> Any:
+        return read_table(source, **more).rows[0].values["prompt" if "columns" in more else "text"]
+
+    with tables_kept():
+        assert text() == "a"
+        write("a.jsonl", '{"text": "b"}\n')
+        assert (text(), text(replace={"b": "c"}), text(columns={"prompt": "text"})) == ("a", "c", "a")
+        assert read_table(source) is read_table(source)
+    assert text() == "b"

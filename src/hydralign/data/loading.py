@@ -34,7 +34,6 @@ from hydralign.data.report import DataReport, DataSet
 from hydralign.data.rows import EmptyTextError, Row, Table
 from hydralign.data.spelled import counted, special_tokens, spelled_in, texts_of
 from hydralign.data.splits import in_part, split_rows
-from hydralign.data.subsets import hash_order
 from hydralign.errors import ConfigError, DataError
 from hydralign.types import Demonstration, LabelledText, Preference, Prompt
 
@@ -78,14 +77,20 @@ class _Gathered(Generic[Record]):
 
 
 def load_prompts(
-    config: Source, tokenizer: PreTrainedTokenizerBase, *, seed: int = 0, rows: InMemory | None = None
+    config: Source,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    seed: int = 0,
+    rows: InMemory | None = None,
+    held_out_limit: int | None = None,
 ) -> DataSet[Prompt]:
     """Prompts to answer, tokenised; with `config.cut`, the first tokens of texts, whose lengths `seed` draws.
 
     `config` may be the file's path, its settings as a mapping, or rows in memory. A prompt's `columns` are all columns
     of its row but those with a reserved name, which belong to sampled things. `rows` stand in for `config.source`.
-    Raises DataError (RowError for one row), TokenizerError for chats without a template, ConfigError for what is no
-    source or no tokenizer.
+    Of a held-out source at most `held_out_limit` rows are used, chosen as `config.limit` chooses. Raises DataError
+    (RowError for one row), TokenizerError for chats without a template, ConfigError for what is no source or no
+    tokenizer.
     """
     config, rows = source_config(PromptSourceConfig, config, rows)
     if not callable(tokenizer):
@@ -105,42 +110,59 @@ def load_prompts(
         return prompt_drafter(table, tokenizer, from_text=config.cut is not None)
 
     key = None if config.cut is None else _prompt_text
-    loaded = _load(config, tokenizer, rows, _Kind(drafter, finish, key=key, seen=_prompt_ids))
+    loaded = _load(config, tokenizer, rows, _Kind(drafter, finish, key=key, seen=_prompt_ids), held_out_limit)
     return replace(loaded, report=replace(loaded.report, withheld=tuple(sorted(withheld))))
 
 
 def load_demonstrations(
-    config: Source, tokenizer: PreTrainedTokenizerBase | None = None, *, rows: InMemory | None = None
+    config: Source,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    rows: InMemory | None = None,
+    held_out_limit: int | None = None,
 ) -> DataSet[Demonstration]:
     """Texts to imitate, not tokenised. The tokenizer is needed for chats and for filters on tokens only.
 
-    `rows` stand in for `config.source`. Raises as `load_prompts` does.
+    `rows` and `held_out_limit` are those of `load_prompts`. Raises as it does.
     """
     config, rows = source_config(SourceConfig, config, rows)
-    return _load(config, tokenizer, rows, _Kind(lambda table: demonstration_drafter(table, tokenizer), _records))
+    return _load(
+        config, tokenizer, rows, _Kind(lambda table: demonstration_drafter(table, tokenizer), _records), held_out_limit
+    )
 
 
 def load_comparisons(
-    config: Source, tokenizer: PreTrainedTokenizerBase | None = None, *, rows: InMemory | None = None
+    config: Source,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    rows: InMemory | None = None,
+    held_out_limit: int | None = None,
 ) -> DataSet[Preference]:
     """Pairs of answers, not tokenised; pairs of equal answers are left out and counted.
 
-    The tokenizer is needed for chats and for filters on tokens only. `rows` stand in for `config.source`. Raises as
-    `load_prompts` does.
+    The tokenizer is needed for chats and for filters on tokens only. `rows` and `held_out_limit` are those of
+    `load_prompts`. Raises as it does.
     """
     config, rows = source_config(SourceConfig, config, rows)
-    return _load(config, tokenizer, rows, _Kind(lambda table: comparison_drafter(table, tokenizer), _records))
+    return _load(
+        config, tokenizer, rows, _Kind(lambda table: comparison_drafter(table, tokenizer), _records), held_out_limit
+    )
 
 
 def load_labelled(
-    config: Source, tokenizer: PreTrainedTokenizerBase | None = None, *, rows: InMemory | None = None
+    config: Source,
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    *,
+    rows: InMemory | None = None,
+    held_out_limit: int | None = None,
 ) -> DataSet[LabelledText]:
     """Texts with the names of their classes; a label that is a number becomes its digits.
 
-    The tokenizer is needed for filters on tokens only. `rows` stand in for `config.source`. Raises DataError.
+    The tokenizer is needed for filters on tokens only. `rows` and `held_out_limit` are those of `load_prompts`. Raises
+    as it does.
     """
     config, rows = source_config(SourceConfig, config, rows)
-    return _load(config, tokenizer, rows, _Kind(labelled_drafter, _records))
+    return _load(config, tokenizer, rows, _Kind(labelled_drafter, _records), held_out_limit)
 
 
 def source_config(
@@ -166,7 +188,11 @@ def source_config(
 
 
 def _load(
-    config: SourceConfig, tokenizer: PreTrainedTokenizerBase | None, rows: InMemory | None, kind: _Kind[Record]
+    config: SourceConfig,
+    tokenizer: PreTrainedTokenizerBase | None,
+    rows: InMemory | None,
+    kind: _Kind[Record],
+    held_out_limit: int | None,
 ) -> DataSet[Record]:
     if tokenizer is None and (config.filter.min_tokens is not None or config.filter.max_tokens is not None):
         raise ConfigError(
@@ -174,10 +200,12 @@ def _load(
         )
     reading: dict[str, Any] = {"columns": config.columns, "replace": config.replace}
     table = read_table(config.source, split=config.split, rows=rows, **reading)
+    columns = dict.fromkeys(table.columns)
     main, other = _gather(table, config.filter, tokenizer, kind, limit=config.limit, part=config.part), None
     if isinstance(config.held_out, SourceSplit):
         table = read_table(config.held_out.source, split=config.held_out.split, **reading)
-        other = _gather(table, config.filter, tokenizer, kind)
+        columns |= dict.fromkeys(table.columns)
+        other = _gather(table, config.filter, tokenizer, kind, limit=held_out_limit)
     sides = split_rows(
         main.keyed,
         config.held_out,
@@ -195,6 +223,7 @@ def _load(
         train=len(sides.train),
         held_out=len(sides.held_out),
         dropped=dict(dropped),
+        columns=tuple(columns),
         shortened=main.shortened + (other.shortened if other else 0),
         spelled=counted(spelled.get(id(record), set()) for record in (*sides.train, *sides.held_out)),
     )
@@ -220,7 +249,7 @@ def _gather(
     spelled: dict[int, set[str]] = {}
     special, shortened = special_tokens(tokenizer), 0
     drafter = kind.drafter(table)
-    order = range(len(table.rows)) if limit is None else hash_order([row.values for row in table.rows])
+    order = range(len(table.rows)) if limit is None else table.order
     rows = [table.rows[place] for place in order]
     starts = range(0, len(rows), _BLOCK)
     blocks = (_worked(rows[start : start + _BLOCK], drafter, bounds, part, tokenizer, kind) for start in starts)

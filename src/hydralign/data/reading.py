@@ -24,6 +24,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from hydralign.data.kept import kept_rows, kept_table
 from hydralign.data.rows import Row, Table, shortened
 from hydralign.errors import DataError, HydralignError, did_you_mean
 from hydralign.hub import describe_search, hub_access
@@ -51,13 +52,28 @@ def read_table(
     inside chats, one after the other. Raises DataError for a source that is missing,
     unreadable or empty, and for a mapped column that no row has.
     """
+    wanted, changes = dict(columns or {}), dict(replace or {})
+    if rows is not None:
+        return _table(IN_MEMORY, list(_replaced_rows(_memory_rows(rows), changes)), wanted)
     sources = (source,) if isinstance(source, str) else tuple(source)
-    name = IN_MEMORY if rows is not None else " + ".join(sources)
-    read = list(_memory_rows(rows)) if rows is not None else [row for one in sources for row in _read(one, split)]
+    parts = tuple((one, split, *changes.items()) for one in sources)
+
+    def made() -> Table:
+        read = [row for one in sources for row in _source_rows(one, split, changes)]
+        return _table(" + ".join(sources), read, wanted)
+
+    return kept_table((parts, *wanted.items()), parts, made)
+
+
+def _source_rows(source: str, split: str, replace: Mapping[str, str]) -> tuple[Row, ...]:
+    key = (source, split, *replace.items())
+    return kept_rows(key, lambda: tuple(_replaced_rows(_read(source, split), replace)))
+
+
+def _table(name: str, read: Sequence[Row], wanted: Mapping[str, str]) -> Table:
     if not read:
         raise DataError(f"{name} holds no rows: there is nothing to learn from. Name a source that has some.")
     there = tuple(dict.fromkeys(chain.from_iterable(row.values for row in read)))
-    wanted = dict(columns or {})
     for ours, theirs in wanted.items():
         if theirs not in there:
             raise DataError(
@@ -66,8 +82,6 @@ def read_table(
             )
     if wanted:
         read = [_renamed(row, wanted) for row in read]
-    if replace:
-        read = [Row(r.source, r.number, _replaced(r.values, replace), r.counting, r.theirs) for r in read]
     return Table(name, tuple(read), tuple(dict.fromkeys((*there, *wanted))), frozenset(wanted))
 
 
@@ -75,6 +89,12 @@ def _renamed(row: Row, wanted: Mapping[str, str]) -> Row:
     kept = {name: value for name, value in row.values.items() if name not in wanted}
     values = kept | {ours: row.values[theirs] for ours, theirs in wanted.items() if theirs in row.values}
     return Row(row.source, row.number, values, row.counting, wanted)
+
+
+def _replaced_rows(rows: Iterator[Row], replace: Mapping[str, str]) -> Iterator[Row]:
+    if not replace:
+        return rows
+    return (Row(row.source, row.number, _replaced(row.values, replace), row.counting) for row in rows)
 
 
 def _replaced(value: Any, replace: Mapping[str, str]) -> Any:

@@ -27,6 +27,9 @@ class DataReport:
     shortened: int = 0
     """Rows of which the chat template left out part of an answer."""
 
+    columns: tuple[str, ...] = ()
+    """All columns that some row of the sources has, under our names."""
+
     @property
     def kept(self) -> int:
         """Rows on either side of the split."""

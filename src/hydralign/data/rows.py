@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
+from hydralign.data.subsets import hash_order
 from hydralign.errors import DataError, RowError
 
 
@@ -72,6 +74,11 @@ class Table:
     rows: tuple[Row, ...]
     columns: tuple[str, ...]
     mapped: frozenset[str] = frozenset()
+
+    @cached_property
+    def order(self) -> list[int]:
+        """The places of all rows, in the order in which a limit takes them."""
+        return hash_order([row.values for row in self.rows])
 
     def has(self, *names: str) -> bool:
         """Whether some row has each of these columns."""

@@ -1,8 +1,9 @@
 """Everything that can be refused before the first section runs: data, names, files, forms, rewards, the output folder.
 
-Checks every section of a recipe in seconds, without loading weights, so that a mistake in the last one is found before
-the first has trained for hours. A model that an earlier section is yet to make is judged by what that section starts
-from. Of large data sets the first rows are read closely; the rest is checked when its section runs.
+Checks every section of a recipe without loading weights, in little more time than it takes to read its data once, so
+that a mistake in the last one is found before the first has trained for hours. A model that an earlier section is yet
+to make is judged by what that section starts from. Of large data sets a sample is looked at closely; the rest is
+checked when its section runs.
 """
 
 from __future__ import annotations
@@ -15,12 +16,13 @@ from typing import Any, TypeVar
 
 from hydralign.config import PPOConfig, Recipe
 from hydralign.config.compare import CompareConfig
-from hydralign.config.data import HashSplit, LastSplit, NoSplit, SourceConfig
+from hydralign.config.data import RESERVED_COLUMNS, HashSplit, LastSplit, NoSplit, SourceConfig, SourceSplit
 from hydralign.config.paths import paths_of
 from hydralign.config.recipe import OUTPUT
 from hydralign.config.reward import Labels, RewardConfig
 from hydralign.config.sft import SFTConfig
 from hydralign.data import DataSet, choose_rows, load_comparisons, load_demonstrations, load_labelled, load_prompts
+from hydralign.data.kept import tables_kept
 from hydralign.data.packing import sequences
 from hydralign.errors import ConfigError, HydralignError, TokenizerError
 from hydralign.generation.sampler import check_context
@@ -39,7 +41,7 @@ from hydralign.types import Prompt
 Record = TypeVar("Record")
 
 HEAD = 5000
-"""Rows that are read closely."""
+"""Rows of a source that are looked at closely."""
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,7 @@ class Step:
     config: Any
 
 
+@tables_kept()
 def check_steps(recipe: Recipe, steps: Sequence[Step], wanted: Sequence[str], processes: Processes) -> None:
     """Check the steps with the `wanted` titles; `steps` are all of the recipe in the order in which they run.
 
@@ -102,13 +105,19 @@ def _check_order(recipe: Recipe, step: Step, folders: Mapping[str, Step], later:
 
 
 def read_head(load: Callable[..., DataSet[Record]], source: SourceConfig, *rest: Any, **more: Any) -> tuple[Any, bool]:
-    """(the data set of at most HEAD usable rows, whether these are all). Raises as `load` does."""
+    """(the data set of at most HEAD usable rows, and as many of a held-out source; whether these are all).
+
+    Raises as `load` does.
+    """
     split = source.held_out
     if isinstance(split, HashSplit | LastSplit) and split.percent > 99:
         return load(source, *rest, **more), True
-    whole = source.limit is not None and source.limit <= HEAD
-    data = load(source if whole else source.model_copy(update={"limit": HEAD}), *rest, **more)
-    return data, whole or not any(reason.startswith("beyond the limit") for reason in data.report.dropped)
+    short = source.limit is not None and source.limit <= HEAD
+    head = source if short else source.model_copy(update={"limit": HEAD})
+    data = load(head, *rest, held_out_limit=HEAD, **more)
+    if isinstance(split, SourceSplit) and len(data.held_out) >= HEAD:
+        return data, False
+    return data, short or not any(reason.startswith("beyond the limit") for reason in data.report.dropped)
 
 
 def read_rows(
@@ -207,7 +216,7 @@ def _check_ppo(recipe: Recipe, config: PPOConfig, models: ModelSource, processes
         ppo_run.proof_prompts(prompts, config, at_least=max(2, processes.count))
     read = [*prompts.train, *choose_rows(prompts.held_out, config.evaluation.prompts)] if prompts else []
     _check_length(facts, read, config.sampling, recipe.seed)
-    check_terms(config.rewards, columns_of(prompts), models)
+    check_terms(config.rewards, columns_of(prompts, whole=whole), models)
 
 
 def _check_compare(recipe: Recipe, config: CompareConfig, models: ModelSource, processes: Processes) -> None:
@@ -222,7 +231,7 @@ def _check_compare(recipe: Recipe, config: CompareConfig, models: ModelSource, p
         ppo_run.choose_prompts(prompts, config.prompts, at_least=max(2, processes.count))
     for facts in sides:
         _check_length(facts, choose_rows(prompts.held_out, config.prompts) if prompts else [], sampling, recipe.seed)
-    columns = columns_of(prompts)
+    columns = columns_of(prompts, whole=whole)
     names = check_terms(score, columns, models)
     judges = [f"judge/{name}" for name in check_terms(config.judges, columns, models)]
     compare_run.require_shares(config, names, judges, truncated=sampling_plan(sampling, recipe.seed).truncated)
@@ -241,10 +250,12 @@ def _prompts(recipe: Recipe, facts: ModelFacts) -> tuple[DataSet[Prompt] | None,
     return data, whole and source.cut is None and plain == source
 
 
-def columns_of(prompts: DataSet[Prompt] | None) -> frozenset[str] | None:
-    """The columns that rewards can ask for; None when they are not known."""
+def columns_of(prompts: DataSet[Prompt] | None, *, whole: bool) -> frozenset[str] | None:
+    """The columns that rewards can ask for; None when they are not known. A row beyond the first may have others."""
     if prompts is None:
         return None
+    if not whole:
+        return frozenset(prompts.report.columns) - RESERVED_COLUMNS
     return frozenset(name for prompt in (*prompts.train, *prompts.held_out) for name in prompt.columns)
 
 

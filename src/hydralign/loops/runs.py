@@ -20,6 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 from hydralign.config import Recipe, describe, diff, dump_recipe, load_recipe, resolved_recipe
 from hydralign.config.paths import file_of, paths_of, require_usable_paths
 from hydralign.config.recipe import OUTPUT
+from hydralign.data.kept import tables_kept
 from hydralign.errors import ConfigError, RunFolderError, did_you_mean
 from hydralign.evaluation.statistics import Difference
 from hydralign.files import delete, write_text
@@ -345,6 +346,7 @@ def _made_items(recipe: Recipe, output: Path) -> dict[str, Any]:
     return {item.title: item.config for item in items if has_results(output / item.title)}
 
 
+@tables_kept()
 def plan(recipe: Recipe, section: str | None = None) -> str:
     """What a run of one section, or of all, would do: settings, data, parameters, memory, a sample. Writes nothing."""
     disable_progress_bar()
