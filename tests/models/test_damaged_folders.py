@@ -50,7 +50,7 @@ FILES = {
     "config empty": ("config.json", "", "config.json could not be loaded .JSONDecodeError"),
     "tokenizer": ("tokenizer.json", "5", "tokenizer.json could not be loaded: it holds a int"),
     "tokenizer config": ("tokenizer_config.json", "[]", "tokenizer_config.json could not be loaded: it holds a list"),
-    "weights": ("model.safetensors", "torn", "SafetensorError: Error while deserializing header"),
+    "weights": ("model.safetensors", "torn", r"model.safetensors could .*SafetensorError.*damaged"),
     "index": ("model.safetensors.index.json", "{}", "has no weight_map"),
     "shard": ("model.safetensors.index.json", '{"weight_map": {"a": "gone.safetensors"}}', "lacks gone.safetensors"),
 }
@@ -124,6 +124,36 @@ def poison(file: Path, name: str) -> None:
     weights = load_file(file)
     weights[name].view(-1)[3] = float("nan")
     save_file(weights, file, metadata={"format": "pt"})
+
+
+def change_weights(folder: Path, change: Callable[[str, torch.Tensor], torch.Tensor | None]) -> None:
+    """Save the folder's weights again as `change(name, weight)`, without those where it gives None."""
+    file = folder / "model.safetensors"
+    changed = {name: change(name, weight) for name, weight in load_file(file).items()}
+    save_file({name: w for name, w in changed.items() if w is not None}, file, metadata={"format": "pt"})
+
+
+NARROW = {"I8": torch.int8, "I64": torch.int64, "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn}
+
+
+@pytest.mark.parametrize("kind", NARROW)
+def test_weights_that_are_no_floats_are_refused_by_tensor_and_format(kind: str, folder: Path) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    change_weights(folder, lambda key, weight: weight.to(NARROW[kind]) if key == name else weight)
+    refused(folder, rf"the weight {name} is stored as {kind}, .*unquantised model")
+    shard = (folder / "model.safetensors").rename(folder / "a.safetensors")
+    index = {"weight_map": dict.fromkeys(load_file(shard), shard.name)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    refused(folder, rf"a.safetensors: the weight {name} is stored as {kind}")
+
+
+def test_half_floats_and_integer_buffers_are_read(folder: Path) -> None:
+    change_weights(folder, lambda _, weight: weight.to(torch.float16))
+    weights = load_file(folder / "model.safetensors")
+    buffers = {"model.position_ids": torch.arange(4), "model.layers.0.attention.bias": torch.ones(4).bool()}
+    save_file(weights | buffers, folder / "model.safetensors", metadata={"format": "pt"})
+    model, _ = load_model(str(folder))
+    assert model.model.layers[0].mlp.up_proj.weight.dtype == torch.float32
 
 
 def test_nan_in_weights_is_named_with_its_tensor(folder: Path) -> None:

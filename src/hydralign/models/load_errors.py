@@ -18,6 +18,7 @@ from transformers import CONFIG_MAPPING
 
 from hydralign.errors import HydralignError, ModelError
 from hydralign.memory import is_out_of_memory
+from hydralign.models.weight_files import require_float_weights, weight_files
 
 JSON_FILES = (
     "config.json",
@@ -59,7 +60,7 @@ def check_model_files(folder: Path) -> None:
     """Raise ModelError when a local model folder's own files say that it cannot be loaded.
 
     JSON files that are damaged or hold no object, quantised weights, an architecture that is code in the folder,
-    shards that the index names and that are missing, and a tokenizer that only SentencePiece can read.
+    shards that the index names and that are missing, damaged weights, and a tokenizer that only SentencePiece can read.
     """
     with named_load_errors(f"Model folder {str(folder)!r} cannot be read", "Check the path and its permissions."):
         contents = {name: _read_object(folder / name) for name in JSON_FILES if (folder / name).is_file()}
@@ -68,6 +69,8 @@ def check_model_files(folder: Path) -> None:
             _check_shards(folder, index)
         if "config.json" in contents:
             check_config(contents["config.json"], str(folder))
+            for file in weight_files(folder):
+                require_float_weights(file)
         if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
             _check_sentencepiece(folder)
 

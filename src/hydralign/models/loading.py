@@ -23,6 +23,7 @@ from hydralign.models.fixed import freeze_fixed
 from hydralign.models.generation_settings import mend_generation_settings, read_generation_config
 from hydralign.models.load_errors import check_model_files, named_load_errors
 from hydralign.models.rope import rope_limit
+from hydralign.models.weight_files import require_float_weights
 from hydralign.models.weights import require_finite_file, require_finite_weights, require_ids_have_rows
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
@@ -99,6 +100,7 @@ def read_adapter(folder: str) -> PeftConfig:
         raise ModelError(
             f"{weights} cannot be read ({error}): what the adapter learned is lost. Save it again, or name another."
         ) from error
+    require_float_weights(weights)
     require_finite_file(weights)
     try:
         config = PeftConfig.from_pretrained(folder)
