@@ -18,6 +18,7 @@ from hydralign.errors import MemoryLimitError, ModelError
 from hydralign.loops.update import apply_gradients, make_optimizer
 from hydralign.models import load_model, load_policy, make_policy
 from hydralign.models.load_errors import named_load_errors
+from hydralign.models.making import make_classifier
 from hydralign.rewards.loading import load_classifier
 from hydralign.rewards.starting import load_start
 from hydralign.testing import tiny_model, tiny_tokenizer
@@ -154,6 +155,52 @@ def test_half_floats_and_integer_buffers_are_read(folder: Path) -> None:
     save_file(weights | buffers, folder / "model.safetensors", metadata={"format": "pt"})
     model, _ = load_model(str(folder))
     assert model.model.layers[0].mlp.up_proj.weight.dtype == torch.float32
+
+
+def change_config(folder: Path, **settings: Any) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | settings), encoding="utf-8")
+
+
+def test_layers_that_the_config_leaves_out_are_refused(folder: Path) -> None:
+    change_config(folder, num_hidden_layers=1)
+    for load in LOADERS[:2]:
+        with pytest.raises(ModelError, match=r"holds 9 weights .*no place \(first: model.layers.1.input_layernorm.we"):
+            load(str(folder))
+
+
+def test_weights_outside_the_body_are_left_out_and_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    ignored = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4), "model.position_ids": torch.arange(4)}
+    extra = {"v_head.summary.weight": torch.ones(1, 4)}
+    for added in (ignored, ignored | extra):
+        save_file(weights | added, folder / "model.safetensors", metadata={"format": "pt"})
+        load_model(str(folder))
+        told = "1 weights outside its body are left out (first: v_head" in capsys.readouterr().err
+        assert told == ("v_head.summary.weight" in added)
+
+
+def test_weight_of_another_size_is_named_with_both_shapes(folder: Path) -> None:
+    match = r"embed_tokens.weight has the shape 300 x 32 in its file, and 290 x 32 by its config.json"
+    change_config(folder, vocab_size=290)
+    for load in LOADERS[:2]:
+        with pytest.raises(ModelError, match=match):
+            load(str(folder))
+    change_config(folder, vocab_size=300)
+    name = "model.norm.weight"
+    change_weights(folder, lambda key, weight: weight[:7].clone() if key == name else weight)
+    with pytest.raises(ModelError, match=rf"{name} has the shape 7 in its file, and 32 by"):
+        load_model(str(folder))
+
+
+def test_classifier_with_another_number_of_labels_is_named_with_both_shapes(tmp_path: Path, tokenizer: Any) -> None:
+    make_classifier(
+        tokenizer, family="gpt2", layers=1, width=16, heads=2, context=32, labels=("a", "b")
+    ).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    change_config(tmp_path, id2label={str(i): str(i) for i in range(5)})
+    with pytest.raises(ModelError, match=r"score.weight has the shape 2 x 16 in its file, and 5 x 16 by"):
+        load_classifier(tmp_path, "cpu")
 
 
 def test_nan_in_weights_is_named_with_its_tensor(folder: Path) -> None:

@@ -22,6 +22,7 @@ from hydralign.hub import describe_search, hub_access
 from hydralign.models.fixed import freeze_fixed
 from hydralign.models.generation_settings import mend_generation_settings, read_generation_config
 from hydralign.models.load_errors import check_model_files, named_load_errors
+from hydralign.models.load_report import require_whole_load
 from hydralign.models.rope import rope_limit
 from hydralign.models.weight_files import require_float_weights
 from hydralign.models.weights import require_finite_file, require_finite_weights, require_ids_have_rows
@@ -161,6 +162,8 @@ def load_model(
             generation_config=read_generation_config(where),
             use_safetensors=True,
             output_loading_info=True,
+            # A weight of another size is an error by `require_whole_load`, which names it.
+            ignore_mismatched_sizes=True,
             trust_remote_code=False,
         )
     _require_language_model(model.config.architectures, info.get("unexpected_keys", ()), path)
@@ -170,6 +173,7 @@ def load_model(
             f"Model {path!r} lacks {len(missing)} weights (first: {missing[0]}): they would start at random. "
             "Name a folder that holds the whole language model."
         )
+    require_whole_load(model, info, where, f"Model {path!r}")
     require_finite_weights(model, f"Model {path!r}")
     prepare_tokenizer(encoder, pad_token=pad_token, path=tokenizer or path)
     require_ids_have_rows(encoder, model, f"Model {path!r}")

@@ -18,6 +18,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, Pret
 from hydralign.errors import ModelError
 from hydralign.hub import describe_search, hub_access
 from hydralign.models.load_errors import check_model_files, named_load_errors
+from hydralign.models.load_report import require_whole_load
 from hydralign.models.rope import rope_limit
 from hydralign.models.weights import require_finite_weights, require_ids_have_rows
 
@@ -50,7 +51,12 @@ def load_classifier(
     with hub_access(path, "model"), named_load_errors(what, way_out):
         raw, _ = PretrainedConfig.get_config_dict(path)
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            path,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
         tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
     missing = sorted(report["missing_keys"])
@@ -60,6 +66,7 @@ def load_classifier(
             f"{str(path)!r} lacks the weights {shown}: they would be random numbers, and so would the reward. "
             "Give a model that was trained as a sequence classifier and saved with its head."
         )
+    require_whole_load(model, report, path, f"Classifier {str(path)!r}")
     require_finite_weights(model, f"Classifier {str(path)!r}")
     require_ids_have_rows(tokenizer, model, f"Classifier {str(path)!r}")
     return model.to(device).eval().requires_grad_(False), tokenizer, raw
