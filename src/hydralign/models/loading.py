@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from peft import PeftConfig
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from hydralign.errors import ModelError, TokenizerError
 from hydralign.hub import describe_search, hub_access
@@ -24,6 +24,7 @@ from hydralign.models.generation_settings import mend_generation_settings, read_
 from hydralign.models.load_errors import check_model_files, named_load_errors
 from hydralign.models.load_report import require_whole_load
 from hydralign.models.rope import rope_limit
+from hydralign.models.tokenizers import read_tokenizer
 from hydralign.models.weight_files import require_float_weights
 from hydralign.models.weights import require_finite_file, require_finite_weights, require_ids_have_rows
 
@@ -154,7 +155,7 @@ def load_model(
         hub_access(own, "model"),
         named_load_errors(f"The tokenizer of {own!r} could not be loaded{taken_for}", way_out),
     ):
-        encoder = AutoTokenizer.from_pretrained(own, trust_remote_code=False)
+        encoder = read_tokenizer(own)
     with hub_access(where, "model"), named_load_errors(f"Model {path!r} could not be loaded{taken_for}", way_out):
         model, info = AutoModelForCausalLM.from_pretrained(
             where,

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
+from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
 from hydralign.errors import ModelError
 from hydralign.hub import describe_search, hub_access
 from hydralign.models.load_errors import check_model_files, named_load_errors
 from hydralign.models.load_report import require_whole_load
 from hydralign.models.rope import rope_limit
+from hydralign.models.tokenizers import read_tokenizer
 from hydralign.models.weights import require_finite_weights, require_ids_have_rows
 
 
@@ -58,7 +59,7 @@ def load_classifier(
             output_loading_info=True,
             ignore_mismatched_sizes=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = read_tokenizer(str(path))
     missing = sorted(report["missing_keys"])
     if missing:
         shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
