@@ -19,6 +19,7 @@ from hydralign.loops.update import apply_gradients, make_optimizer
 from hydralign.models import load_model, load_policy, make_policy
 from hydralign.models.load_errors import named_load_errors
 from hydralign.models.making import make_classifier
+from hydralign.models.whole import load_tokenizer
 from hydralign.rewards.loading import load_classifier
 from hydralign.rewards.starting import load_start
 from hydralign.testing import tiny_model, tiny_tokenizer
@@ -80,6 +81,14 @@ SETTINGS: tuple[tuple[dict[str, Any], str], ...] = (
     ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"is quantised \(gptq\).*the unquantised model"),
     ({"quantization_config": {"quant_method": "mxfp4"}}, r"is quantised \(mxfp4\)"),
     ({"quantization_config": 5}, "is quantised"),
+    ({"quantization_config": {}}, "is quantised"),
+    ({"quantization_config": []}, "is quantised"),
+    ({"architectures": [3]}, r"architectures=\[3\]"),
+    ({"max_position_embeddings": 0}, "config.json has max_position_embeddings=0"),
+    ({"n_positions": -1}, "config.json has n_positions=-1"),
+    ({"text_config": {"hidden_size": 0}}, "config.json has hidden_size=0"),
+    ({"rms_norm_eps": float("nan")}, "config.json has rms_norm_eps=nan, which is no finite"),
+    ({"rms_norm_eps": {"__float__": "NaN"}}, "config.json has rms_norm_eps=NaN, which is no finite"),
 )
 
 
@@ -94,6 +103,22 @@ def test_tokenizer_that_the_parser_refuses_is_named(folder: Path) -> None:
     text = (folder / "tokenizer.json").read_text(encoding="utf-8")
     (folder / "tokenizer.json").write_text(text.replace('"BPE"', '"NEW"'), encoding="utf-8")
     refused(folder, "Exception: data did not match any variant")
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"model_max_length": "x"}, "has model_max_length='x' in its tokenizer_config.json"),
+        ({"model_max_length": 0}, "has model_max_length=0 in its"),
+        ({"tokenizer_class": "BertTokenizer"}, r"could not be loaded.*: Exception: WordPiece error: Missing \[UNK\]"),
+    ],
+)
+def test_tokenizer_that_fails_at_its_first_text_is_named(settings: dict[str, Any], match: str, folder: Path) -> None:
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | settings), encoding="utf-8")
+    for load in (*LOADERS[:2], load_tokenizer):
+        with pytest.raises(ModelError, match=match):
+            load(str(folder))
 
 
 def test_sentencepiece_tokenizer_is_not_called_tiktoken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
