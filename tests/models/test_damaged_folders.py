@@ -13,12 +13,13 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hydralign.config.model import LoraForm
+from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.errors import MemoryLimitError, ModelError
 from hydralign.loops.update import apply_gradients, make_optimizer
 from hydralign.models import load_model, load_policy, make_policy
 from hydralign.models.load_errors import named_load_errors
 from hydralign.models.making import make_classifier
+from hydralign.models.reader import Reader
 from hydralign.models.whole import load_tokenizer
 from hydralign.rewards.loading import load_classifier
 from hydralign.rewards.starting import load_start
@@ -242,6 +243,16 @@ def test_nan_in_a_model_in_memory_is_not_blamed_on_the_architecture(tokenizer: A
         model.transformer.h[0].ln_1.weight[2] = float("inf")
     with pytest.raises(ModelError, match=r"h.0.ln_1.weight are NaN or infinite"):
         make_policy(model, tokenizer)
+
+
+@pytest.mark.parametrize("form", [FullForm(), HydraForm(unfrozen_layers=1), None])
+def test_weights_too_large_for_fp32_are_not_blamed_on_the_architecture(form: Form | None, tokenizer: Any) -> None:
+    model = tiny_model(tokenizer)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1e30)
+    with pytest.raises(ModelError, match=r"NaN or infinite, though .*too large for fp32, or a number in its"):
+        make_policy(model, tokenizer, form=form) if form else Reader(model, tokenizer)
 
 
 def test_nan_in_adapter_and_value_head_is_named_with_its_file(folder: Path) -> None:
