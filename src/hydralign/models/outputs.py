@@ -22,7 +22,7 @@ def require_finite_outputs(largest: float, model: Any) -> None:
     most = max(sizes, key=lambda key: sizes[key])
     raise ModelError(
         f"{name}: its outputs for a short text are NaN or infinite, though its weights are not (the largest, in "
-        f"{most}, is {sizes[most]:.2g}), so every loss would be. Most likely its weights are too large for fp32, or a number "
-        "in its config.json, such as the epsilon of its layer norms, is wrong. Restore config.json, and save or "
-        "download the weights again."
+        f"{most}, is {sizes[most]:.2g}), so every loss would be. Most likely its weights are too large for fp32, or a "
+        "number in its config.json, such as the epsilon of its layer norms, is wrong. Restore config.json, and save "
+        "or download the weights again."
     )
