@@ -13,12 +13,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from hydralign.config.model import LoraForm
+from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.errors import MemoryLimitError, ModelError
 from hydralign.loops.update import apply_gradients, make_optimizer
 from hydralign.models import load_model, load_policy, make_policy
 from hydralign.models.load_errors import named_load_errors
+from hydralign.models.making import make_classifier
+from hydralign.models.reader import Reader
 from hydralign.models.weights import require_finite_weights
+from hydralign.models.whole import load_tokenizer
 from hydralign.rewards.loading import load_classifier
 from hydralign.rewards.starting import load_start
 from hydralign.testing import tiny_model, tiny_tokenizer
@@ -51,7 +54,7 @@ FILES = {
     "config empty": ("config.json", "", "config.json could not be loaded .JSONDecodeError"),
     "tokenizer": ("tokenizer.json", "5", "tokenizer.json could not be loaded: it holds a int"),
     "tokenizer config": ("tokenizer_config.json", "[]", "tokenizer_config.json could not be loaded: it holds a list"),
-    "weights": ("model.safetensors", "torn", "SafetensorError: Error while deserializing header"),
+    "weights": ("model.safetensors", "torn", r"model.safetensors could .*SafetensorError.*damaged"),
     "index": ("model.safetensors.index.json", "{}", "has no weight_map"),
     "shard": ("model.safetensors.index.json", '{"weight_map": {"a": "gone.safetensors"}}', "lacks gone.safetensors"),
 }
@@ -80,6 +83,14 @@ SETTINGS: tuple[tuple[dict[str, Any], str], ...] = (
     ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, r"is quantised \(gptq\).*the unquantised model"),
     ({"quantization_config": {"quant_method": "mxfp4"}}, r"is quantised \(mxfp4\)"),
     ({"quantization_config": 5}, "is quantised"),
+    ({"quantization_config": {}}, "is quantised"),
+    ({"quantization_config": []}, "is quantised"),
+    ({"architectures": [3]}, r"architectures=\[3\]"),
+    ({"max_position_embeddings": 0}, "config.json has max_position_embeddings=0"),
+    ({"n_positions": -1}, "config.json has n_positions=-1"),
+    ({"text_config": {"hidden_size": 0}}, "config.json has hidden_size=0"),
+    ({"rms_norm_eps": float("nan")}, "config.json has rms_norm_eps=nan, which is no finite"),
+    ({"rms_norm_eps": {"__float__": "NaN"}}, "config.json has rms_norm_eps=NaN, which is no finite"),
 )
 
 
@@ -94,6 +105,22 @@ def test_tokenizer_that_the_parser_refuses_is_named(folder: Path) -> None:
     text = (folder / "tokenizer.json").read_text(encoding="utf-8")
     (folder / "tokenizer.json").write_text(text.replace('"BPE"', '"NEW"'), encoding="utf-8")
     refused(folder, "Exception: data did not match any variant")
+
+
+@pytest.mark.parametrize(
+    ("settings", "match"),
+    [
+        ({"model_max_length": "x"}, "has model_max_length='x' in its tokenizer_config.json"),
+        ({"model_max_length": 0}, "has model_max_length=0 in its"),
+        ({"tokenizer_class": "BertTokenizer"}, r"could not be loaded.*: Exception: WordPiece error: Missing \[UNK\]"),
+    ],
+)
+def test_tokenizer_that_fails_at_its_first_text_is_named(settings: dict[str, Any], match: str, folder: Path) -> None:
+    file = folder / "tokenizer_config.json"
+    file.write_text(json.dumps(json.loads(file.read_text(encoding="utf-8")) | settings), encoding="utf-8")
+    for load in (*LOADERS[:2], load_tokenizer):
+        with pytest.raises(ModelError, match=match):
+            load(str(folder))
 
 
 def test_sentencepiece_tokenizer_is_not_called_tiktoken(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,6 +154,82 @@ def poison(file: Path, name: str) -> None:
     save_file(weights, file, metadata={"format": "pt"})
 
 
+def change_weights(folder: Path, change: Callable[[str, torch.Tensor], torch.Tensor | None]) -> None:
+    """Save the folder's weights again as `change(name, weight)`, without those where it gives None."""
+    file = folder / "model.safetensors"
+    changed = {name: change(name, weight) for name, weight in load_file(file).items()}
+    save_file({name: w for name, w in changed.items() if w is not None}, file, metadata={"format": "pt"})
+
+
+NARROW = {"I8": torch.int8, "I64": torch.int64, "BOOL": torch.bool, "F8_E4M3": torch.float8_e4m3fn}
+
+
+@pytest.mark.parametrize("kind", NARROW)
+def test_weights_that_are_no_floats_are_refused_by_tensor_and_format(kind: str, folder: Path) -> None:
+    name = "model.layers.1.mlp.up_proj.weight"
+    change_weights(folder, lambda key, weight: weight.to(NARROW[kind]) if key == name else weight)
+    refused(folder, rf"the weight {name} is stored as {kind}, .*unquantised model")
+    shard = (folder / "model.safetensors").rename(folder / "a.safetensors")
+    index = {"weight_map": dict.fromkeys(load_file(shard), shard.name)}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
+    refused(folder, rf"a.safetensors: the weight {name} is stored as {kind}")
+
+
+def test_half_floats_and_integer_buffers_are_read(folder: Path) -> None:
+    change_weights(folder, lambda _, weight: weight.to(torch.float16))
+    weights = load_file(folder / "model.safetensors")
+    buffers = {"model.position_ids": torch.arange(4), "model.layers.0.attention.bias": torch.ones(4).bool()}
+    save_file(weights | buffers, folder / "model.safetensors", metadata={"format": "pt"})
+    model, _ = load_model(str(folder))
+    assert model.model.layers[0].mlp.up_proj.weight.dtype == torch.float32
+
+
+def change_config(folder: Path, **settings: Any) -> None:
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    (folder / "config.json").write_text(json.dumps(config | settings), encoding="utf-8")
+
+
+def test_layers_that_the_config_leaves_out_are_refused(folder: Path) -> None:
+    change_config(folder, num_hidden_layers=1)
+    for load in LOADERS[:2]:
+        with pytest.raises(ModelError, match=r"holds 9 weights .*no place \(first: model.layers.1.input_layernorm.we"):
+            load(str(folder))
+
+
+def test_weights_outside_the_body_are_left_out_and_named(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    weights = load_file(folder / "model.safetensors")
+    ignored = {"model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(4), "model.position_ids": torch.arange(4)}
+    extra = {"v_head.summary.weight": torch.ones(1, 4)}
+    for added in (ignored, ignored | extra):
+        save_file(weights | added, folder / "model.safetensors", metadata={"format": "pt"})
+        load_model(str(folder))
+        told = "1 weights outside its body are left out (first: v_head" in capsys.readouterr().err
+        assert told == ("v_head.summary.weight" in added)
+
+
+def test_weight_of_another_size_is_named_with_both_shapes(folder: Path) -> None:
+    match = r"embed_tokens.weight has the shape 300 x 32 in its file, and 290 x 32 by its config.json"
+    change_config(folder, vocab_size=290)
+    for load in LOADERS[:2]:
+        with pytest.raises(ModelError, match=match):
+            load(str(folder))
+    change_config(folder, vocab_size=300)
+    name = "model.norm.weight"
+    change_weights(folder, lambda key, weight: weight[:7].clone() if key == name else weight)
+    with pytest.raises(ModelError, match=rf"{name} has the shape 7 in its file, and 32 by"):
+        load_model(str(folder))
+
+
+def test_classifier_with_another_number_of_labels_is_named_with_both_shapes(tmp_path: Path, tokenizer: Any) -> None:
+    make_classifier(
+        tokenizer, family="gpt2", layers=1, width=16, heads=2, context=32, labels=("a", "b")
+    ).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    change_config(tmp_path, id2label={str(i): str(i) for i in range(5)})
+    with pytest.raises(ModelError, match=r"score.weight has the shape 2 x 16 in its file, and 5 x 16 by"):
+        load_classifier(tmp_path, "cpu")
+
+
 def test_nan_in_weights_is_named_with_its_tensor(folder: Path) -> None:
     name = "model.layers.1.mlp.up_proj.weight"
     poison(folder / "model.safetensors", name)
@@ -150,6 +253,16 @@ def test_nan_in_a_buffer_that_is_saved_is_named_and_one_that_is_not_is_left_alon
     model.register_buffer("router_bias", torch.tensor([0.0, float("nan")]))
     with pytest.raises(ModelError, match="Model: 1 of 2 numbers in the weight router_bias are NaN"):
         require_finite_weights(model, "Model")
+
+
+@pytest.mark.parametrize("form", [FullForm(), HydraForm(unfrozen_layers=1), None])
+def test_weights_too_large_for_fp32_are_not_blamed_on_the_architecture(form: Form | None, tokenizer: Any) -> None:
+    model = tiny_model(tokenizer)
+    with torch.no_grad():
+        for weight in model.parameters():
+            weight.mul_(1e30)
+    with pytest.raises(ModelError, match=r"NaN or infinite, though .*too large for fp32, or a "):
+        make_policy(model, tokenizer, form=form) if form else Reader(model, tokenizer)
 
 
 def test_nan_in_adapter_and_value_head_is_named_with_its_file(folder: Path) -> None:

@@ -281,6 +281,15 @@ def test_adapters_torn_tokenizer_is_named(adapter: tuple[Path, Policy], folder: 
             start()
 
 
+def test_adapter_of_a_student_names_its_base_by_its_absolute_path(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder.parent)
+    load_student(folder.name, form=LoraForm(rank=2)).export("adapter")
+    config = json.loads(Path("adapter/adapter_config.json").read_text(encoding="utf-8"))
+    assert config["base_model_name_or_path"] == str(folder.resolve())
+
+
 def test_adapter_whose_base_is_gone_is_refused(adapter: tuple[Path, Policy], folder: Path) -> None:
     shutil.rmtree(folder)
     with pytest.raises(ModelError, match="which is no folder here"):

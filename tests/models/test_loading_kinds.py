@@ -114,7 +114,7 @@ def test_generation_settings_that_would_not_be_saved_are_left_out_and_named(
     AutoModelForCausalLM.from_pretrained(tmp_path / "after")
 
 
-@pytest.mark.parametrize("content", ["{torn", "[]", "", "null"])
+@pytest.mark.parametrize("content", ["{torn", "[]", "", "null", "[" * 100_000])
 def test_damaged_generation_config_is_left_out_and_named(
     content: str, tmp_path: Path, tokenizer: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,9 +19,9 @@ from hydralign.models import narrow
 from hydralign.models.heads import OutputHead, ValueHead, absent_ids
 from hydralign.models.logprobs import token_logprobs
 from hydralign.models.lookup import looked_up
+from hydralign.models.outputs import require_finite_outputs
 from hydralign.models.rope import explain_rope_limit, rope_limit
 from hydralign.models.split import STRANGE, entering, told
-from hydralign.models.weights import require_finite_weights
 from hydralign.types import Evaluation, Rows
 
 OTHER_ARCHITECTURES = (
@@ -174,9 +174,9 @@ class CausalModel:
             )
         with torch.no_grad(), self.autocast():
             ours = self.head.all_logits(states_BTD)
-        gap = (whole - ours).abs().max().item()
-        if not gap <= allowed_gap(self.precision, whole.abs().max().item()):
-            require_finite_weights(self.model, type(self.model).__name__)
+        gap, scale = (whole - ours).abs().max().item(), whole.abs().max().item()
+        require_finite_outputs(scale, self.model)
+        if not gap <= allowed_gap(self.precision, scale):
             raise ModelError(
                 f"{type(self.model).__name__}: logits from its body and its head differ from its own by {gap:.2g}: "
                 "this architecture changes them in a way that is not known here, and every log-probability would be "

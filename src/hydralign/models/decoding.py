@@ -18,6 +18,7 @@ from hydralign.models.cache import RoomyCache
 from hydralign.models.causal import CausalModel, allowed_gap
 from hydralign.models.heads import PACKED_FROM, ValueHead
 from hydralign.models.narrow import only_at
+from hydralign.models.outputs import require_finite_outputs
 from hydralign.models.split import STRANGE, leaving, told
 from hydralign.models.trunk import Trunk
 from hydralign.models.versions import cache_argument
@@ -141,6 +142,7 @@ def check_decoding(causal: CausalModel) -> None:
             f"{name} cannot be sampled with a key-value cache ({told(error)}): {cause}, and no answer could be drawn. "
             f"{way_out}"
         ) from error
+    require_finite_outputs(scale, causal.model)
     if not gap <= allowed_gap(causal.precision, scale):
         raise ModelError(
             f"{name}: its states when it is sampled with a key-value cache differ from those of a plain pass by "

@@ -34,7 +34,7 @@ def read_generation_config(folder: str) -> GenerationConfig | None:
         found = json.loads(file.read_text(encoding="utf-8"))
         if not isinstance(found, dict):
             raise TypeError(f"it holds {type(found).__name__}, not settings")
-    except (OSError, TypeError, ValueError) as error:
+    except (OSError, TypeError, ValueError, RecursionError) as error:
         say(f"{file} cannot be read ({error}): its settings are left out; answers end as config.json says.")
         about = json.loads((Path(folder) / "config.json").read_text(encoding="utf-8"))
         return GenerationConfig(**{name: about[name] for name in TOKENS if name in about and _are_tokens(about[name])})

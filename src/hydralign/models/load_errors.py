@@ -8,6 +8,7 @@ that ran out. `check_model_files` refuses beforehand what those libraries would 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib.util import find_spec
@@ -18,6 +19,7 @@ from transformers import CONFIG_MAPPING
 
 from hydralign.errors import HydralignError, ModelError
 from hydralign.memory import is_out_of_memory
+from hydralign.models.weight_files import require_float_weights, weight_files
 
 JSON_FILES = (
     "config.json",
@@ -28,6 +30,8 @@ JSON_FILES = (
 )
 
 SIZES = ("hidden_size", "num_hidden_layers", "num_attention_heads", "vocab_size", "n_embd", "n_layer", "n_head")
+CONTEXTS = ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length")
+"""Names of the longest sequence in tokens; null means no limit."""
 
 
 @contextmanager
@@ -59,7 +63,7 @@ def check_model_files(folder: Path) -> None:
     """Raise ModelError when a local model folder's own files say that it cannot be loaded.
 
     JSON files that are damaged or hold no object, quantised weights, an architecture that is code in the folder,
-    shards that the index names and that are missing, and a tokenizer that only SentencePiece can read.
+    shards that the index names and that are missing, damaged weights, and a tokenizer that only SentencePiece can read.
     """
     with named_load_errors(f"Model folder {str(folder)!r} cannot be read", "Check the path and its permissions."):
         contents = {name: _read_object(folder / name) for name in JSON_FILES if (folder / name).is_file()}
@@ -68,18 +72,27 @@ def check_model_files(folder: Path) -> None:
             _check_shards(folder, index)
         if "config.json" in contents:
             check_config(contents["config.json"], str(folder))
+            for file in weight_files(folder):
+                require_float_weights(file)
         if (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
             _check_sentencepiece(folder)
 
 
 def check_config(config: Any, path: str) -> None:
     """Raise ModelError when the contents of a config.json describe something that cannot be trained from."""
-    quantised = config.get("quantization_config") or config.get("compression_config")
-    if quantised:
+    found = [config[name] for name in ("quantization_config", "compression_config") if config.get(name) is not None]
+    if found:
+        quantised = found[0]
         method = quantised.get("quant_method") if isinstance(quantised, dict) else None
         raise ModelError(
             f"Model {path!r} is quantised ({method or 'quantization_config in its config.json'}): its weights are "
             "rounded to a few bits and cannot be trained or merged. Name the unquantised model that it was made from."
+        )
+    names = config.get("architectures")
+    if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+        raise ModelError(
+            f"Model {path!r} could not be loaded: config.json has architectures={names!r}, which must be a list of "
+            "names of classes: whether it writes texts or scores them is unknown. Restore its config.json."
         )
     kind = config.get("model_type")
     if not isinstance(kind, str) or not kind:
@@ -92,13 +105,30 @@ def check_config(config: Any, path: str) -> None:
             f"Model {path!r} could not be loaded: its architecture {kind!r} is code in its own folder (auto_map), "
             "which is not run. Use a model whose architecture is part of transformers."
         )
-    for name in SIZES:
-        value = config.get(name, 1)
+    _check_numbers(config, path)
+
+
+def _check_numbers(config: dict[str, Any], path: str) -> None:
+    """Raise ModelError for a size that is no positive whole number, or a setting that is NaN or infinite."""
+    way_out = "Save the model again with save_pretrained, or restore its config.json."
+    for name, value in config.items():
+        if name not in (*SIZES, *CONTEXTS) or (value is None and name in CONTEXTS):
+            continue
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ModelError(
                 f"Model {path!r} could not be loaded: config.json has {name}={value!r}, which must be a whole number "
-                "of at least 1. Save the model again with save_pretrained, or restore its config.json."
+                f"of at least 1. {way_out}"
             )
+    for name, value in config.items():
+        # transformers writes such numbers as {"__float__": "NaN"}; limits (of Mamba's time steps) are lists.
+        number = value.get("__float__", 0.0) if isinstance(value, dict) else value
+        if number == "NaN" or (isinstance(number, float) and not math.isfinite(number)):
+            raise ModelError(
+                f"Model {path!r} could not be loaded: config.json has {name}={number}, which is no finite number: its "
+                f"outputs would be NaN. {way_out}"
+            )
+        if name == "text_config" and isinstance(value, dict):
+            _check_numbers(value, path)
 
 
 def _read_object(file: Path) -> dict[str, Any]:

@@ -15,14 +15,17 @@ from typing import Any
 import torch
 from peft import PeftConfig
 from safetensors import SafetensorError, safe_open
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
 from hydralign.errors import ModelError, TokenizerError
 from hydralign.hub import describe_search, hub_access
 from hydralign.models.fixed import freeze_fixed
 from hydralign.models.generation_settings import mend_generation_settings, read_generation_config
 from hydralign.models.load_errors import check_model_files, named_load_errors
+from hydralign.models.load_report import require_whole_load
 from hydralign.models.rope import rope_limit
+from hydralign.models.tokenizers import read_tokenizer
+from hydralign.models.weight_files import require_float_weights
 from hydralign.models.weights import require_finite_file, require_finite_weights, require_ids_have_rows
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
@@ -108,6 +111,7 @@ def read_adapter(folder: str) -> PeftConfig:
         raise ModelError(
             f"{weights} cannot be read ({error}): what the adapter learned is lost. Save it again, or name another."
         ) from error
+    require_float_weights(weights)
     require_finite_file(weights)
     try:
         config = PeftConfig.from_pretrained(folder)
@@ -163,7 +167,7 @@ def load_model(
         hub_access(own, "model"),
         named_load_errors(f"The tokenizer of {own!r} could not be loaded{taken_for}", way_out),
     ):
-        encoder = AutoTokenizer.from_pretrained(own, trust_remote_code=False)
+        encoder = read_tokenizer(own)
     with hub_access(where, "model"), named_load_errors(f"Model {path!r} could not be loaded{taken_for}", way_out):
         model, info = AutoModelForCausalLM.from_pretrained(
             where,
@@ -171,6 +175,8 @@ def load_model(
             generation_config=read_generation_config(where),
             use_safetensors=True,
             output_loading_info=True,
+            # A weight of another size is an error by `require_whole_load`, which names it.
+            ignore_mismatched_sizes=True,
             trust_remote_code=False,
         )
     require_language_model(model.config.architectures, info.get("unexpected_keys", ()), path)
@@ -180,6 +186,7 @@ def load_model(
             f"Model {path!r} lacks {len(missing)} weights (first: {missing[0]}): they would start at random. "
             "Name a folder that holds the whole language model."
         )
+    require_whole_load(model, info, where, f"Model {path!r}")
     require_finite_weights(model, f"Model {path!r}")
     prepare_tokenizer(encoder, pad_token=pad_token, path=tokenizer or path)
     require_ids_have_rows(encoder, model, f"Model {path!r}")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hydralign.errors import ModelError
 from hydralign.memory import is_out_of_memory
 from hydralign.models.loading import context_of
+from hydralign.models.outputs import require_finite_outputs
 
 STRANGE = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """What an architecture raises that is not built the way a caller takes for granted."""
@@ -185,6 +186,7 @@ def check_split(model: Any, top: int) -> int:
                 f"{type(model).__name__} cannot be run in two parts ({told(error)}): what stands between its layers is "
                 "not known here. Use model.form: {type: full} or {type: lora} without unfrozen_layers."
             ) from error
+        require_finite_outputs(scale, model)
         if not gap <= 1e-5 * max(1.0, scale):
             raise ModelError(
                 f"{type(model).__name__} cut below its top {top} layers differs from the whole by {gap:.2g}: its "

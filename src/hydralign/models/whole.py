@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer
 
 from hydralign.errors import ModelError
 from hydralign.hub import describe_search, hub_access
@@ -16,6 +15,7 @@ from hydralign.models.adapters import load_adapter, read_language_adapter
 from hydralign.models.fixed import freeze_fixed
 from hydralign.models.load_errors import named_load_errors
 from hydralign.models.loading import check_folder, load_model, looks_local, own_tokenizer
+from hydralign.models.tokenizers import read_tokenizer
 from hydralign.models.versions import LoraLayer
 
 
@@ -49,7 +49,7 @@ def load_tokenizer(path: str) -> Any:
     way_out = "Without it no tokens can be counted. Name a model with its tokenizer, saved by transformers."
     named = named_load_errors(f"The tokenizer of {path!r} could not be loaded{taken_for}", way_out)
     with hub_access(where, "model"), named:
-        return AutoTokenizer.from_pretrained(where, trust_remote_code=False)
+        return read_tokenizer(where)
 
 
 def adapter_of(folder: str) -> Any:

@@ -15,13 +15,15 @@ from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, PretrainedConfig
+from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
 from hydralign.errors import ModelError, TokenizerError
 from hydralign.hub import describe_search, hub_access
 from hydralign.models.load_errors import check_model_files, named_load_errors
+from hydralign.models.load_report import require_whole_load
 from hydralign.models.loading import find_folder
 from hydralign.models.rope import rope_limit
+from hydralign.models.tokenizers import read_tokenizer
 from hydralign.models.weights import require_finite_weights, require_ids_have_rows
 
 NO_LIMIT = 1 << 30
@@ -52,9 +54,14 @@ def load_classifier(
     with hub_access(path, "model"), named_load_errors(what, way_out):
         raw, _ = PretrainedConfig.get_config_dict(path)
         model, report = AutoModelForSequenceClassification.from_pretrained(
-            path, dtype=torch.float32, use_safetensors=True, trust_remote_code=False, output_loading_info=True
+            path,
+            dtype=torch.float32,
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
         )
-        tokenizer = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
+        tokenizer = read_tokenizer(str(path))
     missing = sorted(report["missing_keys"])
     if missing:
         shown = ", ".join(missing[:4]) + (f" and {len(missing) - 4} more" if len(missing) > 4 else "")
@@ -62,6 +69,7 @@ def load_classifier(
             f"{str(path)!r} lacks the weights {shown}: they would be random numbers, and so would the reward. "
             "Give a model that was trained as a sequence classifier and saved with its head."
         )
+    require_whole_load(model, report, path, f"Classifier {str(path)!r}")
     require_finite_weights(model, f"Classifier {str(path)!r}")
     require_ids_have_rows(tokenizer, model, f"Classifier {str(path)!r}")
     return model.to(device).eval().requires_grad_(False), tokenizer, raw

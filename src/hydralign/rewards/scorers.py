@@ -28,12 +28,12 @@ from hydralign.models.fixed import freeze_fixed
 from hydralign.models.loading import prepare_model
 from hydralign.models.lora import placed, require_rank_fits
 from hydralign.models.making import PAD
+from hydralign.models.outputs import require_finite_outputs
 from hydralign.models.precision import convert_to_fp32, store_matrices_in_bf16
 from hydralign.models.rope import explain_rope_limit
 from hydralign.models.saving import model_folder
 from hydralign.models.split import STRANGE, told
 from hydralign.models.versions import Conv1D, LoraLayer
-from hydralign.models.weights import require_finite_weights
 from hydralign.rewards.labels import label_names
 from hydralign.rewards.learned import outputs
 from hydralign.rewards.loading import longest_text
@@ -118,8 +118,9 @@ class Scorer:
             whole_C = self.model(input_ids=torch.tensor([row[:3]], device=self.device)).logits[0].float()
         gap = (ours_C - whole_C).abs().max().item()
         tolerance = 1e-3 if self.precision == "fp32" else 3e-2
-        if not gap <= tolerance * max(1.0, whole_C.abs().max().item()):
-            require_finite_weights(self.model, type(self.model).__name__)
+        scale = whole_C.abs().max().item()
+        require_finite_outputs(scale, self.model)
+        if not gap <= tolerance * max(1.0, scale):
             raise ModelError(
                 f"{name}: outputs read at a text's last token differ from its own by {gap:.2g}: "
                 "this architecture is read in a way that is not known here, so a saved model would score otherwise "

@@ -17,15 +17,16 @@ from transformers import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
     AutoConfig,
     AutoModelForSequenceClassification,
-    AutoTokenizer,
 )
 from transformers.utils import logging
 
 from hydralign.errors import ModelError
 from hydralign.hub import describe_search, hub_access
 from hydralign.models.load_errors import named_load_errors
+from hydralign.models.load_report import require_whole_load
 from hydralign.models.loading import check_folder, own_tokenizer
 from hydralign.models.making import name_outputs
+from hydralign.models.tokenizers import read_tokenizer
 from hydralign.models.weights import require_finite_weights, require_ids_have_rows
 from hydralign.models.whole import adapter_of, base_of, merged
 from hydralign.rewards.labels import label_names
@@ -93,10 +94,13 @@ def _load(path: str, labels: Sequence[str], seed: int, tokenizer_of: str | None 
             dtype=torch.float32,
             use_safetensors=True,
             output_loading_info=True,
+            ignore_mismatched_sizes=True,
             trust_remote_code=False,
         )
-        tokenizer = AutoTokenizer.from_pretrained(tokenizer_of or path, trust_remote_code=False)
+        tokenizer = read_tokenizer(tokenizer_of or path)
     _check_weights(model, set(report["missing_keys"]), bool(own), path)
+    # A language model's own head is left out on purpose.
+    require_whole_load(model, report, path, f"Model {path!r}", say_extras=False)
     require_finite_weights(model, f"Model {path!r}")
     require_ids_have_rows(tokenizer, model, f"Model {path!r}")
     if own:
