@@ -123,6 +123,22 @@ def test_call_hands_on_an_exception_with_the_rewards_name() -> None:
     assert caught.value.__notes__ == ["raised by the reward 'fragile'"]
 
 
+def test_reward_that_asks_python_to_exit_is_refused_at_import_and_when_called(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "leaving.py").write_text("import sys\nsys.exit(0)\n")
+    monkeypatch.chdir(tmp_path)
+    for reference in ("leaving.py:f", "leaving:f"):
+        with pytest.raises(RewardError, match=r"importing .leaving(\.py)?. asked Python to exit \(SystemExit: 0\)"):
+            load_function(reference)
+
+    def leaves(completions: list[str]) -> list[float]:
+        sys.exit(0)
+
+    with pytest.raises(RewardError, match=r"'leaves' asked Python to exit \(SystemExit: 0\)"):
+        call(leaves, ["p"], ["c"], {}, name="leaves")
+
+
 def test_call_protects_the_callers_texts_from_a_function_that_changes_its_lists() -> None:
     def greedy(prompts: list[str], completions: list[str]) -> list[float]:
         completions.clear()

@@ -55,8 +55,8 @@ def call(
 ) -> Any:
     """What `function` returns for these rows, called with the arguments that its signature asks for.
 
-    `name` is the reward's name in messages. Raises RewardError for a required parameter that is no column. An
-    exception from inside the function passes through with a note that names the reward.
+    `name` is the reward's name in messages. Raises RewardError for a required parameter that is no column, and for a
+    function that asks Python to exit. Another exception from inside it passes with a note that names the reward.
     """
     given = {**columns, "prompts": list(prompts), "completions": list(completions)}
     wanted, takes_all = wanted_arguments(function, given, name=name)
@@ -65,6 +65,11 @@ def call(
     except Exception as error:
         error.add_note(f"raised by the reward {name!r}")
         raise
+    except SystemExit as error:
+        raise RewardError(
+            f"reward {name!r} asked Python to exit (SystemExit: {error.code!r}) instead of returning scores: the run "
+            "would end half-done, with that exit code. Return None for rows that it cannot score, or raise an error."
+        ) from error
 
 
 def wanted_arguments(function: Callable[..., Any], given: Collection[str], *, name: str) -> tuple[set[str], bool]:
@@ -153,7 +158,7 @@ def _module(place: str) -> ModuleType:
             f"in {place!r} cannot be loaded. "
             "Install it, or give the file itself as path/to/file.py:function."
         ) from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         raise _import_failed(place, error) from error
 
 
@@ -173,13 +178,18 @@ def _module_of_file(path: Path) -> ModuleType:
     try:
         with _importing_from(path.resolve().parent, Path.cwd()):
             spec.loader.exec_module(module)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         del sys.modules[name]
         raise _import_failed(str(path), error) from error
     return module
 
 
-def _import_failed(place: str, error: Exception) -> RewardError:
+def _import_failed(place: str, error: Exception | SystemExit) -> RewardError:
+    if isinstance(error, SystemExit):
+        return RewardError(
+            f"importing {place!r} asked Python to exit (SystemExit: {error.code!r}): the run would end before it began, "
+            "with that exit code. Put what is there to be run as a script under if __name__ == '__main__'."
+        )
     if isinstance(error, ModuleNotFoundError) and error.name:
         folder = Path(place).resolve().parent if place.endswith(".py") else Path.cwd()
         return RewardError(
