@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hydralign.errors import NonFiniteError, RewardError
 from hydralign.rewards import LengthReward, load_function
@@ -129,6 +130,23 @@ def test_errors_of_hydralign_pass_through_a_reward() -> None:
 
     with pytest.raises(NonFiniteError):
         call(poisoned, ["p"], ["c"], {}, name="poisoned")
+
+
+def test_modes_of_torch_that_a_reward_sets_are_its_own(tmp_path: Path) -> None:
+    def modes() -> tuple[bool, torch.dtype, torch.device]:
+        return torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device()
+
+    file = tmp_path / "scorer.py"
+    file.write_text(
+        "import torch\ntorch.set_grad_enabled(False)\ndef f(completions):\n    at_import = torch.is_grad_enabled()\n"
+        "    torch.set_grad_enabled(True)\n    torch.set_default_dtype(torch.float64)\n"
+        "    torch.set_default_device('meta')\n    return [at_import]\n"
+    )
+    before = modes()
+    function = load_function(f"{file}:f")
+    assert modes() == before
+    assert call(function, ["p"], ["c"], {}, name="f") == [False]
+    assert modes() == before == (True, torch.float32, torch.device("cpu"))
 
 
 def test_reward_that_asks_python_to_exit_is_refused_at_import_and_when_called(

@@ -20,6 +20,7 @@ from types import ModuleType
 from typing import Any
 
 from hydralign.errors import HydralignError, RewardError, did_you_mean
+from hydralign.rewards.torch_modes import modes_kept_calling, modes_kept_importing
 
 FORMS = "Write module:function or path/to/file.py:function."
 
@@ -63,7 +64,8 @@ def call(
     given = {**columns, "prompts": list(prompts), "completions": list(completions)}
     wanted, takes_all = wanted_arguments(function, given, name=name)
     try:
-        return function(**{key: value for key, value in given.items() if takes_all or key in wanted})
+        with modes_kept_calling(function):
+            return function(**{key: value for key, value in given.items() if takes_all or key in wanted})
     except HydralignError:
         raise
     except Exception as error:
@@ -173,7 +175,7 @@ _SEARCHED: list[str] = []
 
 def _module(place: str) -> ModuleType:
     try:
-        with _importing_from(Path.cwd()):
+        with _importing_from(Path.cwd()), modes_kept_importing(place):
             return importlib.import_module(place)
     except ModuleNotFoundError as error:
         if error.name is None or not (place == error.name or place.startswith(f"{error.name}.")):
@@ -201,7 +203,7 @@ def _module_of_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickling look their module up here
     try:
-        with _importing_from(path.resolve().parent, Path.cwd()):
+        with _importing_from(path.resolve().parent, Path.cwd()), modes_kept_importing(name):
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]
