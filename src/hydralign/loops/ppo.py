@@ -63,8 +63,7 @@ def train(config: PPOConfig, parts: PPOParts, *, seed: int = 0) -> PPOState:
     """Run PPO from the newest checkpoint in `parts.folder`, or from the start; returns the final state.
 
     Raises StartCheckError before the first update when policy, reference and sampler disagree, NonFiniteError after
-    `stop_after_bad_steps` poisoned iterations in a row, KeyboardInterrupt after a checkpoint when interrupted. An error
-    in sampling or scoring, such as a RewardError, is raised after a checkpoint of the iterations done.
+    `stop_after_bad_steps` bad iterations in a row; KeyboardInterrupt, and errors in sampling or scoring, after a checkpoint.
     """
     policy, processes = parts.policy, parts.processes
     processes.require_shares(config.batch.minibatch_rows, "ppo rows per minibatch")
