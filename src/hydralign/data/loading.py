@@ -23,6 +23,7 @@ from hydralign.config.data import (
     PromptSourceConfig,
     SourceConfig,
     SourceSplit,
+    require_read_columns,
 )
 from hydralign.data.comparisons import comparison_drafter
 from hydralign.data.demonstrations import demonstration_drafter, labelled_drafter
@@ -115,7 +116,7 @@ def load_demonstrations(
 
     `rows` stand in for `config.source`. Raises as `load_prompts` does.
     """
-    config, rows = source_config(SourceConfig, config, rows)
+    config, rows = _source_of("demonstrations", config, rows)
     return _load(config, tokenizer, rows, _Kind(lambda table: demonstration_drafter(table, tokenizer), _records))
 
 
@@ -127,7 +128,7 @@ def load_comparisons(
     The tokenizer is needed for chats and for filters on tokens only. `rows` stand in for `config.source`. Raises as
     `load_prompts` does.
     """
-    config, rows = source_config(SourceConfig, config, rows)
+    config, rows = _source_of("comparisons", config, rows)
     return _load(config, tokenizer, rows, _Kind(lambda table: comparison_drafter(table, tokenizer), _records))
 
 
@@ -138,7 +139,7 @@ def load_labelled(
 
     The tokenizer is needed for filters on tokens only. `rows` stand in for `config.source`. Raises DataError.
     """
-    config, rows = source_config(SourceConfig, config, rows)
+    config, rows = _source_of("labelled", config, rows)
     return _load(config, tokenizer, rows, _Kind(labelled_drafter, _records))
 
 
@@ -162,6 +163,16 @@ def source_config(
         f"source={source!r:.80} of type {type(source).__name__}: there is nothing to read. Give the path of a file, "
         "rows, or a SourceConfig."
     )
+
+
+def _source_of(kind: str, source: Source, rows: InMemory | None) -> tuple[SourceConfig, InMemory | None]:
+    """`source_config` of a kind whose records carry all other columns. Raises ConfigError for slips in names."""
+    config, rows = source_config(SourceConfig, source, rows)
+    try:
+        require_read_columns(kind, config.columns, others=True)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return config, rows
 
 
 def _load(
