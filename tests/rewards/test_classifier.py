@@ -15,7 +15,7 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2
 
 from hydralign.errors import ModelError
 from hydralign.rewards import ClassifierReward
-from hydralign.rewards.classifier import Activation, Output, TextPart, find_label
+from hydralign.rewards.classifier import Activation, Output, TextPart, find_label, require_probabilities
 
 PROMPTS = ["the film was", "a", "the ending was very"]
 COMPLETIONS = [" good", " dull film was the dull very bad ending", " bad"]
@@ -213,6 +213,19 @@ def test_classifier_refuses_an_adapter_and_odds_of_one_output(gpt2_folder: Calla
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match="is a PEFT adapter"):
         ClassifierReward.from_folder(tmp_path / "adapter", label="score")
+
+
+@pytest.mark.parametrize("output", ["log_odds", "probability"])
+def test_probability_of_a_model_that_has_none_or_an_unknown_kind_is_refused(
+    bert_folder: Callable[..., Path], output: Output
+) -> None:
+    folder = bert_folder(LABELS, problem_type="regression")
+    with pytest.raises(ModelError, match=f"'regression': its outputs are no probabilities, so {output} would"):
+        ClassifierReward.from_folder(folder, label="positive", output=output)
+    assert ClassifierReward.from_folder(folder, label="positive").output == "logit"
+    assert ClassifierReward.from_folder(folder, label="positive", output=output, activation="softmax").output == output
+    with pytest.raises(ModelError, match=r"'multi_label' in .*is not known: .*multi_label_classification"):
+        require_probabilities("multi_label", None, output)
 
 
 def test_classifier_refuses_an_unknown_output(bert_folder: Callable[..., Path]) -> None:

@@ -15,7 +15,7 @@ from hydralign.config.reward import Labels, RewardConfig
 from hydralign.errors import ModelError
 from hydralign.loops.model_facts import ModelSource, read_config
 from hydralign.models.whole import load_tokenizer
-from hydralign.rewards.classifier import find_label
+from hydralign.rewards.classifier import find_label, require_probabilities
 from hydralign.rewards.combine import require_reference_column, unique_names
 from hydralign.rewards.functions import load_function, wanted_arguments
 from hydralign.rewards.learned import require_reward_model
@@ -71,6 +71,7 @@ def _labels(term: config.ClassifierReward, models: ModelSource) -> list[str] | N
                 f"the config.json of {term.path!r} names no labels: which output means {term.label!r} would be a "
                 "guess. Add id2label to it."
             )
+        require_probabilities(raw.get("problem_type"), term.activation, term.output)
         labels = [raw["id2label"][column] for column in sorted(raw["id2label"], key=int)]
     if labels is not None and len(labels) == 1 and term.output != "logit":
         raise ModelError(

@@ -65,6 +65,7 @@ class ClassifierReward:
         labels = {int(column): name for column, name in config.id2label.items()}
         self.label_column = find_label(label, [labels[column] for column in sorted(labels)])
         self.label = labels[self.label_column]
+        require_probabilities(config.problem_type, activation, output)
         independent = _are_independent(config, activation, output)
         if len(labels) == 1 and output != "logit" and not independent:
             raise ModelError(
@@ -136,6 +137,29 @@ class ClassifierReward:
         others_BC = torch.cat([logits_BC[:, : self.label_column], logits_BC[:, self.label_column + 1 :]], dim=1)
         log_odds_B = logit_B if self._independent else logit_B - others_BC.logsumexp(dim=1)
         return log_odds_B if self.output == "log_odds" else log_odds_B.sigmoid()
+
+
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+"""What a classifier's config.json may say that its outputs are."""
+
+
+def require_probabilities(problem_type: str | None, activation: Activation | None, output: Output) -> None:
+    """Raise ModelError when `output` is made of probabilities, and the model's `problem_type` says that there are none,
+    or is a word that nobody knows. An `activation` that is given says what they are.
+    """
+    if output == "logit" or activation is not None:
+        return
+    if problem_type == "regression":
+        raise ModelError(
+            f"the classifier's problem_type is 'regression': its outputs are no probabilities, so {output} would mean "
+            "nothing. Use output: logit; or say by activation: sigmoid or softmax that it was trained on labels."
+        )
+    if problem_type is not None and problem_type not in PROBLEM_TYPES:
+        raise ModelError(
+            f"the classifier's problem_type {problem_type!r} in its config.json is not known: whether its labels "
+            f"exclude each other, and so its {output}, would be a guess. {did_you_mean(problem_type, PROBLEM_TYPES)} "
+            "Correct it, or set activation: sigmoid or softmax, or output: logit."
+        )
 
 
 def _are_independent(config: Any, activation: Activation | None, output: Output) -> bool:
