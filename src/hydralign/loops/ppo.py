@@ -63,7 +63,7 @@ def train(config: PPOConfig, parts: PPOParts, *, seed: int = 0) -> PPOState:
     """Run PPO from the newest checkpoint in `parts.folder`, or from the start; returns the final state.
 
     Raises StartCheckError before the first update when policy, reference and sampler disagree, NonFiniteError after
-    `stop_after_bad_steps` bad iterations in a row; KeyboardInterrupt, and errors in sampling or scoring, after a checkpoint.
+    `stop_after_bad_steps` bad iterations in a row; KeyboardInterrupt, and errors of sampling and scoring, after saving.
     """
     policy, processes = parts.policy, parts.processes
     processes.require_shares(config.batch.minibatch_rows, "ppo rows per minibatch")
