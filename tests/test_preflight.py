@@ -412,6 +412,7 @@ def output_cases(folder: Path, inputs: Path) -> dict[str, tuple[Path, str]]:
         "the model's folder": (inputs / "model", "model.path reads"),
         "a link to the model's folder": (folder / "model", "model.path reads"),
         "inside a data folder": (inputs / "empty" / "out", "lies in"),
+        "inside a model folder": (inputs / "model" / "x", "lies in"),
         "a judge's folder": (inputs / "judge", "compare.judges.0.path reads"),
         "a data file": (inputs / "prompts.jsonl", "is a file"),
         "a name that is too long": (folder / ("x" * 300), "has a name of 300 bytes"),
@@ -435,11 +436,20 @@ def test_folder_that_cannot_be_written_is_refused(
     assert "no permission" in refuse(recipe, capsys, tmp_path, "run", "sft")
 
 
-def test_section_folder_that_is_a_file_is_refused(
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="there is no /proc")
+def test_folder_of_a_virtual_file_system_is_refused(
     recipe: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "ppo").write_text("mine")
+    assert "no permission in '/proc'" in refuse({**recipe, "output": "/proc/x"}, capsys, tmp_path, "run", "sft")
+
+
+@pytest.mark.parametrize("name", ["ppo", "ppo/model", "ppo/checkpoints"])
+def test_section_folder_that_is_a_file_is_refused(
+    name: str, recipe: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "out" / name
+    file.parent.mkdir(parents=True)
+    file.write_text("mine")
     assert "is a file" in refuse(recipe, capsys, tmp_path, "run")
 
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
 
-from hydralign.config.data import CutConfig, DataConfig, NoSplit, PromptSourceConfig
+from hydralign.config.data import CutConfig, DataConfig, NoSplit, PromptSourceConfig, SourceConfig
 from hydralign.data import load_comparisons, load_demonstrations, load_labelled, load_prompts, training_texts
-from hydralign.errors import DataError
+from hydralign.errors import ConfigError, DataError
 
 EVERYTHING = {
     "prompt": "p", "query": "q", "text": "t", "completion": "c", "chosen": " a", "rejected": " b", "positive": " e",
@@ -95,3 +96,32 @@ def test_label_and_texts_of_a_tokenizer_are_read_from_the_mapped_columns(tmp_pat
     for columns, expected in (({}, "t"), ({"prompt": "mine"}, "x"), ({"query": "mine"}, "x")):
         data = DataConfig(prompts=source(columns).model_copy(update={"source": str(tmp_path / "rows.jsonl")}))
         assert training_texts(data) == [expected]
+
+
+@pytest.mark.parametrize(
+    ("kind", "columns", "said"),
+    [
+        ("comparisons", {"question": "query"}, "data.comparisons.columns.question: no column of comparisons is read"),
+        ("demonstrations", {"response": "answer"}, "data.demonstrations.columns.response: no column"),
+        ("labelled", {"labels": "klass"}, "Did you mean 'label'?"),
+        ("prompts", {"promt": "body"}, "Did you mean 'prompt'?"),
+        ("prompts", {"querry": "body"}, "Did you mean 'query'?"),
+        ("prompts", {"Text": "body"}, "Did you mean 'text'?"),
+        ("prompts", {"": "body"}, "has the empty name ''"),
+        ("labelled", {" ": "body"}, "has the empty name ' '"),
+    ],
+)
+def test_mapped_name_that_nothing_reads_is_refused(kind: str, columns: dict[str, str], said: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        DataConfig.model_validate({kind: {"source": "s", "columns": columns}})
+
+
+def test_mapped_name_that_nothing_reads_is_refused_by_loaders_too() -> None:
+    config = SourceConfig(source="s", columns={"chosen": "a", "reject": "b"})
+    with pytest.raises(ConfigError, match="Did you mean 'rejected'"):
+        load_comparisons(config, rows=[{"a": "x", "b": "y"}])
+
+
+@pytest.mark.parametrize("name", ["prompt_id", "topic", "question", "context", "test", "completion", "reference"])
+def test_mapped_columns_of_prompts_may_have_any_name_that_is_no_slip(name: str) -> None:
+    assert PromptSourceConfig(source="s", columns={name: "theirs"}).columns == {name: "theirs"}

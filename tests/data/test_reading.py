@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import socket
@@ -150,6 +151,8 @@ def test_read_table_translates_the_errors_of_the_hub(monkeypatch: pytest.MonkeyP
         ("a.jsonl.gz", '{"n": 1}\n{"n": 2', r"a\.jsonl\.gz, line 2: no valid JSON"),
         ("a.jsonl", '{"n": 1}\n[1, 2]\n', r"a\.jsonl, row 2: list \[1, 2\] is no row"),
         ("a.json", '[{"n": 1},\n {"n" 2}]', r"a\.json: no valid JSON, .* at line 2, column 7"),
+        ("a.jsonl", '{"n": 1}\n{"n": 2, "m": {"k": 1, "k": 2}}\n', r"a\.jsonl, line 2: key 'k' stands twice"),
+        ("a.json", '[{"n": "}"},\n {"n": 2, "n": 3},\n {}]', r"object that ends in line 2: key 'n' stands twice"),
         ("a.json", '[{"n": 1}, 7]', r"a\.json, row 2: int 7 is no row"),
         ("a.json", '{"rows": [{"n": 1}]}', r"a\.json holds one dict: .*`instances`"),
         ("a.jsonl", "", r"a\.jsonl holds no rows"),
@@ -181,6 +184,15 @@ def test_read_table_names_the_line_of_bytes_that_are_no_text(tmp_path: Path) -> 
     (tmp_path / "a.jsonl.gz").write_bytes(b"not compressed")
     with pytest.raises(DataError, match=r"a\.jsonl\.gz cannot be read"):
         read_table(str(tmp_path / "a.jsonl.gz"))
+
+
+def test_read_table_looks_at_what_a_file_holds_and_not_only_at_its_name(tmp_path: Path) -> None:
+    file = tmp_path / "a.jsonl"
+    file.write_bytes(gzip.compress(b'{"n": 1}\n'))
+    assert [row.values for row in read_table(str(file)).rows] == [{"n": 1}]
+    file.write_bytes(b"PK\x03\x04rest")
+    with pytest.raises(DataError, match=r"a\.jsonl holds a zip file, whatever its name"):
+        read_table(str(file))
 
 
 def test_read_table_keeps_line_numbers_when_a_text_holds_other_line_separators(write: Write) -> None:

@@ -15,7 +15,7 @@ import torch
 from hydralign.config import PPOConfig
 from hydralign.config.ppo import SamplingConfig
 from hydralign.data import PromptStream
-from hydralign.errors import NonFiniteError, RunFolderError, StartCheckError
+from hydralign.errors import NonFiniteError, RewardError, RunFolderError, StartCheckError, StorageError
 from hydralign.loops.ppo import PPOParts, train
 from hydralign.loops.state import checkpoints
 from hydralign.models.policy import Policy
@@ -112,6 +112,50 @@ def test_interrupted_run_saves_the_finished_iteration(number: int, tmp_path: Pat
     assert checkpoints(tmp_path / "checkpoints")[-1].name == "step-3"
     assert train(CONFIG, parts(tmp_path, tokenizer), seed=5).step == 6
     assert [row["step"] for row in lines(tmp_path)] == list(range(6))
+
+
+def fails_at(step: int) -> Any:
+    calls = iter(range(1000))
+
+    def reward(completions: Sequence[str]) -> list[float]:
+        if next(calls) == step:
+            raise ValueError("boom")
+        return count_t(completions)
+
+    return reward
+
+
+def test_reward_that_raises_loses_no_finished_iteration(
+    tmp_path: Path, tokenizer: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    train(CONFIG, parts(tmp_path / "whole", tokenizer), seed=5)
+    for step, kept in ((0, []), (3, ["step-2", "step-3"]), (1, ["step-2", "step-3", "step-4"])):
+        with pytest.raises(RewardError, match="reward 't' raised ValueError: boom"):
+            train(CONFIG, parts(tmp_path / "parts", tokenizer, reward=fails_at(step)), seed=5)
+        assert [c.name for c in checkpoints(tmp_path / "parts" / "checkpoints")] == kept
+    assert f"Iterations done: 4, kept in {tmp_path / 'parts/checkpoints/step-4'}." in capsys.readouterr().err
+    train(CONFIG, parts(tmp_path / "parts", tokenizer), seed=5)
+    assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
+
+
+def test_reward_that_raises_in_an_evaluation_loses_no_finished_iteration(tmp_path: Path, tokenizer: Any) -> None:
+    def fail(step: int, _: Policy) -> None:
+        if step == 3:
+            raise RewardError("boom")
+
+    with pytest.raises(RewardError, match="boom"):
+        train(CONFIG, parts(tmp_path, tokenizer, on_step=fail), seed=5)
+    assert checkpoints(tmp_path / "checkpoints")[-1].name == "step-3"
+
+
+def test_failed_disk_gets_no_checkpoint(tmp_path: Path, tokenizer: Any) -> None:
+    def fail(step: int, _: Policy) -> None:
+        if step == 3:
+            raise StorageError("full")
+
+    with pytest.raises(StorageError, match="full"):
+        train(CONFIG, parts(tmp_path, tokenizer, on_step=fail), seed=5)
+    assert checkpoints(tmp_path / "checkpoints")[-1].name == "step-2"
 
 
 def test_checkpoint_of_another_model_is_refused(tmp_path: Path, tokenizer: Any) -> None:

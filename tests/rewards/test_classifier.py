@@ -21,7 +21,7 @@ from hydralign.loops.model_facts import ModelSource
 from hydralign.loops.reward_checks import check_terms
 from hydralign.rewards import ClassifierReward
 from hydralign.rewards.classifier import Activation, Output, TextPart
-from hydralign.rewards.labels import find_label
+from hydralign.rewards.labels import find_label, require_probabilities
 from hydralign.rewards.loading import check_classifier_folder, load_classifier
 
 PROMPTS = ["the film was", "a", "the ending was very"]
@@ -281,6 +281,19 @@ def test_classifier_refuses_an_adapter_and_odds_of_one_output(gpt2_folder: Calla
     (tmp_path / "adapter" / "adapter_config.json").write_text("{}")
     with pytest.raises(ModelError, match="is a PEFT adapter"):
         ClassifierReward.from_folder(tmp_path / "adapter", label="score")
+
+
+@pytest.mark.parametrize("output", ["log_odds", "probability"])
+def test_probability_of_a_model_that_has_none_or_an_unknown_kind_is_refused(
+    bert_folder: Callable[..., Path], output: Output
+) -> None:
+    folder = bert_folder(LABELS, problem_type="regression")
+    with pytest.raises(ModelError, match=f"'regression': its outputs are no probabilities, so {output} would"):
+        ClassifierReward.from_folder(folder, label="positive", output=output)
+    assert ClassifierReward.from_folder(folder, label="positive").output == "logit"
+    assert ClassifierReward.from_folder(folder, label="positive", output=output, activation="softmax").output == output
+    with pytest.raises(ModelError, match=r"'multi_label' in .*is not known: .*multi_label_classification"):
+        require_probabilities("multi_label", None, output)
 
 
 def test_classifier_refuses_an_unknown_output(bert_folder: Callable[..., Path]) -> None:

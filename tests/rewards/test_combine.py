@@ -132,6 +132,9 @@ def test_minus_reference_refuses_missing_columns_empty_rows_and_scores_per_token
         ([[[1.0], [2.0]], None], "of type list for row 0"),
         (np.ones((2, 3)), "3 numbers for row 0, whose completion has 2 tokens"),
         ([[1.0, None], None], "of type NoneType for row 0"),
+        (torch.ones(2).to_sparse(), "'bad' returned a torch.sparse_coo tensor on cpu, whose numbers cannot be read"),
+        (torch.ones(2, device="meta"), "'bad' returned a torch.strided tensor on meta, whose numbers cannot be read"),
+        ([1.0, torch.ones(1, device="meta")], "tensor on meta, whose numbers cannot be read"),
     ],
 )
 def test_scores_refuse_what_is_no_reward(value: Any, problem: str) -> None:

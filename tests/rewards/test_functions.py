@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
-from hydralign.errors import RewardError
+from hydralign.errors import NonFiniteError, RewardError
 from hydralign.rewards import LengthReward, load_function
 from hydralign.rewards.functions import call
 
@@ -114,13 +115,38 @@ def test_call_refuses_async_objects_and_hidden_signatures() -> None:
         call(dict.fromkeys(["x"]).update, ["p"], ["c"], {}, name="update")
 
 
-def test_call_hands_on_an_exception_with_the_rewards_name() -> None:
-    def breaks(completions: list[str]) -> list[float]:
-        raise ZeroDivisionError("mine")
+def test_exception_of_a_reward_is_named_with_its_file_and_line(tmp_path: Path) -> None:
+    file = tmp_path / "my.py"
+    file.write_text("def inner():\n    raise ValueError('boom.')\n\ndef f(completions):\n    inner()\n")
+    with pytest.raises(RewardError) as caught:
+        call(load_function(f"{file}:f"), ["p"], ["c"], {}, name="f")
+    assert f"reward 'f' raised ValueError: boom at {file}:2 (raise ValueError('boom.')): the" in str(caught.value)
+    assert isinstance(caught.value.__cause__, ValueError)
 
-    with pytest.raises(ZeroDivisionError, match="mine") as caught:
-        call(breaks, ["p"], ["c"], {}, name="fragile")
-    assert caught.value.__notes__ == ["raised by the reward 'fragile'"]
+
+def test_errors_of_hydralign_pass_through_a_reward() -> None:
+    def poisoned(completions: list[str]) -> list[float]:
+        raise NonFiniteError("here", "NaN")
+
+    with pytest.raises(NonFiniteError):
+        call(poisoned, ["p"], ["c"], {}, name="poisoned")
+
+
+def test_modes_of_torch_that_a_reward_sets_are_its_own(tmp_path: Path) -> None:
+    def modes() -> tuple[bool, torch.dtype, torch.device]:
+        return torch.is_grad_enabled(), torch.get_default_dtype(), torch.get_default_device()
+
+    file = tmp_path / "scorer.py"
+    file.write_text(
+        "import torch\ntorch.set_grad_enabled(False)\ndef f(completions):\n    at_import = torch.is_grad_enabled()\n"
+        "    torch.set_grad_enabled(True)\n    torch.set_default_dtype(torch.float64)\n"
+        "    torch.set_default_device('meta')\n    return [at_import]\n"
+    )
+    before = modes()
+    function = load_function(f"{file}:f")
+    assert modes() == before
+    assert call(function, ["p"], ["c"], {}, name="f") == [False]
+    assert modes() == before == (True, torch.float32, torch.device("cpu"))
 
 
 def test_reward_that_asks_python_to_exit_is_refused_at_import_and_when_called(

@@ -2,14 +2,66 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from difflib import SequenceMatcher
 from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
 from hydralign.config.base import Config
+from hydralign.errors import did_you_mean
 
 RESERVED_COLUMNS = frozenset({"prompts", "completions", "finished", "completion_tokens"})
 """What rewards are given by these names comes from the sampler, never from a column of the data."""
+
+
+KNOWN_COLUMNS = {
+    "prompts": ("prompt", "query", "text"),
+    "demonstrations": ("prompt", "completion", "messages", "text"),
+    "comparisons": (
+        *("prompt", "chosen", "rejected", "positive", "negative"),
+        *("chosen_finished", "rejected_finished"),
+    ),
+    "labelled": ("text", "label"),
+}
+"""Our names for the columns that each kind of data is read from. Rewards get the other columns of prompts."""
+
+_NEAR = 0.8
+
+
+def require_read_columns(kind: str, columns: Iterable[str], *, others: bool) -> None:
+    """Raise ValueError for a name on our side of `columns` that nothing reads: the mapping would do nothing.
+
+    With `others`, somebody may ask for any column, as rewards do for those of prompts; then only an empty name, or
+    nearly one of ours, is refused.
+    """
+    known = KNOWN_COLUMNS[kind]
+    for name in columns:
+        if not name.strip():
+            raise ValueError(
+                f"data.{kind}.columns has the empty name {name!r}: nothing reads a column of that name. Write our name "
+                f"first: {{{known[0]}: your_name}}."
+            )
+        meant = _nearly(name, known)
+        if name not in known and (meant or not others):
+            advice = f"Did you mean {meant!r}?" if meant else did_you_mean(name, known)
+            raise ValueError(
+                f"data.{kind}.columns.{name}: no column of {kind} is read by that name, so the mapping would do "
+                f"nothing. {advice} Our name stands first, then yours."
+            )
+
+
+def _nearly(name: str, known: Iterable[str]) -> str | None:
+    """The known name that `name` is a slip of. One that holds a known name whole, such as prompt_id, is no slip."""
+    plain = name.strip().lower()
+    for one in known:
+        if plain == one or (one not in plain and SequenceMatcher(None, plain, one).ratio() >= _NEAR):
+            return one
+    return None
+
+
+Place = Annotated[str, Field(min_length=1)]
+Places = Annotated[tuple[Place, ...], Field(min_length=1)]
 
 
 class FilterConfig(Config):
@@ -78,7 +130,7 @@ class SourceSplit(Config):
 
     by: Literal["source"] = "source"
     """Tag of this kind of split."""
-    source: str | tuple[str, ...]
+    source: Place | Places
     """File, folder of a data set, hub id, or a list of files."""
     split: str = "test"
     """Split of a hub data set."""
@@ -115,7 +167,7 @@ class PartConfig(Config):
 class SourceConfig(Config):
     """One data set: where it lies, what its columns are called, which rows count, what is held out."""
 
-    source: str | tuple[str, ...]
+    source: Place | Places
     """A file (.json, .jsonl, .csv, these with .gz, .parquet), a folder, several of them, or a hub id."""
     split: str = "train"
     """Split of a hub data set; files are one split."""
@@ -143,6 +195,11 @@ class PromptSourceConfig(SourceConfig):
     """Cut prompts out of a `text` column."""
 
     @model_validator(mode="after")
+    def _read_names(self) -> PromptSourceConfig:
+        require_read_columns("prompts", self.columns, others=True)
+        return self
+
+    @model_validator(mode="after")
     def _free_names(self) -> PromptSourceConfig:
         taken = sorted(RESERVED_COLUMNS & self.columns.keys())
         if taken:
@@ -165,3 +222,10 @@ class DataConfig(Config):
     """`prompt`, `chosen`, `rejected`; or `chosen` and `rejected` that begin with the same prompt."""
     labelled: SourceConfig | None = None
     """`text` and `label` (the name of the class)."""
+
+    @model_validator(mode="after")
+    def _read_names(self) -> DataConfig:
+        for kind in ("demonstrations", "comparisons", "labelled"):
+            source: SourceConfig | None = getattr(self, kind)
+            require_read_columns(kind, source.columns if source else (), others=False)
+        return self

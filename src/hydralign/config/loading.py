@@ -50,8 +50,10 @@ _WANTED = {
     "model_attributes_type": "a section of keys and values",
     "model_type": "a section of keys and values",
     "string_pattern_mismatch": "letters, digits, _, . and -, beginning with a letter or digit",
+    "string_too_short": "text that is not empty",
     "string_type": "text (in quotes if it looks like a number, a date, yes or no)",
     "too_long": "a list of at most {max_length}",
+    "too_short": "a list of at least {min_length}",
     "tuple_type": "a list",
 }
 

@@ -52,7 +52,7 @@ class LoraForm(Config):
     """Rank r; at most the width of what is adapted."""
     alpha: float = Field(default=32.0, gt=0)
     """Scale: the update is multiplied by alpha / r."""
-    targets: tuple[str, ...] | None = None
+    targets: Annotated[tuple[str, ...], Field(min_length=1)] | None = None
     """Names of the linear layers to adapt; None takes PEFT's choice for the architecture."""
     adapter: str | None = None
     """Folder of a trained adapter to go on from; the reference is then that adapter, not the bare base."""

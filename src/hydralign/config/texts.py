@@ -11,18 +11,26 @@ LONGEST_PATH = 3840
 """Bytes in `output`: Linux takes 4096 in all, and the files of a run need some."""
 
 
+MOST_FOLDERS = 100
+"""Folders inside each other in `output`: Python makes missing ones by calling itself for each."""
+
+
 def unusable_texts(value: Any, key: str = "") -> Iterator[str]:
-    """One sentence for each text, key or value, with half a surrogate pair or a NUL in it.
+    """One sentence for each text, key or value, with half a surrogate pair or a NUL in it, and for bytes.
 
     A NUL may be replaced in data: keys and values of a `replace` section hold what they like of it.
     """
     if isinstance(value, str):
         if problem := _problem(value, nul=".replace" not in key):
             yield f"{key}={_shown(value)} holds {problem}"
+    elif isinstance(value, bytes):
+        yield f"{key}={_shown(value)} is binary (!!binary), and no setting is. Write it as text."
     elif isinstance(value, Mapping):
         for name, part in value.items():
             if isinstance(name, str) and (problem := _problem(name, nul=not key.endswith(".replace"))):
                 yield f"key {_shown(name)} of {key or 'the recipe'} holds {problem}"
+            elif isinstance(name, bytes):
+                yield f"key {_shown(name)} of {key or 'the recipe'} is binary (!!binary). Write it as text."
             else:
                 yield from unusable_texts(part, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list | tuple):
@@ -40,13 +48,13 @@ def _problem(text: str, *, nul: bool) -> str | None:
     return None
 
 
-def _shown(text: str) -> str:
+def _shown(text: str | bytes) -> str:
     shown = ascii(text)
     return shown if len(shown) <= 80 else f"{shown[:80]}…"
 
 
 def require_path_fits(path: str, key: str) -> str:
-    """The path; raises ValueError when it, or one of its parts, is longer than file systems take."""
+    """The path; raises ValueError when it, or one of its parts, is longer than can be made."""
     longest = max((len(part.encode()) for part in path.split("/")), default=0)
     if longest > LONGEST_NAME:
         raise ValueError(
@@ -57,5 +65,11 @@ def require_path_fits(path: str, key: str) -> str:
         raise ValueError(
             f"{key}={_shown(path)} is {len(path.encode())} bytes long: file systems take 4096 with the names of the "
             f"files below it. Choose one of at most {LONGEST_PATH}."
+        )
+    folders = sum(part not in ("", ".") for part in path.split("/"))
+    if folders > MOST_FOLDERS:
+        raise ValueError(
+            f"{key}={_shown(path)} names {folders} folders inside each other: so many cannot be made. Choose one of at "
+            f"most {MOST_FOLDERS}."
         )
     return path

@@ -7,6 +7,7 @@ every level, and raises whatever a scalar's conversion meets.
 from __future__ import annotations
 
 import codecs
+import re
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,7 @@ class _StrictLoader(yaml.SafeLoader):
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         """The value of a node; every failure to convert one becomes a ConfigError with its line."""
+        _require_decimal(node)
         try:
             value = super().construct_object(node, deep)
         except (HydralignError, yaml.YAMLError):
@@ -95,6 +97,38 @@ def _require_unique_keys(node: yaml.MappingNode) -> None:
         seen.add(key.value)
 
 
+_OTHER_BASE = re.compile(r"[-+]?0[0-9_]+|[-+]?[0-9_]+(:[0-9_]+)+(\.[0-9_]*)?")
+"""What YAML 1.1 reads to base 8 or 60: 010 as 8, 1:30 as 90. YAML 1.2, and people, do not."""
+
+
+def _require_decimal(node: yaml.Node) -> None:
+    """Refuse an unquoted number that is not what it looks like."""
+    number = isinstance(node, yaml.ScalarNode) and node.tag in ("tag:yaml.org,2002:int", "tag:yaml.org,2002:float")
+    if number and _OTHER_BASE.fullmatch(node.value):
+        base, why = (60, "parts between colons") if ":" in node.value else (8, "the leading zero")
+        raise _line_error(
+            node,
+            f"{_shortened(node.value)} would be read to base {base}, because of {why}. Write the decimal number "
+            "without, or put it in quotes as text.",
+        )
+
+
+_UNKNOWN_TAG = re.compile(r"could not determine a constructor for the tag '(.*)'", re.DOTALL)
+
+
+def _unbuildable(reason: str) -> str:
+    """The sentence on YAML that is well-formed and makes no settings."""
+    if tag := _UNKNOWN_TAG.fullmatch(reason):
+        name = _shortened(tag[1].replace("tag:yaml.org,2002:", "!!"))
+        return f"the tag {name} is not known, so its value cannot be read. Remove it, or put the value in quotes."
+    if reason == "found unhashable key":
+        return (
+            "a list or section stands where a key belongs, so no setting has that name. Write the key as plain text; "
+            "put text that begins with {, such as {{name}}, in quotes."
+        )
+    return f"this cannot be read ({reason}). Correct the value there."
+
+
 def _line_error(place: Any, problem: str) -> ConfigError:
     return ConfigError(f"line {place.start_mark.line + 1}: {problem}")
 
@@ -117,6 +151,8 @@ def parse_yaml(text: str, source: str) -> Any:
         mark = getattr(error, "problem_mark", None)
         place = f", line {mark.line + 1}, column {mark.column + 1}" if mark else ""
         reason = getattr(error, "problem", None) or str(error)
+        if isinstance(error, yaml.constructor.ConstructorError):
+            raise ConfigError(f"{source}{place}: {_unbuildable(reason)}") from error
         raise ConfigError(
             f"{source}{place}: this is not YAML ({reason}), so nothing can be read from it. "
             "Check indentation, quotes and brackets there."

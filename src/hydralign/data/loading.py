@@ -23,6 +23,7 @@ from hydralign.config.data import (
     PromptSourceConfig,
     SourceConfig,
     SourceSplit,
+    require_read_columns,
 )
 from hydralign.data.comparisons import comparison_drafter
 from hydralign.data.demonstrations import demonstration_drafter, labelled_drafter
@@ -125,7 +126,7 @@ def load_demonstrations(
 
     `rows` and `held_out_limit` are those of `load_prompts`. Raises as it does.
     """
-    config, rows = source_config(SourceConfig, config, rows)
+    config, rows = _source_of("demonstrations", config, rows)
     return _load(
         config, tokenizer, rows, _Kind(lambda table: demonstration_drafter(table, tokenizer), _records), held_out_limit
     )
@@ -143,7 +144,7 @@ def load_comparisons(
     The tokenizer is needed for chats and for filters on tokens only. `rows` and `held_out_limit` are those of
     `load_prompts`. Raises as it does.
     """
-    config, rows = source_config(SourceConfig, config, rows)
+    config, rows = _source_of("comparisons", config, rows)
     return _load(
         config, tokenizer, rows, _Kind(lambda table: comparison_drafter(table, tokenizer), _records), held_out_limit
     )
@@ -161,7 +162,7 @@ def load_labelled(
     The tokenizer is needed for filters on tokens only. `rows` and `held_out_limit` are those of `load_prompts`. Raises
     as it does.
     """
-    config, rows = source_config(SourceConfig, config, rows)
+    config, rows = _source_of("labelled", config, rows)
     return _load(config, tokenizer, rows, _Kind(labelled_drafter, _records), held_out_limit)
 
 
@@ -185,6 +186,16 @@ def source_config(
         f"source={source!r:.80} of type {type(source).__name__}: there is nothing to read. Give the path of a file, "
         "rows, or a SourceConfig."
     )
+
+
+def _source_of(kind: str, source: Source, rows: InMemory | None) -> tuple[SourceConfig, InMemory | None]:
+    """`source_config` of a kind whose records carry all other columns. Raises ConfigError for slips in names."""
+    config, rows = source_config(SourceConfig, source, rows)
+    try:
+        require_read_columns(kind, config.columns, others=True)
+    except ValueError as error:
+        raise ConfigError(str(error)) from None
+    return config, rows
 
 
 def _load(

@@ -20,7 +20,7 @@ import tempfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,9 @@ _SUFFIXES = (".json", ".json.gz", ".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".pa
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _FROM_ONE = "rows count from 1"
 _NEW_LINE = b"\n"
+_GZIP = b"\x1f\x8b"
+_PACKED = {b"PK\x03\x04": "zip", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstandard", b"PAR1": "parquet"}
+"""First bytes of other kinds of files."""
 _LINES = "row numbers are line numbers, from 1"
 _AFTER_HEADER = "rows count from 1, after the header"
 
@@ -135,9 +138,15 @@ def _read(source: str, split: str) -> Iterator[Row]:
 
 def _content(source: str, path: Path) -> bytes:
     try:
-        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+        content = path.read_bytes()
+        if path.suffix == ".gz" or content.startswith(_GZIP):  # some fetchers drop the suffix, no text begins so
+            content = gzip.decompress(content)
     except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{source} cannot be read: {error}. Check the file, or fetch it again.") from error
+    if kind := next((kind for start, kind in _PACKED.items() if content.startswith(start)), None):
+        raise DataError(
+            f"{source} holds a {kind} file, whatever its name: only gzip is unpacked. Unpack or convert it."
+        )
     return content.removeprefix(b"\xef\xbb\xbf")
 
 
@@ -198,9 +207,15 @@ def _json_list_rows(source: str, parsed: object) -> Iterator[Row]:
 
 
 def _parsed(place: str, content: bytes) -> object:
-    text = _decoded(place, content)
+    text, unique = _decoded(place, content), _UniqueKeys()
     try:
-        return json.loads(text)
+        return json.loads(text, object_pairs_hook=unique)
+    except _RepeatedKeyError as error:
+        within = f", in the object that ends in line {_line_of_object(text, unique.closed)}" if "\n" in text else ""
+        raise DataError(
+            f"{place}{within}: key {shortened(error.args[0])} stands twice in one object: only one of the two can "
+            "count. Remove the other."
+        ) from error
     except json.JSONDecodeError as error:
         within = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise DataError(
@@ -216,6 +231,31 @@ def _parsed(place: str, content: bytes) -> object:
         ) from error
     except RecursionError as error:
         raise DataError(f"{place}: JSON nested too deeply to be read: rows are flat. Repair it.") from error
+
+
+class _RepeatedKeyError(ValueError):
+    """A JSON object names a key twice, which is its argument."""
+
+
+class _UniqueKeys:
+    """Makes dictionaries of JSON objects. Raises _RepeatedKeyError; `closed` counts the objects before that."""
+
+    def __init__(self) -> None:
+        self.closed = 0
+
+    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        made = dict(pairs)
+        if len(made) < len(pairs):
+            names = [name for name, _ in pairs]
+            raise _RepeatedKeyError(next(name for name in names if names.count(name) > 1))
+        self.closed += 1
+        return made
+
+
+def _line_of_object(text: str, number: int) -> int:
+    """The line in which an object of a JSON text ends, `number` others having ended before."""
+    ends = (found for found in re.finditer(r'"(?:[^"\\]|\\.)*"|\}', text) if found[0] == "}")
+    return text.count("\n", 0, next(islice(ends, number, None)).start()) + 1
 
 
 def _decoded(place: str, content: bytes) -> str:

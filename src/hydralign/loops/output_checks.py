@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -14,22 +15,27 @@ from hydralign.config.model import LoraForm, ModelConfig
 from hydralign.config.rewards import ClassifierReward, ModelReward
 from hydralign.errors import RunFolderError
 
+_MADE_FOLDERS = ("model", "checkpoints")
+"""Folders that sections make in their own."""
+
 
 def check_output(recipe: Recipe, titles: Iterable[str]) -> None:
-    """Raise RunFolderError unless the output folder, and a folder in it for each title, can be made and written.
+    """Raise RunFolderError unless the output folder, and the folders in it for each title, can be made and written.
 
-    A folder that the recipe reads is refused, and one inside a data set's: results would lie among what is read.
+    A folder that the recipe reads is refused, and one inside it: results would lie among what is read.
     """
     output = Path(recipe.output).expanduser()
-    for folder in (output, *(output / title for title in titles)):
-        _require_writable(folder)
+    _require_writable(output)
+    for title in titles:
+        for folder in (output / title, *(output / title / name for name in _MADE_FOLDERS)):
+            _require_writable(folder)
     place = Path(os.path.realpath(output))
     for name, text in sorted(inputs_of(recipe)):
         read = Path(text).expanduser()
         if not read.is_dir():
             continue
         same = place == Path(os.path.realpath(read))
-        if same or (name.endswith("source") and place.is_relative_to(os.path.realpath(read))):
+        if same or place.is_relative_to(os.path.realpath(read)):
             where = "is" if same else "lies in"
             raise RunFolderError(
                 f"output={recipe.output!r} {where} {text!r}, which {name} reads: results would lie among what is read, "
@@ -47,11 +53,25 @@ def _require_writable(folder: Path) -> None:
     if not nearest.is_dir():
         about = "is a file" if nearest == folder else f"lies in {str(nearest)!r}, which is a file"
         raise RunFolderError(f"output={str(folder)!r} {about}: results need a folder. Name another.")
-    if not os.access(nearest, os.W_OK | os.X_OK) or os.statvfs(nearest).f_flag & os.ST_RDONLY:
+    if not os.access(nearest, os.W_OK | os.X_OK) or os.statvfs(nearest).f_flag & os.ST_RDONLY or _is_virtual(nearest):
         raise RunFolderError(
             f"output={str(folder)!r} cannot be written (no permission in {str(nearest)!r}): results would be lost. "
             "Name another folder."
         )
+
+
+def _is_virtual(folder: Path) -> bool:
+    """Whether the folder lies in a file system without space, such as /proc, in which no folder can be made.
+
+    The administrator may write anywhere by permission. A disk in memory may have no size either.
+    """
+    if os.statvfs(folder).f_blocks:
+        return False
+    try:
+        os.rmdir(tempfile.mkdtemp(dir=folder))
+    except OSError:
+        return True
+    return False
 
 
 def inputs_of(recipe: Recipe) -> set[tuple[str, str]]:

@@ -10,7 +10,8 @@ from __future__ import annotations
 import io
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -21,14 +22,14 @@ import torch
 from hydralign.algorithms.kl import adapt_coefficient, gap_name, k1
 from hydralign.config.ppo import AdaptiveKL, PPOConfig, SamplingConfig
 from hydralign.data import PromptStream
-from hydralign.errors import ConfigError, NonFiniteError
+from hydralign.errors import ConfigError, HydralignError, NonFiniteError, StorageError
 from hydralign.generation.sampler import Sampler, sample
 from hydralign.loops.checks import check_start
 from hydralign.loops.estimate import estimate
 from hydralign.loops.interruption import interruptible
 from hydralign.loops.remedies import ppo_remedies
 from hydralign.loops.schedule import learning_rate_at, set_learning_rate
-from hydralign.loops.state import PPOState, read_ppo_state, resume, save_checkpoint
+from hydralign.loops.state import PPOState, checkpoints, read_ppo_state, resume, save_checkpoint
 from hydralign.loops.update import LossWeights, make_optimizer, update
 from hydralign.memory import MicroRows
 from hydralign.models.policy import Policy
@@ -55,14 +56,14 @@ class PPOParts:
     processes: Processes = ALONE
     sampler: Sampler = sample
     on_step: Callable[[int, Policy], None] | None = None
-    """Called after every iteration, with the number of iterations done."""
+    """Called after every iteration, with the number of iterations done. An error in it must come on every process."""
 
 
 def train(config: PPOConfig, parts: PPOParts, *, seed: int = 0) -> PPOState:
     """Run PPO from the newest checkpoint in `parts.folder`, or from the start; returns the final state.
 
     Raises StartCheckError before the first update when policy, reference and sampler disagree, NonFiniteError after
-    `stop_after_bad_steps` poisoned iterations in a row, KeyboardInterrupt after a checkpoint when interrupted.
+    `stop_after_bad_steps` bad iterations in a row; KeyboardInterrupt, and errors of sampling and scoring, after saving.
     """
     policy, processes = parts.policy, parts.processes
     processes.require_shares(config.batch.minibatch_rows, "ppo rows per minibatch")
@@ -86,7 +87,8 @@ def train(config: PPOConfig, parts: PPOParts, *, seed: int = 0) -> PPOState:
             set_learning_rate(optimizer, rate)
             try:
                 # 1. Sample answers, score them, read the reference.
-                experience = processes.agreed(partial(_collect, config, parts, plan, step, micro, decode))
+                with _saved_on_failure(config, parts, state, optimizer):
+                    experience = processes.agreed(partial(_collect, config, parts, plan, step, micro, decode))
                 decode.agree(processes)
                 collected = time.perf_counter()
                 if not measured:
@@ -106,7 +108,8 @@ def train(config: PPOConfig, parts: PPOParts, *, seed: int = 0) -> PPOState:
             except NonFiniteError as error:
                 state, poison = _poisoned(parts, state, error), error
             if parts.on_step and not state.bad_steps:
-                parts.on_step(state.step, policy)
+                with _saved_on_failure(config, parts, state, optimizer):
+                    parts.on_step(state.step, policy)
             # 5. Save, and stop if something asks for it.
             stopping = processes.any(interrupted.is_set())
             ruined = _is_ruined(config, state)
@@ -302,15 +305,54 @@ def _save(config: PPOConfig, parts: PPOParts, state: PPOState, optimizer: torch.
     saving = config.saving
     due = saving.checkpoint_every and state.step % saving.checkpoint_every == 0
     if parts.processes.main and (due or last or state.step == config.steps):
-        save_checkpoint(
-            parts.folder / "checkpoints",
-            state,
-            parts.policy.trained(),
-            optimizer,
-            metrics_position=parts.record.position() if parts.record else 0,
-            keep=saving.keep,
-        )
+        _write(config, parts, state, optimizer)
     parts.processes.wait()
+
+
+def _write(config: PPOConfig, parts: PPOParts, state: PPOState, optimizer: torch.optim.Optimizer) -> None:
+    save_checkpoint(
+        parts.folder / "checkpoints",
+        state,
+        parts.policy.trained(),
+        optimizer,
+        metrics_position=parts.record.position() if parts.record else 0,
+        keep=config.saving.keep,
+    )
+
+
+@contextmanager
+def _saved_on_failure(
+    config: PPOConfig, parts: PPOParts, state: PPOState, optimizer: torch.optim.Optimizer
+) -> Iterator[None]:
+    """An error of hydralign in this block, which changes no weight and fails on all processes, is raised after a
+    checkpoint of the iterations done. Poison is no failure, and a disk that failed once gets no checkpoint.
+    """
+    try:
+        yield
+    except NonFiniteError:
+        raise
+    except Exception as error:
+        unsafe = not isinstance(error, HydralignError) or isinstance(error, StorageError)
+        if not parts.processes.any(unsafe) and state.step:
+            parts.processes.agreed(partial(_keep_done, config, parts, state, optimizer))
+        raise
+
+
+def _keep_done(config: PPOConfig, parts: PPOParts, state: PPOState, optimizer: torch.optim.Optimizer) -> None:
+    """Let the main process see to a checkpoint of the iterations done and say where it is."""
+    if not parts.processes.main:
+        return
+    folder = parts.folder / "checkpoints"
+    try:
+        if folder / f"step-{state.step}" not in checkpoints(folder):
+            _write(config, parts, state, optimizer)
+    except StorageError as error:
+        say(f"The {state.step} iterations done could not be kept: {error}")
+    else:
+        say(
+            f"Iterations done: {state.step}, kept in {folder / f'step-{state.step}'}. Once the error below is mended, "
+            "the same command goes on from there."
+        )
 
 
 def sample_rows(experience: Experience, count: int) -> list[dict[str, Any]]:

@@ -17,7 +17,13 @@ from hydralign.loops.same_settings import comparable_text
 from hydralign.models.whole import load_tokenizer
 from hydralign.rewards.combine import require_reference_column, unique_names
 from hydralign.rewards.functions import load_function, wanted_arguments
-from hydralign.rewards.labels import are_independent, find_label, labels_of_config, require_comparable
+from hydralign.rewards.labels import (
+    are_independent,
+    find_label,
+    labels_of_config,
+    require_comparable,
+    require_probabilities,
+)
 from hydralign.rewards.learned import require_reward_model
 from hydralign.rewards.loading import check_classifier_folder
 
@@ -68,6 +74,7 @@ def _labels(term: config.ClassifierReward, models: ModelSource) -> list[str] | N
             return None
         labels, problem_type = labels_of_config(raw, term.label, repr(term.path)), raw.get("problem_type")
     if labels is not None:
+        require_probabilities(problem_type, term.activation, term.output)
         require_comparable(labels, term.output, independent=are_independent(term.activation, problem_type))
     return labels
 

@@ -28,7 +28,14 @@ from hydralign.memory import MicroRows
 from hydralign.models.weights import embedding_rows, require_ids_can_be_read
 from hydralign.progress import say
 from hydralign.rewards.batches import pad_right, require_rows, score_batched
-from hydralign.rewards.labels import are_independent, find_label, label_names, labels_of_config, require_comparable
+from hydralign.rewards.labels import (
+    are_independent,
+    find_label,
+    label_names,
+    labels_of_config,
+    require_comparable,
+    require_probabilities,
+)
 from hydralign.rewards.learned import Encoded, count_cut
 from hydralign.rewards.loading import load_classifier, longest_text, require_pad_row
 
@@ -67,6 +74,7 @@ class ClassifierReward:
         labels = label_names(config.id2label, type(model).__name__)
         self.label_column = find_label(label, labels)
         self.label = labels[self.label_column]
+        require_probabilities(config.problem_type, activation, output)
         independent = are_independent(activation, config.problem_type)
         require_comparable(labels, output, independent=independent)
         if activation is None and config.problem_type is None and output != "logit":

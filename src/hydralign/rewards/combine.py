@@ -188,7 +188,7 @@ def _checked(
     returned: Any, name: str, prompts: Sequence[str], completion_tokens: Sequence[Sequence[str]] | None
 ) -> list[Entry]:
     """What a reward returned, as plain numbers. `completion_tokens` None leaves per-token lengths unchecked."""
-    returned = returned.tolist() if hasattr(returned, "tolist") else returned
+    returned = _as_list(returned, name)
     if not isinstance(returned, list | tuple):
         raise RewardError(
             f"reward {name!r} returned {returned!r:.60} of type {type(returned).__name__}: a list with one entry per "
@@ -200,7 +200,7 @@ def _checked(
             "to which. Return one entry per row, None where the reward does not apply; a tensor has the shape "
             f"[{len(prompts)}] or [{len(prompts)}, 1]."
         )
-    values = [value.tolist() if hasattr(value, "tolist") else value for value in returned]
+    values = [_as_list(value, name) for value in returned]
     lists = [value for value in values if isinstance(value, list | tuple)]
     if all(len(value) == 1 for value in lists):
         # A column of shape [B, 1], as a model's head gives it: one score per row, put where a score per token of a
@@ -222,8 +222,22 @@ def _checked(
     return entries
 
 
+def _as_list(value: Any, name: str) -> Any:
+    """A tensor or array as plain numbers, everything else as it is."""
+    if not hasattr(value, "tolist"):
+        return value
+    try:
+        return value.tolist()
+    except Exception as error:
+        kind = f"{value.layout} tensor on {value.device}" if isinstance(value, torch.Tensor) else type(value).__name__
+        raise RewardError(
+            f"reward {name!r} returned a {kind}, whose numbers cannot be read ({' '.join(str(error).split()):.120}): "
+            "the answers have no score. Return a list of floats, or a dense tensor that holds them."
+        ) from error
+
+
 def _number(value: Any, name: str, row: int, prompt: str) -> float:
-    value = value.tolist() if hasattr(value, "tolist") else value
+    value = _as_list(value, name)
     if not isinstance(value, int | float):
         raise RewardError(
             f"reward {name!r} returned {value!r:.60} of type {type(value).__name__} for row {row}: that is no number. "

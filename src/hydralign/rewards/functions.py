@@ -13,13 +13,15 @@ import importlib.util
 import inspect
 import os
 import sys
+import traceback
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from hydralign.errors import RewardError, did_you_mean
+from hydralign.errors import HydralignError, RewardError, did_you_mean
+from hydralign.rewards.torch_modes import modes_kept_calling, modes_kept_importing
 
 FORMS = "Write module:function or path/to/file.py:function."
 
@@ -57,20 +59,45 @@ def call(
     """What `function` returns for these rows, called with the arguments that its signature asks for.
 
     `name` is the reward's name in messages. Raises RewardError for a required parameter that is no column, and for a
-    function that asks Python to exit. Another exception from inside it passes with a note that names the reward.
+    function that asks Python to exit or raises an exception of its own, with its file and line; errors of hydralign
+    pass as they are.
     """
     given = {**columns, "prompts": list(prompts), "completions": list(completions)}
     wanted, takes_all = wanted_arguments(function, given, name=name)
     try:
-        return function(**{key: value for key, value in given.items() if takes_all or key in wanted})
-    except Exception as error:
-        error.add_note(f"raised by the reward {name!r}")
+        with modes_kept_calling(function):
+            return function(**{key: value for key, value in given.items() if takes_all or key in wanted})
+    except HydralignError:
         raise
+    except Exception as error:
+        raise RewardError(
+            f"reward {name!r} raised {type(error).__name__}: {_ended(str(error))}{_place_in(function, error)}: the "
+            "answers have no score. Correct the reward, or return None for rows that it cannot score; --debug shows "
+            "the whole traceback."
+        ) from error
     except SystemExit as error:
         raise RewardError(
             f"reward {name!r} asked Python to exit (SystemExit: {error.code!r}) instead of returning scores: the run "
             "would end half-done, with that exit code. Return None for rows that it cannot score, or raise an error."
         ) from error
+
+
+def _ended(message: str) -> str:
+    """The message without its full stop and in one line, cut to fit into a sentence."""
+    message = " ".join(message.split()).rstrip(".")
+    return message if len(message) <= 300 else f"{message[:300]}…"
+
+
+def _place_in(function: Callable[..., Any], error: Exception) -> str:
+    """Where in the reward's own file the error came from, and the line there; nothing where that is not known."""
+    plain: Any = inspect.unwrap(function)
+    code = getattr(plain if inspect.isroutine(plain) else type(plain).__call__, "__code__", None)
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # the first is the call itself
+    own = [frame for frame in frames if code is not None and frame.filename == code.co_filename] or frames
+    if not own:
+        return ""
+    line = f" ({own[-1].line})" if own[-1].line else ""
+    return f" at {own[-1].filename}:{own[-1].lineno}{line}"
 
 
 def wanted_arguments(function: Callable[..., Any], given: Collection[str], *, name: str) -> tuple[set[str], bool]:
@@ -149,7 +176,7 @@ _SEARCHED: list[str] = []
 
 def _module(place: str) -> ModuleType:
     try:
-        with _importing_from(Path.cwd()):
+        with _importing_from(Path.cwd()), modes_kept_importing(place):
             return importlib.import_module(place)
     except ModuleNotFoundError as error:
         if error.name is None or not (place == error.name or place.startswith(f"{error.name}.")):
@@ -177,7 +204,7 @@ def _module_of_file(path: Path) -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module  # dataclasses and pickling look their module up here
     try:
-        with _importing_from(path.resolve().parent, Path.cwd()):
+        with _importing_from(path.resolve().parent, Path.cwd()), modes_kept_importing(name):
             spec.loader.exec_module(module)
     except (Exception, SystemExit) as error:
         del sys.modules[name]

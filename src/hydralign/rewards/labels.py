@@ -80,3 +80,26 @@ def require_comparable(labels: Sequence[str], output: str, *, independent: bool)
             f"the classifier has the single output {labels[0]!r}: {output} needs another label to compare with. "
             "Use output: logit, or activation: sigmoid if the output was trained so."
         )
+
+
+PROBLEM_TYPES = ("regression", "single_label_classification", "multi_label_classification")
+"""What a classifier's config.json may say that its outputs are."""
+
+
+def require_probabilities(problem_type: str | None, activation: str | None, output: str) -> None:
+    """Raise ModelError when `output` is made of probabilities, and the model's `problem_type` says that there are none,
+    or is a word that nobody knows. An `activation` that is given says what they are.
+    """
+    if output == "logit" or activation is not None:
+        return
+    if problem_type == "regression":
+        raise ModelError(
+            f"the classifier's problem_type is 'regression': its outputs are no probabilities, so {output} would mean "
+            "nothing. Use output: logit; or say by activation: sigmoid or softmax that it was trained on labels."
+        )
+    if problem_type is not None and problem_type not in PROBLEM_TYPES:
+        raise ModelError(
+            f"the classifier's problem_type {problem_type!r} in its config.json is not known: whether its labels "
+            f"exclude each other, and so its {output}, would be a guess. {did_you_mean(problem_type, PROBLEM_TYPES)} "
+            "Correct it, or set activation: sigmoid or softmax, or output: logit."
+        )
