@@ -10,6 +10,8 @@ from transformers import AutoTokenizer
 from hydralign.errors import TokenizerError
 
 PROBE = "this is a short text"
+NO_LIMIT = 1 << 30
+"""Tokens that no text has."""
 
 
 def read_tokenizer(path: str) -> Any:
@@ -19,11 +21,22 @@ def read_tokenizer(path: str) -> Any:
     that is no number of tokens.
     """
     tokenizer: Any = AutoTokenizer.from_pretrained(path, trust_remote_code=False)
-    limit = tokenizer.model_max_length
-    if isinstance(limit, bool) or not isinstance(limit, int | float) or not 1 <= limit < math.inf:
-        raise TokenizerError(
-            f"The tokenizer of {path!r} has model_max_length={limit!r} in its tokenizer_config.json: the longest text "
-            "in tokens must be a number of at least 1. Correct it, or leave it out for no limit."
-        )
+    if tokenizer_limit(tokenizer.model_max_length, f"The tokenizer of {path!r}") == NO_LIMIT:
+        tokenizer.model_max_length = max(NO_LIMIT, tokenizer.model_max_length or NO_LIMIT)
     tokenizer.decode(tokenizer(PROBE, verbose=False).input_ids)
     return tokenizer
+
+
+def tokenizer_limit(model_max_length: Any, tokenizer: str) -> int:
+    """Most tokens of a text by a tokenizer's own setting; -1, infinity and none at all are no limit.
+
+    `tokenizer` is what messages call it. Raises TokenizerError for what is no number of tokens.
+    """
+    if model_max_length is None or model_max_length in (-1, math.inf):
+        return NO_LIMIT
+    if isinstance(model_max_length, bool) or not isinstance(model_max_length, int | float) or not model_max_length >= 1:
+        raise TokenizerError(
+            f"{tokenizer} has model_max_length={model_max_length!r:.80} in its tokenizer_config.json, which is no number "
+            "of tokens: where texts are to be cut is unknown. Correct it, or take it out for no limit."
+        )
+    return min(int(model_max_length), NO_LIMIT)

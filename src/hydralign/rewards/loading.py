@@ -7,7 +7,6 @@ confident face, so here it is an error. safetensors only, no code from the folde
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,17 +16,14 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification, PretrainedConfig
 
-from hydralign.errors import ModelError, TokenizerError
+from hydralign.errors import ModelError
 from hydralign.hub import describe_search, hub_access
 from hydralign.models.load_errors import check_model_files, named_load_errors
 from hydralign.models.load_report import require_whole_load
 from hydralign.models.loading import find_folder
 from hydralign.models.rope import rope_limit
-from hydralign.models.tokenizers import read_tokenizer
+from hydralign.models.tokenizers import read_tokenizer, tokenizer_limit
 from hydralign.models.weights import require_finite_weights, require_ids_have_rows
-
-NO_LIMIT = 1 << 30
-"""Tokens that no text has."""
 
 
 def check_classifier_folder(path: str | os.PathLike[str]) -> str | Path:
@@ -80,7 +76,7 @@ def longest_text(model: nn.Module, tokenizer: Any) -> int:
     positions are the same in any batch, and the tokenizer's own limit.
     """
     positions = getattr(model.config, "max_position_embeddings", None)
-    limits = [tokenizer_limit(tokenizer.model_max_length)]
+    limits = [tokenizer_limit(tokenizer.model_max_length, "The tokenizer")]
     if isinstance(positions, int) and positions > 0:
         # RoBERTa and its kin number positions from padding_idx + 1, so that part of the table is out of reach.
         tables = (m for n, m in model.named_modules() if n.endswith("position_embeddings"))
@@ -88,21 +84,6 @@ def longest_text(model: nn.Module, tokenizer: Any) -> int:
         limits.append(positions - max(offsets, default=0))
     limit = rope_limit(model)
     return min(limits if limit is None else [*limits, limit])
-
-
-def tokenizer_limit(model_max_length: Any) -> int:
-    """Most tokens of a text by a tokenizer's own setting; -1, infinity and none at all are no limit.
-
-    Raises TokenizerError for what is no number of tokens.
-    """
-    if model_max_length is None or model_max_length in (-1, math.inf):
-        return NO_LIMIT
-    if isinstance(model_max_length, bool) or not isinstance(model_max_length, int | float) or not model_max_length >= 1:
-        raise TokenizerError(
-            f"the tokenizer has model_max_length={model_max_length!r:.80}, which is no number of tokens: where texts "
-            "are to be cut is unknown. Correct it in tokenizer_config.json, or take it out."
-        )
-    return min(int(model_max_length), NO_LIMIT)
 
 
 def require_pad_row(pad_id: Any, rows: Any) -> int:
@@ -131,7 +112,7 @@ def _check_settings(folder: Path) -> None:
     for part in (config, text):
         if part.get("pad_token_id") is not None:
             require_pad_row(part["pad_token_id"], text.get("vocab_size"))
-    tokenizer_limit(settings["tokenizer_config.json"].get("model_max_length"))
+    tokenizer_limit(settings["tokenizer_config.json"].get("model_max_length"), f"The tokenizer in {str(folder)!r}")
 
 
 def _require_files(folder: Path) -> None:
