@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from hydralign.config import read_config
 from hydralign.config.data import CutConfig, DataConfig, NoSplit, PromptSourceConfig, SourceConfig
 from hydralign.data import load_comparisons, load_demonstrations, load_labelled, load_prompts, training_texts
 from hydralign.errors import ConfigError, DataError
@@ -113,7 +114,7 @@ def test_label_and_texts_of_a_tokenizer_are_read_from_the_mapped_columns(tmp_pat
 )
 def test_mapped_name_that_nothing_reads_is_refused(kind: str, columns: dict[str, str], said: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(said)):
-        DataConfig(**{kind: {"source": "s", "columns": columns}})  # type: ignore[arg-type]
+        read_config(DataConfig, {kind: {"source": "s", "columns": columns}})
 
 
 def test_mapped_name_that_nothing_reads_is_refused_by_loaders_too() -> None:

@@ -36,7 +36,7 @@ def tokenizer_limit(model_max_length: Any, tokenizer: str) -> int:
         return NO_LIMIT
     if isinstance(model_max_length, bool) or not isinstance(model_max_length, int | float) or not model_max_length >= 1:
         raise TokenizerError(
-            f"{tokenizer} has model_max_length={model_max_length!r:.80} in its tokenizer_config.json, which is no number "
-            "of tokens: where texts are to be cut is unknown. Correct it, or take it out for no limit."
+            f"{tokenizer} has model_max_length={model_max_length!r:.80} in its tokenizer_config.json, which is no "
+            "number of tokens: where texts are to be cut is unknown. Correct it, or take it out for no limit."
         )
     return min(int(model_max_length), NO_LIMIT)
