@@ -102,12 +102,15 @@ def test_error_of_the_program_is_not_swallowed() -> None:
 
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no SIGHUP on this system")
 def test_hangup_asks_for_a_checkpoint_and_a_second_one_does_not_kill(capsys: pytest.CaptureFixture[str]) -> None:
-    before = signal.getsignal(signal.SIGHUP)
-    with interruptible() as interrupted:
-        os.kill(os.getpid(), signal.SIGHUP)
-        assert interrupted.wait(5)
-        os.kill(os.getpid(), signal.SIGHUP)
-    assert signal.getsignal(signal.SIGHUP) is before
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it would stay ignored
+    try:
+        with interruptible() as interrupted:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert interrupted.wait(5)
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGHUP, before)
     assert "with a checkpoint" in capsys.readouterr().err
 
 
