@@ -9,14 +9,20 @@ VENV := .venv
 BIN := $(VENV)/bin
 TORCH := torch==2.13.0
 
-.PHONY: demo test test-lowest test-newest
+.PHONY: demo test types tests test-lowest test-newest
 demo: $(VENV)/installed
 	$(BIN)/hydralign demo
 
 test: $(VENV)/installed
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
+	$(MAKE) --no-print-directory --jobs 2 types tests
+
+# Side by side, since mypy takes one core for a minute when it has no cache.
+types:
 	$(BIN)/mypy
+
+tests:
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses auto
 
 test-lowest: .venv-lowest/installed
