@@ -12,7 +12,16 @@ from typing import Any
 
 import pytest
 import yaml
-from transformers import GPT2Config, GPT2LMHeadModel, T5Config, T5ForConditionalGeneration
+from transformers import (
+    BertConfig,
+    BertForMaskedLM,
+    BertModel,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    T5Config,
+    T5ForConditionalGeneration,
+)
 
 from hydralign.cli import main
 from hydralign.config import load_recipe, read_config
@@ -45,7 +54,14 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     T5ForConditionalGeneration(T5Config(vocab_size=len(tokenizer), **tiny)).save_pretrained(folder / "t5")
     few = GPT2Config(vocab_size=len(tokenizer) - 9, n_embd=16, n_layer=1, n_head=2, n_positions=64)
     GPT2LMHeadModel(few).save_pretrained(folder / "few_rows")
-    for name in ("encoder", "t5", "few_rows"):
+    bert = BertConfig(
+        vocab_size=len(tokenizer), hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16
+    )
+    BertModel(bert).save_pretrained(folder / "bare_encoder")
+    BertForMaskedLM(bert).save_pretrained(folder / "gap_filler")
+    few_scores = GPT2Config(**few.to_dict() | {"num_labels": 1, "pad_token_id": tokenizer.pad_token_id})
+    GPT2ForSequenceClassification(few_scores).save_pretrained(folder / "few_rows_score")
+    for name in ("encoder", "t5", "few_rows", "few_rows_score", "bare_encoder", "gap_filler"):
         tokenizer.save_pretrained(folder / name)
     openings = [f"{a} {b} and" for a in WORDS for b in WORDS]
     data: dict[str, list[Settings]] = {
@@ -168,6 +184,20 @@ CASES: dict[str, tuple[str, Any, str, list[str]]] = {
     "classifier as a policy": ("ppo.model", {"path": "IN/judge"}, "ppo", ["GPT2ForSequenceClassification", "to score"]),
     "encoder as a policy": ("ppo.model", {"path": "IN/encoder"}, "ppo", ["BertForSequenceClassification", "to score"]),
     "encoder and decoder as a policy": ("ppo.model", {"path": "IN/t5"}, "ppo", ["'t5'", "no causal language model"]),
+    "encoder without a head as a policy": ("ppo.model", {"path": "IN/bare_encoder"}, "ppo", ["BertModel", "both ways"]),
+    "filler of gaps as a policy": ("ppo.model", {"path": "IN/gap_filler"}, "ppo", ["BertForMaskedLM", "both ways"]),
+    "tokens without a row, of a reward term": (
+        "ppo.rewards.0.path",
+        "IN/few_rows_score",
+        "ppo",
+        ["few_rows_score", "gives 9 ids"],
+    ),
+    "tokens without a row, of a judge": (
+        "compare.judges.0",
+        {"type": "classifier", "path": "IN/few_rows_score", "label": "LABEL_0"},
+        "compare",
+        ["few_rows_score", "gives 9 ids"],
+    ),
     "tokens without a row": ("ppo.model", {"path": "IN/few_rows"}, "ppo", ["gives 9 ids", "no embedding"]),
     "tokens without a row, of a reward": ("reward.0.model", {"path": "IN/few_rows"}, "reward/pairs", ["gives 9 ids"]),
     "reward model as a policy": ("ppo.model", {"path": "{output}/reward/pairs/model"}, "ppo", ["a reward model"]),

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.errors import ModelError, TokenizerError
@@ -328,6 +328,10 @@ def test_value_head_survives_saving_and_refuses_another_width(tmp_path: Path) ->
     assert torch.equal(load_value_head(str(tmp_path), 8).weight, head.weight)
     with pytest.raises(ModelError, match="belongs to another model"):
         load_value_head(str(tmp_path), 9)
+    whole = {"weight": torch.ones(8, dtype=torch.int8), "bias": torch.zeros(())}
+    save_file(whole, tmp_path / "value_head.safetensors")
+    with pytest.raises(ModelError, match=r"value_head.safetensors: the weight weight is stored as I8"):
+        load_value_head(str(tmp_path), 8)
     (tmp_path / "value_head.safetensors").write_bytes(b"junk")
     with pytest.raises(ModelError, match="cannot be read"):
         load_value_head(str(tmp_path), 8)

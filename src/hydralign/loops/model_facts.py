@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
+    MODEL_FOR_MASKED_LM_MAPPING,
     AutoConfig,
     AutoModelForCausalLM,
     AutoModelForSequenceClassification,
@@ -157,7 +158,7 @@ class ModelSource:
         require_kind(config, str(base), writes=writes)
         tokenizer = load_tokenizer(path) if Path(own_tokenizer(where) or base).exists() else None
         if tokenizer is not None:
-            _require_ids_have_rows(tokenizer, config, str(base), writes=writes)
+            require_rows_for_ids(tokenizer, config, f"Model {str(base)!r}", writes=writes)
         model = SimpleNamespace(config=config)
         layers = getattr(text, "num_hidden_layers", None)
         return ModelFacts(path, config, layers, context_of(model), explain_rope_limit(model), tokenizer)
@@ -194,9 +195,17 @@ def require_kind(config: Any, path: str, *, writes: bool) -> None:
             f"Model {path!r} is of type {config.model_type!r}: transformers has no causal language model of it, so it "
             "could not be loaded to write. Name a causal language model, such as one of gpt2, llama, mistral or qwen3."
         )
+    is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_encoder_decoder", False)
+    if is_encoder and getattr(config, "is_decoder", None) is False:
+        kind = (config.architectures or [f"model of type {config.model_type!r}"])[0]
+        raise ModelError(
+            f"Model {path!r} is a {kind}, which reads both ways (is_decoder is false in its config.json): it has no "
+            "next token to predict. Name a causal language model, such as one of gpt2, llama, mistral or qwen3; an "
+            "encoder can score: name it as the model of a reward section."
+        )
 
 
-def _require_ids_have_rows(tokenizer: Any, config: Any, path: str, *, writes: bool) -> None:
+def require_rows_for_ids(tokenizer: Any, config: Any, subject: str, *, writes: bool) -> None:
     """Raise TokenizerError as loading the model would. Its skeleton is made only where ids seem to lie beyond it."""
     size = getattr(config.get_text_config(), "vocab_size", None)
     if not isinstance(size, int) or max(tokenizer.get_vocab().values(), default=0) < size:
@@ -207,7 +216,7 @@ def _require_ids_have_rows(tokenizer: Any, config: Any, path: str, *, writes: bo
             model = kind.from_config(config, trust_remote_code=False)
     except STRANGE:
         return
-    require_ids_have_rows(tokenizer, model, f"Model {path!r}")
+    require_ids_have_rows(tokenizer, model, subject)
 
 
 def require_form(

@@ -12,7 +12,7 @@ from hydralign.config import rewards as config
 from hydralign.config.data import RESERVED_COLUMNS
 from hydralign.config.reward import Labels, RewardConfig
 from hydralign.errors import ModelError
-from hydralign.loops.model_facts import ModelSource, read_config
+from hydralign.loops.model_facts import ModelSource, read_config, require_rows_for_ids
 from hydralign.loops.same_settings import comparable_text
 from hydralign.models.whole import load_tokenizer
 from hydralign.rewards.combine import require_reference_column, unique_names
@@ -73,6 +73,8 @@ def _labels(term: config.ClassifierReward, models: ModelSource) -> list[str] | N
         if not raw:
             return None
         labels, problem_type = labels_of_config(raw, term.label, repr(term.path)), raw.get("problem_type")
+        if (found := read_config(where)) is not None:
+            require_rows_for_ids(load_tokenizer(str(where)), found, f"Classifier {str(where)!r}", writes=False)
     if labels is not None:
         require_probabilities(problem_type, term.activation, term.output)
         require_comparable(labels, term.output, independent=are_independent(term.activation, problem_type))
@@ -92,4 +94,6 @@ def _require_scores(term: config.ModelReward, models: ModelSource) -> None:
         return
     where = check_classifier_folder(term.path)
     if Path(where).is_dir() and (found := read_config(where)) is not None:
-        require_reward_model(SimpleNamespace(config=found), load_tokenizer(str(where)))  # type: ignore[arg-type]
+        tokenizer = load_tokenizer(str(where))
+        require_reward_model(SimpleNamespace(config=found), tokenizer)  # type: ignore[arg-type]
+        require_rows_for_ids(tokenizer, found, f"Classifier {str(where)!r}", writes=False)

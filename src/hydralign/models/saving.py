@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from hydralign.errors import ConfigError, ModelError, RunFolderError
 from hydralign.files import whole_folder
 from hydralign.models.heads import ValueHead
+from hydralign.models.weight_files import require_float_weights
 from hydralign.models.weights import require_finite
 
 VALUE_HEAD_FILE = "value_head.safetensors"
@@ -114,6 +115,7 @@ def _read_safetensors(file: Path, otherwise: str) -> dict[str, torch.Tensor]:
         raise ModelError(
             f"{file} cannot be read ({error}): what it held is lost. Save it again, or {otherwise}."
         ) from error
+    require_float_weights(file, state.keys())
     require_finite(state.items(), str(file))
     return state
 
