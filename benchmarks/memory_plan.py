@@ -21,10 +21,10 @@ from transformers import PreTrainedTokenizerFast
 
 from hydralign.config import FullForm, HydraForm, LoraForm
 from hydralign.config.model import Form
-from hydralign.loops.memory_plan import MB, SEPARATE, MemoryPlan, Separate, Work, plan_memory
 from hydralign.models import make_model
-from hydralign.models.causal import CausalModel
+from hydralign.models.backbones.causal import CausalModel
 from hydralign.models.sizes import ModelSizes, sizes_of
+from hydralign.runs.memory_plan import MB, SEPARATE, MemoryPlan, Separate, Work, plan_memory
 
 FORMS: dict[str, Form | Separate] = {
     "full": FullForm(),

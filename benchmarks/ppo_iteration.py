@@ -31,11 +31,12 @@ from transformers import PreTrainedTokenizerFast
 from hydralign.config import FullForm, HydraForm, LoraForm
 from hydralign.config.model import Form
 from hydralign.generation.sampler import sample
-from hydralign.loops.estimate import estimate
-from hydralign.loops.update import make_optimizer, update
+from hydralign.methods.advantages import estimate
+from hydralign.methods.policy_update import update
 from hydralign.models import Policy, make_model, make_policy
-from hydralign.models.split import layers_of
+from hydralign.models.backbones.slicing import layers_of
 from hydralign.rollout import collect
+from hydralign.training.optimizer import make_optimizer
 from hydralign.types import Prompt, Rollout, SamplingPlan
 
 LEARNING_RATE = 1.4e-5

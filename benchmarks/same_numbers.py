@@ -5,7 +5,7 @@
 Both run in this environment, each with its own `src`, on the same models and data, which BEFORE makes. Compared are all
 lines of metrics.jsonl and samples.jsonl but their times, every tensor of every checkpoint and saved model, bit by bit,
 and report.json but its versions. `same` says whether nothing differs; the first differences are listed, and the exit
-status is 1 then. Products must repeat on the machine for equal code to give equal bits (hydralign asks for that itself).
+status is 1 then. Equal code gives equal bits where products repeat on the machine (hydralign asks for that itself).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -36,10 +37,10 @@ tokenizer = tiny_tokenizer()
 tiny_model(tokenizer, family=sys.argv[2], layers=3).save_pretrained(sys.argv[1])
 tokenizer.save_pretrained(sys.argv[1])
 """
-REWARDS = '''
+REWARDS = """
 def plainness(completions):
     return [sum(word in text for word in ("plain", "words", "th")) - 0.1 * len(text) for text in completions]
-'''
+"""
 HASH = {"by": "hash", "percent": 40}
 ADAPTIVE = {"coefficient": 0.1, "controller": {"type": "adaptive", "target": 2, "horizon": 100}}
 FORMS: dict[str, dict[str, Any]] = {
@@ -64,8 +65,9 @@ def main() -> int:
         make_inputs(work / "inputs", arguments.before.resolve())
         recipes = {n: r for n, r in make_recipes(work / "inputs").items() if not arguments.only or n in arguments.only}
         sides = [work / "before", work / "after"]
-        for side, checkout in zip(sides, (arguments.before, arguments.after), strict=True):
-            run_all(side, checkout.resolve(), recipes)
+        checkouts = [checkout.resolve() for checkout in (arguments.before, arguments.after)]
+        with ThreadPoolExecutor() as both:
+            list(both.map(run_all, sides, checkouts, [recipes] * 2))
         counts, differences = compare_folders(*sides)
     print(json.dumps({"same": not differences, **counts, "differences": differences[:SHOWN], "recipes": list(recipes)}))
     return bool(differences)
@@ -198,7 +200,9 @@ def different_tensors(before: Path, after: Path) -> Iterator[str]:
 
 def different_lines(before: Path, after: Path) -> Iterator[str]:
     """What differs in two files of JSON, or of JSON lines."""
-    lines = [file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()] for file in (before, after)]
+    lines = [
+        file.read_text().splitlines() if file.suffix == ".jsonl" else [file.read_text()] for file in (before, after)
+    ]
     if len(lines[0]) != len(lines[1]):
         yield f"{len(lines[0])} and {len(lines[1])} lines"
     for number, (a, b) in enumerate(zip(*lines, strict=False)):

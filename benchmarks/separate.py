@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from hydralign.errors import ModelError
-from hydralign.models.causal import CausalModel
-from hydralign.models.full import FullPolicy
-from hydralign.models.heads import ValueHead
+from hydralign.models.backbones.causal import CausalModel
+from hydralign.models.forms.full import FullPolicy
+from hydralign.models.heads.value import ValueHead
 from hydralign.types import Evaluation, Rows
 
 

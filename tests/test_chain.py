@@ -16,9 +16,9 @@ import yaml
 
 from hydralign.cli import main
 from hydralign.config import load_recipe
-from hydralign.loops import runs
-from hydralign.loops.runs import claim_folder, conflicts, run_section
-from hydralign.loops.standing import record_start
+from hydralign.runs import recipes as runs
+from hydralign.runs.recipes import claim_folder, conflicts, run_section
+from hydralign.runs.standing import record_start
 from hydralign.testing import tiny_model
 
 WORDS = ["this", "that", "thing", "other", "small", "plain", "words", "text"]

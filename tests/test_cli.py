@@ -22,7 +22,7 @@ class Loops(ModuleType):
     """Stands in for the loops: notes what it was asked to do, or does `instead`."""
 
     def __init__(self) -> None:
-        super().__init__("hydralign.loops.runs")
+        super().__init__("hydralign.runs.recipes")
         self.calls: list[tuple[str, Recipe]] = []
         self.instead: Callable[[], None] = lambda: None
 
@@ -41,8 +41,8 @@ class Loops(ModuleType):
 @pytest.fixture
 def loops(monkeypatch: pytest.MonkeyPatch) -> Loops:
     fake = Loops()
-    monkeypatch.setitem(sys.modules, "hydralign.loops", ModuleType("hydralign.loops"))
-    monkeypatch.setitem(sys.modules, "hydralign.loops.runs", fake)
+    monkeypatch.setitem(sys.modules, "hydralign.runs", ModuleType("hydralign.runs"))
+    monkeypatch.setitem(sys.modules, "hydralign.runs.recipes", fake)
     return fake
 
 

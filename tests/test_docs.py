@@ -35,7 +35,7 @@ def test_links_and_files_of_a_page_exist(page: Path) -> None:
 
 def test_functions_that_the_ppo_page_names_exist() -> None:
     text = (ROOT / "docs/ppo.md").read_text(encoding="utf-8") + (ROOT / "docs/architecture.md").read_text()
-    named = re.findall(r"`((?:algorithms|loops|models|rewards)/\w+\.py):(\w+)`", text)
+    named = re.findall(r"`((?:algorithms|methods|training|runs|models|rewards)/[\w/]+\.py):(\w+)`", text)
     assert len(named) >= 9
     for file, function in named:
         assert f"def {function}(" in (ROOT / "src/hydralign" / file).read_text(encoding="utf-8"), (file, function)

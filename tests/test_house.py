@@ -27,13 +27,14 @@ LONGEST_FUNCTION = 60
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "reproducible"),
     ("types", "config", "files", "streams"),
-    ("algorithms", "tracking", "progress", "processes"),
-    ("memory", "hub"),
+    ("algorithms", "tracking", "progress", "distributed"),
+    ("micro_batches", "hub"),
     ("data", "models"),
-    ("generation", "rewards"),
+    ("training", "generation", "rewards"),
     ("rollout",),
     ("evaluation",),
-    ("loops",),
+    ("methods",),
+    ("runs",),
     ("compat", "demo", "testing"),
     ("cli",),
     ("__init__", "__main__"),
@@ -198,7 +199,7 @@ def errors_are_not_swallowed(name: str, tree: ast.Module) -> list[str]:
 
 RULES: dict[Rule, tuple[str, str]] = {
     stays_in_its_layer: (
-        "def f():\n    from hydralign.loops.ppo import train",
+        "def f():\n    from hydralign.methods.ppo import train",
         "if TYPE_CHECKING:\n    import hydralign.loops\nfrom ..errors import ModelError\nfrom .heads import Head",
     ),
     file_is_short: ("x = 1\n" * 401, "x = 1\n" * 400),
@@ -251,11 +252,11 @@ def test_rule_finds_what_breaks_it_and_nothing_else(rule: Rule) -> None:
         ("hydralign.models.a", "from hydralign.data import rows", True),
         ("hydralign.data.a", "from .rows import Row", False),
         ("hydralign.data.__init__", "from .rows import Row", False),
-        ("hydralign.data.__init__", "from ..loops import ppo", True),
+        ("hydralign.data.__init__", "from ..methods import ppo", True),
         ("hydralign.errors", "import hydralign.types", True),
-        ("hydralign.loops.a", "from hydralign import Recipe", True),
-        ("hydralign.loops.a", "import hydralign", True),
-        ("hydralign.loops.a", "from hydralign import errors\nfrom hydralignment import loops", False),
+        ("hydralign.methods.a", "from hydralign import Recipe", True),
+        ("hydralign.methods.a", "import hydralign", True),
+        ("hydralign.methods.a", "from hydralign import errors\nfrom hydralignment import methods", False),
         ("hydralign.unheard_of", "x = 1", True),
     ],
 )

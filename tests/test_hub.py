@@ -17,10 +17,10 @@ import hydralign.hub
 from hydralign.data.reading import read_table
 from hydralign.errors import DataError, ModelError
 from hydralign.hub import hub_access
-from hydralign.models.loading import load_model
-from hydralign.models.whole import load_tokenizer
-from hydralign.rewards.loading import load_classifier
-from hydralign.rewards.starting import load_start
+from hydralign.models.classifiers.loading import load_classifier
+from hydralign.models.classifiers.starting import load_start
+from hydralign.models.folders.loading import load_model
+from hydralign.models.folders.merged import load_tokenizer
 
 NAME = "some-org/some-model"
 

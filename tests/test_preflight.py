@@ -28,10 +28,10 @@ from hydralign.config import load_recipe, read_config
 from hydralign.config.recipe import Recipe
 from hydralign.data import load_prompts
 from hydralign.data.subsets import hash_order
+from hydralign.distributed import ALONE
 from hydralign.errors import ConfigError, HydralignError
-from hydralign.loops import runs
-from hydralign.models.making import make_classifier
-from hydralign.processes import ALONE
+from hydralign.models.folders.from_scratch import make_classifier
+from hydralign.runs import recipes as runs
 from hydralign.testing import tiny_model, tiny_tokenizer
 
 Settings = dict[str, Any]
@@ -289,7 +289,7 @@ def test_a_section_alone_is_judged_alone(recipe: Settings, tmp_path: Path, capsy
 def test_only_the_head_of_large_data_is_read_closely(
     recipe: Settings, inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hydralign.loops import preflight
+    from hydralign.runs import preflight
 
     monkeypatch.setattr(preflight, "HEAD", 8)
     rows = [{"text": f"{text} {n}", "label": "this"} for n, text in enumerate(WORDS * 4)]
@@ -311,7 +311,7 @@ def test_every_source_is_read_once_and_its_sparse_columns_are_known(
     recipe: Settings, inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from hydralign.data import reading
-    from hydralign.loops import preflight
+    from hydralign.runs import preflight
 
     read: list[str] = []
     plain = reading._read
@@ -343,7 +343,7 @@ def load_recipe_of(settings: Settings) -> Recipe:
 
 
 def test_a_hub_model_that_is_not_here_is_left_to_its_turn(recipe: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
-    from hydralign.loops import preflight
+    from hydralign.runs import preflight
 
     made = load_recipe_of(change(recipe, "model.path", "somebody/a-model"))
     steps = [

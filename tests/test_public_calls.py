@@ -15,10 +15,10 @@ import pytest
 import yaml
 
 import hydralign
+from hydralign.models.classifiers.training import Scorer, make_scorer
 from hydralign.models.policy import Policy
 from hydralign.models.student import Student
 from hydralign.rewards import RewardModel
-from hydralign.rewards.scorers import Scorer, make_scorer
 from hydralign.testing import LengthReward, tiny_model, tiny_policy, tiny_tokenizer
 from tests.conftest import FORMS
 
@@ -78,7 +78,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def scorer() -> Scorer:
-    from hydralign.models.making import make_classifier
+    from hydralign.models.folders.from_scratch import make_classifier
 
     tokenizer = tiny_tokenizer()
     sizes: dict[str, Any] = {"family": "gpt2", "layers": 1, "width": 16, "heads": 2, "context": 64}

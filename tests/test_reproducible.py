@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from hydralign.loops import state
 from hydralign.reproducible import products_setting, request_reproducible_products
+from hydralign.training import checkpoints as state
 
 
 def test_setting_is_made_only_where_it_can_work_and_the_users_own_stays() -> None:

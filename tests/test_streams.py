@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from hydralign.cli import main
-from hydralign.loops.interruption import interruptible
 from hydralign.progress import progress, say
 from hydralign.streams import LastingStream, lasting, lasting_output
+from hydralign.training.interruption import interruptible
 
 
 class Broken(io.StringIO):
@@ -136,11 +136,11 @@ def test_command_into_a_closed_pipe_exits_cleanly() -> None:
 
 
 def test_plan_and_error_survive_streams_that_are_gone(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    loops: Any = type(sys)("hydralign.loops.runs")
+    loops: Any = type(sys)("hydralign.runs.recipes")
     loops.plan = lambda recipe, section: "plan"
     loops.run_recipe = loops.run_section = None
-    monkeypatch.setitem(sys.modules, "hydralign.loops", type(sys)("hydralign.loops"))
-    monkeypatch.setitem(sys.modules, "hydralign.loops.runs", loops)
+    monkeypatch.setitem(sys.modules, "hydralign.runs", type(sys)("hydralign.runs"))
+    monkeypatch.setitem(sys.modules, "hydralign.runs.recipes", loops)
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text("output: x\nmodel: {path: tiny}\nppo: {rewards: [{type: function, function: 'm:f'}]}\n")
     for name in ("stdout", "stderr"):

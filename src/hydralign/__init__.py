@@ -23,16 +23,16 @@ if TYPE_CHECKING:
     from hydralign.errors import HydralignError as HydralignError
     from hydralign.evaluation.statistics import compare_paired as compare_paired
     from hydralign.generation import sample as sample
-    from hydralign.loops.estimate import estimate as estimate
-    from hydralign.loops.results import RunResult as RunResult
-    from hydralign.loops.runs import run_recipe as run_recipe
-    from hydralign.loops.runs import run_section as run_section
-    from hydralign.loops.update import LossWeights as LossWeights
-    from hydralign.loops.update import make_optimizer as make_optimizer
-    from hydralign.loops.update import update as update
+    from hydralign.methods.advantages import estimate as estimate
+    from hydralign.methods.policy_update import LossWeights as LossWeights
+    from hydralign.methods.policy_update import update as update
     from hydralign.models import load_policy as load_policy
     from hydralign.rewards.combine import RewardTerm as RewardTerm
     from hydralign.rollout import collect as collect
+    from hydralign.runs.recipes import run_recipe as run_recipe
+    from hydralign.runs.recipes import run_section as run_section
+    from hydralign.runs.results import RunResult as RunResult
+    from hydralign.training.optimizer import make_optimizer as make_optimizer
     from hydralign.types import Estimates as Estimates
     from hydralign.types import Experience as Experience
     from hydralign.types import Prompt as Prompt
@@ -47,26 +47,26 @@ _HOMES = {
     "HydraForm": "hydralign.config.model",
     "HydralignError": "hydralign.errors",
     "LoraForm": "hydralign.config.model",
-    "LossWeights": "hydralign.loops.update",
+    "LossWeights": "hydralign.methods.policy_update",
     "Prompt": "hydralign.types",
     "PromptStream": "hydralign.data",
     "Recipe": "hydralign.config.recipe",
     "RewardTerm": "hydralign.rewards.combine",
     "Rollout": "hydralign.types",
     "Rows": "hydralign.types",
-    "RunResult": "hydralign.loops.results",
+    "RunResult": "hydralign.runs.results",
     "SamplingPlan": "hydralign.types",
     "collect": "hydralign.rollout",
     "compare_paired": "hydralign.evaluation.statistics",
-    "estimate": "hydralign.loops.estimate",
+    "estimate": "hydralign.methods.advantages",
     "load_policy": "hydralign.models",
     "load_prompts": "hydralign.data",
     "load_recipe": "hydralign.config.loading",
-    "make_optimizer": "hydralign.loops.update",
-    "run_recipe": "hydralign.loops.runs",
-    "run_section": "hydralign.loops.runs",
+    "make_optimizer": "hydralign.training.optimizer",
+    "run_recipe": "hydralign.runs.recipes",
+    "run_section": "hydralign.runs.recipes",
     "sample": "hydralign.generation",
-    "update": "hydralign.loops.update",
+    "update": "hydralign.methods.policy_update",
 }
 
 __all__ = sorted(_HOMES)

@@ -118,7 +118,7 @@ def _execute(command: str, path: str, overrides: Sequence[str], *, dry_run: bool
 
     recipe = load_recipe(path, overrides)
 
-    from hydralign.loops.runs import plan, run_recipe, run_section
+    from hydralign.runs.recipes import plan, run_recipe, run_section
 
     if dry_run:
         sys.stdout.write(plan(recipe, None if command == "run" else command) + "\n")

@@ -4,7 +4,7 @@ MKL, which torch multiplies with on x86 CPUs, picks a kernel by the alignment of
 on AMD Zen 3: products of one or two rows, and of few rows with two threads). Equal weights at two addresses then differ
 in the last bits, and so do a resumed run and an uninterrupted one. `MKL_CBWR=AUTO,STRICT` keeps to one kernel. The
 library reads it once, so it must stand in the environment before torch is loaded; `hydralign/__init__.py` sees to that.
-Other libraries ignore it. Whether it worked is measured in `loops/state.py`; nothing heavy is imported here.
+Other libraries ignore it. Whether it worked is measured in `training/checkpoints.py`; nothing heavy is imported here.
 """
 
 from __future__ import annotations

@@ -18,9 +18,9 @@ from hydralign.config.data import RESERVED_COLUMNS
 from hydralign.data.detokenise import decode_tokens
 from hydralign.errors import NonFiniteError, RewardError
 from hydralign.generation.sampler import Sampler, encoded_prompts, sample
-from hydralign.memory import MicroRows
+from hydralign.micro_batches import MicroRows
+from hydralign.models.backbones.trunk import Trunk
 from hydralign.models.policy import Policy
-from hydralign.models.trunk import Trunk
 from hydralign.rewards.combine import RewardTerm, as_terms, score_rollout
 from hydralign.types import Evaluation, Experience, Prompt, Rollout, Rows, SamplingPlan, Scores
 

@@ -12,8 +12,8 @@ import torch
 
 from hydralign.config.model import Form
 from hydralign.generation.fake import ScriptedSampler
-from hydralign.models.forms import make_policy
-from hydralign.models.making import make_model, train_tokenizer
+from hydralign.models.folders.from_scratch import make_model, train_tokenizer
+from hydralign.models.forms.build import make_policy
 from hydralign.models.policy import Policy
 from hydralign.rewards.fake import LengthReward, TokenShareReward
 from hydralign.types import Prompt

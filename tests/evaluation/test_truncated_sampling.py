@@ -15,12 +15,12 @@ from hydralign.data import PromptStream
 from hydralign.errors import ConfigError
 from hydralign.evaluation.comparison import as_record, compare_answers
 from hydralign.evaluation.held_out import answer_held_out
-from hydralign.loops.compare_run import require_shares
-from hydralign.loops.estimate import estimate
-from hydralign.loops.ppo import PPOParts, sample_rows, train
+from hydralign.methods.advantages import estimate
+from hydralign.methods.ppo import PPOParts, sample_rows, train
 from hydralign.models.policy import Policy
 from hydralign.rewards.combine import RewardTerm
 from hydralign.rollout import collect
+from hydralign.runs.compare import require_shares
 from hydralign.testing import LengthReward, tiny_policy, tiny_prompts
 from hydralign.tracking import JsonLines
 from hydralign.types import SamplingPlan

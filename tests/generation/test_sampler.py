@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from hydralign.errors import ConfigError, DataError, NonFiniteError
 from hydralign.generation import sample
 from hydralign.generation.sampler import draw, truncate
-from hydralign.models.heads import OutputHead
+from hydralign.models.heads.token import OutputHead
 from hydralign.models.policy import Policy
 from hydralign.rollout import collect
 from hydralign.testing import ScriptedSampler, tiny_policy, tiny_prompts

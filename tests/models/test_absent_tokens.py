@@ -9,9 +9,9 @@ import torch
 
 from hydralign.config.model import Form
 from hydralign.generation import sample
-from hydralign.loops.checks import check_start
+from hydralign.methods.start_checks import check_start
 from hydralign.models import make_policy
-from hydralign.models.heads import absent_ids
+from hydralign.models.heads.token import absent_ids
 from hydralign.models.policy import Policy
 from hydralign.models.reader import Reader
 from hydralign.rollout import collect

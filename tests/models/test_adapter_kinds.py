@@ -22,10 +22,10 @@ from transformers import AutoModelForCausalLM
 
 from hydralign.config.model import LoraForm
 from hydralign.errors import ModelError
-from hydralign.loops.inputs import _files
 from hydralign.models import load_policy
+from hydralign.models.folders.merged import adapter_of, base_of, load_whole
 from hydralign.models.student import load_student
-from hydralign.models.whole import adapter_of, base_of, load_whole
+from hydralign.runs.inputs import _files
 from hydralign.testing import tiny_model
 from hydralign.types import Rows
 from tests.conftest import shake

@@ -16,17 +16,17 @@ from hydralign.config import load_recipe
 from hydralign.config.compare import CompareConfig
 from hydralign.config.model import ModelConfig
 from hydralign.config.sft import SFTConfig
+from hydralign.distributed import Processes
 from hydralign.errors import ConfigError
-from hydralign.loops.precision import choose_precision, precision_of, resolve_precision
-from hydralign.loops.section_files import write_config
 from hydralign.models import bf16_speed as measuring
 from hydralign.models.bf16_speed import describe_speed, faster_precision
-from hydralign.models.forms import make_policy
-from hydralign.models.making import make_classifier
+from hydralign.models.classifiers.training import make_scorer
+from hydralign.models.folders.from_scratch import make_classifier
+from hydralign.models.forms.build import make_policy
 from hydralign.models.reader import Reader
 from hydralign.models.student import Student
-from hydralign.processes import Processes
-from hydralign.rewards.scorers import make_scorer
+from hydralign.runs.precision import choose_precision, precision_of, resolve_precision
+from hydralign.runs.section_files import write_config
 from hydralign.testing import tiny_model
 
 MEASURE = measuring.bf16_speed
@@ -141,7 +141,7 @@ def test_run_says_and_records_what_auto_became_and_goes_on_with_it(
 def test_another_precision_than_a_section_was_made_in_is_refused(
     precision: str, refused: bool, recipe: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from hydralign.loops.runs import conflicts
+    from hydralign.runs.recipes import conflicts
 
     stored = load_recipe(written(recipe))
     out = Path(recipe["output"])

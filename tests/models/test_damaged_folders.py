@@ -15,16 +15,16 @@ from safetensors.torch import load_file, save_file
 
 from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.errors import MemoryLimitError, ModelError
-from hydralign.loops.update import apply_gradients, make_optimizer
 from hydralign.models import load_model, load_policy, make_policy
-from hydralign.models.load_errors import named_load_errors
-from hydralign.models.making import make_classifier
+from hydralign.models.classifiers.loading import load_classifier
+from hydralign.models.classifiers.starting import load_start
+from hydralign.models.folders.from_scratch import make_classifier
+from hydralign.models.folders.load_errors import named_load_errors
+from hydralign.models.folders.merged import load_tokenizer
+from hydralign.models.folders.weights import require_finite_weights
 from hydralign.models.reader import Reader
-from hydralign.models.weights import require_finite_weights
-from hydralign.models.whole import load_tokenizer
-from hydralign.rewards.loading import load_classifier
-from hydralign.rewards.starting import load_start
 from hydralign.testing import tiny_model, tiny_tokenizer
+from hydralign.training.optimizer import apply_gradients, make_optimizer
 from tests.conftest import shake
 
 

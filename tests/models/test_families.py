@@ -9,9 +9,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from hydralign.config.model import FullForm, LoraForm
-from hydralign.loops.checks import check_start
+from hydralign.methods.start_checks import check_start
 from hydralign.models import make_policy
-from hydralign.models.loading import prepare_model
+from hydralign.models.folders.loading import prepare_model
 from hydralign.rollout import collect
 from hydralign.testing import LengthReward, tiny_prompts
 from hydralign.types import SamplingPlan

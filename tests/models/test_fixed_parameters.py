@@ -11,14 +11,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.errors import ModelError
-from hydralign.loops.update import make_optimizer
 from hydralign.models import load_policy, make_policy
+from hydralign.models.classifiers.training import make_scorer
 from hydralign.models.fixed import fixed_names
 from hydralign.models.student import Student
-from hydralign.rewards.scorers import make_scorer
 from hydralign.testing import tiny_model
+from hydralign.training.optimizer import make_optimizer
 from tests.conftest import FORMS
-from tests.models.test_split import SIZES
+from tests.models.test_slicing import SIZES
 
 ROUTED = {
     **SIZES, "num_hidden_layers": 2, "num_key_value_heads": 1, "moe_intermediate_size": 16, "moe_num_experts": 4,
@@ -87,7 +87,7 @@ def test_adapter_that_copies_a_whole_module_keeps_its_fixed_parameter(routed: st
 
 def test_scorer_leaves_what_its_architecture_declares_fixed(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     from hydralign.models import fixed
-    from hydralign.models.making import make_classifier
+    from hydralign.models.folders.from_scratch import make_classifier
 
     model = make_classifier(tokenizer, family="gpt2", layers=1, width=16, heads=2, context=32, labels=("score",))
     monkeypatch.setattr(fixed, "fixed_names", lambda _: frozenset({"transformer.wpe.weight"}))

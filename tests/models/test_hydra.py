@@ -1,6 +1,6 @@
 """The hydra form in every family: what its branches say is what the whole model says of each row alone.
 
-Models of tests/models/test_split.py: five layers, mixed layer types, rows longer than the sliding window.
+Models of tests/models/test_slicing.py: five layers, mixed layer types, rows longer than the sliding window.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch import Tensor
 
 from hydralign.config.model import Form, HydraForm, LoraForm
 from hydralign.generation import sample
-from hydralign.loops.checks import check_start
+from hydralign.methods.start_checks import check_start
 from hydralign.models import make_policy
-from hydralign.models.cache import RoomyCache
-from hydralign.models.loading import prepare_model
-from hydralign.models.split import layers_of
+from hydralign.models.backbones.slicing import layers_of
+from hydralign.models.folders.loading import prepare_model
+from hydralign.models.kernels.cache import RoomyCache
 from hydralign.rollout import collect
 from hydralign.testing import LengthReward, tiny_tokenizer
 from hydralign.types import Experience, Prompt, Rows, SamplingPlan
 from tests.conftest import shake
 from tests.models.test_policies import gradients, whole_model_logprobs
-from tests.models.test_split import FAMILIES, LAYERS, new_model
+from tests.models.test_slicing import FAMILIES, LAYERS, new_model
 
 FORMS: dict[str, Form] = {
     "k1": HydraForm(unfrozen_layers=1),

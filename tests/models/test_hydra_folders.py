@@ -16,7 +16,7 @@ from hydralign.models import load_policy
 from hydralign.models.student import load_student
 from tests.conftest import shake
 from tests.models.test_hydra import FORMS, collected, few_families, moved, new_policy
-from tests.models.test_split import FAMILIES, new_model
+from tests.models.test_slicing import FAMILIES, new_model
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])

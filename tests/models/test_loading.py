@@ -17,14 +17,14 @@ from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.errors import ModelError, TokenizerError
 from hydralign.files import whole_folder
 from hydralign.models import load_model, load_policy, make_model, make_policy
-from hydralign.models.heads import ValueHead
-from hydralign.models.loading import stop_ids_of
+from hydralign.models.classifiers.loading import load_classifier
+from hydralign.models.classifiers.starting import load_start
+from hydralign.models.folders.loading import stop_ids_of
+from hydralign.models.folders.merged import adapter_of, load_tokenizer, load_whole
+from hydralign.models.folders.saving import load_value_head, save_value_head
+from hydralign.models.heads.value import ValueHead
 from hydralign.models.policy import Policy
-from hydralign.models.saving import load_value_head, save_value_head
 from hydralign.models.student import load_student
-from hydralign.models.whole import adapter_of, load_tokenizer, load_whole
-from hydralign.rewards.loading import load_classifier
-from hydralign.rewards.starting import load_start
 from hydralign.testing import tiny_model, tiny_tokenizer
 from hydralign.types import Rows
 from tests.conftest import shake

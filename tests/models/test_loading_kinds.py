@@ -21,11 +21,11 @@ from transformers import (
 
 from hydralign.errors import ModelError
 from hydralign.models import load_policy, make_policy
-from hydralign.models.loading import load_model, stop_ids_of
-from hydralign.models.making import make_classifier
+from hydralign.models.classifiers.training import make_scorer
+from hydralign.models.folders.from_scratch import make_classifier
+from hydralign.models.folders.loading import load_model, stop_ids_of
+from hydralign.models.folders.merged import load_whole
 from hydralign.models.student import load_student
-from hydralign.models.whole import load_whole
-from hydralign.rewards.scorers import make_scorer
 from hydralign.testing import tiny_model
 
 LOADERS: tuple[Callable[[str], Any], ...] = (load_policy, load_student, load_whole)

@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from hydralign.config.model import HydraForm
-from hydralign.loops.checks import check_start
-from hydralign.models import logprobs
-from hydralign.models.causal import CausalModel
-from hydralign.models.heads import OutputHead
-from hydralign.models.lookup import looked_up
+from hydralign.methods.start_checks import check_start
+from hydralign.models.backbones.causal import CausalModel
+from hydralign.models.heads.token import OutputHead
+from hydralign.models.kernels import logprobs
+from hydralign.models.kernels.tied_embedding import looked_up
 from hydralign.types import Rows
 from tests.conftest import shake
 from tests.models.test_hydra import collected, moved, new_policy
 from tests.models.test_policies import gradients
-from tests.models.test_split import new_model
+from tests.models.test_slicing import new_model
 
 STOPS = [2, 7, 2499]
 

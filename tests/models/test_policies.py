@@ -13,8 +13,8 @@ import torch
 from hydralign.config.model import LoraForm
 from hydralign.errors import ModelError
 from hydralign.models import load_policy, make_policy
-from hydralign.models.heads import OutputHead
-from hydralign.models.lora import require_rank_fits
+from hydralign.models.forms.lora import require_rank_fits
+from hydralign.models.heads.token import OutputHead
 from hydralign.models.policy import Policy
 from hydralign.testing import tiny_model, tiny_policy, tiny_tokenizer
 from hydralign.types import Rows
@@ -209,7 +209,7 @@ def test_saved_adapter_loads_in_plain_transformers_with_equal_logits(
 def test_chunks_of_the_head_change_neither_logprobs_nor_gradients(
     monkeypatch: pytest.MonkeyPatch, rows: Rows, tokenizer: Any
 ) -> None:
-    from hydralign.models import logprobs
+    from hydralign.models.kernels import logprobs
 
     policy = tiny_policy(tokenizer=tokenizer)
     shake(policy)

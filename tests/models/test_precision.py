@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from hydralign.config.model import LoraForm
-from hydralign.models.causal import CausalModel
-from hydralign.models.logprobs import token_logprobs
+from hydralign.models.backbones.causal import CausalModel
+from hydralign.models.kernels.logprobs import token_logprobs
 from hydralign.models.reader import Reader
 from hydralign.models.student import Student
 from hydralign.testing import tiny_model
 from hydralign.types import Rows
 from tests.conftest import FAMILIES
-from tests.models.test_split import new_model
+from tests.models.test_slicing import new_model
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -16,15 +16,15 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from hydralign.errors import ModelError
 from hydralign.models import make_policy
-from hydralign.models.cache import RoomyCache
-from hydralign.models.causal import CausalModel
-from hydralign.models.decoding import check_decoding
-from hydralign.models.loading import prepare_model
-from hydralign.models.making import make_classifier
+from hydralign.models.backbones.causal import CausalModel
+from hydralign.models.backbones.decoding import check_decoding
+from hydralign.models.classifiers.training import make_scorer
+from hydralign.models.folders.from_scratch import make_classifier
+from hydralign.models.folders.loading import prepare_model
+from hydralign.models.kernels.cache import RoomyCache
 from hydralign.models.reader import Reader
 from hydralign.models.student import Student
 from hydralign.models.versions import cache_argument
-from hydralign.rewards.scorers import make_scorer
 from hydralign.testing import tiny_model
 from tests.conftest import FORMS
 from tests.models.test_families import GROUPED, SIZES

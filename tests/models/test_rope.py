@@ -12,18 +12,18 @@ from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.config.sft import SFTConfig
 from hydralign.errors import ConfigError, DataError, ModelError
 from hydralign.generation.sampler import check_context
-from hydralign.loops.sft import max_tokens_of
+from hydralign.methods.sft import max_tokens_of
 from hydralign.models import make_policy
-from hydralign.models.loading import context_of
+from hydralign.models.backbones.rope import rope_limit
+from hydralign.models.classifiers.loading import longest_text
+from hydralign.models.folders.loading import context_of
 from hydralign.models.reader import Reader
-from hydralign.models.rope import rope_limit
 from hydralign.models.student import Student
-from hydralign.rewards.learned import RewardModel
-from hydralign.rewards.loading import longest_text
+from hydralign.rewards.reward_model import RewardModel
 from hydralign.testing import tiny_prompts
 from hydralign.types import SamplingPlan
 from tests.conftest import make_rows
-from tests.models.test_split import SIZES
+from tests.models.test_slicing import SIZES
 
 LONG = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [9.0] * 8, "factor": 4.0}
 LONG |= {"original_max_position_embeddings": 16, "rope_theta": 10000.0}

@@ -17,12 +17,12 @@ from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2
 from hydralign.config.model import ModelConfig
 from hydralign.config.rewards import ClassifierReward as TermConfig
 from hydralign.errors import ModelError
-from hydralign.loops.model_facts import ModelSource
-from hydralign.loops.reward_checks import check_terms
+from hydralign.models.classifiers.labels import find_label, require_probabilities
+from hydralign.models.classifiers.loading import check_classifier_folder, load_classifier
 from hydralign.rewards import ClassifierReward
 from hydralign.rewards.classifier import Activation, Output, TextPart
-from hydralign.rewards.labels import find_label, require_probabilities
-from hydralign.rewards.loading import check_classifier_folder, load_classifier
+from hydralign.runs.model_facts import ModelSource
+from hydralign.runs.reward_checks import check_terms
 
 PROMPTS = ["the film was", "a", "the ending was very"]
 COMPLETIONS = [" good", " dull film was the dull very bad ending", " bad"]

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from hydralign.loops.estimate import estimate
-from hydralign.loops.plans import _reward_lines
+from hydralign.methods.advantages import estimate
 from hydralign.rewards import ClassifierReward, RewardModel, RewardTerm
 from hydralign.rollout import collect
+from hydralign.runs.plans import _reward_lines
 from hydralign.testing import ScriptedSampler, tiny_policy
 from hydralign.types import Prompt, SamplingPlan
 

@@ -13,16 +13,16 @@ from tokenizers import processors
 from hydralign.config import Recipe
 from hydralign.data.packing import sequences
 from hydralign.data.tokens import encode_prompts
+from hydralign.distributed import ALONE
 from hydralign.errors import TokenizerError
 from hydralign.generation.sampler import check_context
-from hydralign.loops.preflight import Step, check_steps
-from hydralign.loops.sft_run import load_parts
 from hydralign.models import make_policy
-from hydralign.models.making import make_classifier
-from hydralign.processes import ALONE
+from hydralign.models.folders.from_scratch import make_classifier
 from hydralign.rewards import ClassifierReward, RewardModel
 from hydralign.rewards.classifier import encode_text
-from hydralign.rewards.learned import encode
+from hydralign.rewards.reward_model import encode
+from hydralign.runs.preflight import Step, check_steps
+from hydralign.runs.sft import load_parts
 from hydralign.testing import tiny_model, tiny_tokenizer
 from hydralign.types import Demonstration, Prompt, SamplingPlan
 from tests.tokenizers_of_every_kind import byte_level_tokenizer, llama_tokenizer

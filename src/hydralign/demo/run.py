@@ -20,13 +20,13 @@ from hydralign.demo.annotator import Answer, prefers_first
 from hydralign.demo.texts import demonstrations, prompts
 from hydralign.files import write_text
 from hydralign.generation import sample
-from hydralign.loops.lock import locked
-from hydralign.loops.ppo import sampling_plan
-from hydralign.loops.runs import claim_folder, run_section
-from hydralign.loops.section_files import read_result
+from hydralign.methods.ppo import sampling_plan
 from hydralign.models import load_policy
 from hydralign.models.policy import Policy
 from hydralign.progress import progress, say
+from hydralign.runs.lock import locked
+from hydralign.runs.recipes import claim_folder, run_section
+from hydralign.runs.section_files import read_result
 from hydralign.types import Prompt, SamplingPlan
 
 DEMONSTRATIONS = 800

@@ -19,11 +19,11 @@ from torch import Tensor
 
 from hydralign.algorithms.kl import gap_name, k1
 from hydralign.data import fingerprint
+from hydralign.distributed import ALONE, Processes
 from hydralign.files import write_text
 from hydralign.generation.sampler import Sampler, sample
-from hydralign.memory import MicroRows
+from hydralign.micro_batches import MicroRows
 from hydralign.models.policy import Policy
-from hydralign.processes import ALONE, Processes
 from hydralign.progress import progress
 from hydralign.rewards.combine import RewardTerm, require_applied
 from hydralign.rollout import collect

@@ -17,9 +17,9 @@ from hydralign.data.detokenise import decode_completions
 from hydralign.data.prompts import as_prompts
 from hydralign.errors import ConfigError, DataError, ModelError, NonFiniteError
 from hydralign.generation.keyed import drawn_lengths, keyed_uniforms
-from hydralign.models.logprobs import shape_logits
+from hydralign.models.folders.weights import require_ids_can_be_read
+from hydralign.models.kernels.logprobs import shape_logits
 from hydralign.models.policy import Policy
-from hydralign.models.weights import require_ids_can_be_read
 from hydralign.types import Prompt, Rollout, Rows, SamplingPlan
 
 COMPACT_SHARE = 1 / 8

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from hydralign.errors import ModelError
-from hydralign.models.weights import require_finite_weights
+from hydralign.models.folders.weights import require_finite_weights
 
 
 def require_finite_outputs(largest: float, model: Any) -> None:

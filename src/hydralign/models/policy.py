@@ -13,7 +13,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hydralign.models.trunk import Trunk
+from hydralign.models.backbones.trunk import Trunk
 from hydralign.types import Evaluation, Rows
 
 
@@ -64,7 +64,7 @@ class Policy(Protocol):
         """Log-probabilities, values and entropies of the responses, with gradient where grad mode is on.
 
         Rows that bring trunk states spare the trunk. Gradients are made for a full `backward()`: `torch.autograd.grad`
-        misses the look-up's part of a trained embedding that is tied to the head (`models/lookup.py`).
+        misses the look-up's part of a trained embedding that is tied to the head (`models/kernels/tied_embedding.py`).
         """
 
     def read_values(self, rows: Rows) -> Tensor:

@@ -12,15 +12,15 @@ import torch
 from torch import Tensor
 
 from hydralign.errors import ModelError
+from hydralign.models.backbones.causal import CausalModel
+from hydralign.models.backbones.decoding import CachedDecoding, check_decoding
+from hydralign.models.backbones.rope import explain_rope_limit
+from hydralign.models.backbones.trunk import Trunk
 from hydralign.models.bf16_speed import concrete_precision
-from hydralign.models.causal import CausalModel
-from hydralign.models.decoding import CachedDecoding, check_decoding
-from hydralign.models.heads import ValueHead
-from hydralign.models.loading import context_of, stop_ids_of
+from hydralign.models.folders.loading import context_of, stop_ids_of
+from hydralign.models.folders.weights import embedding_rows
+from hydralign.models.heads.value import ValueHead
 from hydralign.models.precision import store_matrices_in_bf16
-from hydralign.models.rope import explain_rope_limit
-from hydralign.models.trunk import Trunk
-from hydralign.models.weights import embedding_rows
 from hydralign.types import Evaluation, Rows
 
 

@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hydralign.models.cache import RoomyCache
-from hydralign.models.causal import CausalModel
-from hydralign.models.narrow import last_parts, only_at
+from hydralign.models.backbones.causal import CausalModel
+from hydralign.models.backbones.slicing import after_layers, layers_of, part
+from hydralign.models.kernels.cache import RoomyCache
+from hydralign.models.kernels.response_only import last_parts, only_at
 from hydralign.models.precision import store_matrices_in_bf16
-from hydralign.models.split import after_layers, layers_of, part
 from hydralign.models.versions import LORA_TARGETS, Conv1D, cache_argument
 
 

@@ -14,16 +14,16 @@ from torch import Tensor
 
 from hydralign.config.model import Form, LoraForm
 from hydralign.errors import ModelError
+from hydralign.models.backbones.causal import CausalModel
+from hydralign.models.backbones.rope import explain_rope_limit
+from hydralign.models.backbones.slicing import top_layers
 from hydralign.models.bf16_speed import concrete_precision
-from hydralign.models.causal import CausalModel
-from hydralign.models.loading import context_of, own_tokenizer, prepare_model, stop_ids_of
-from hydralign.models.lora import adapt, save_adapter
+from hydralign.models.folders.loading import context_of, own_tokenizer, prepare_model, stop_ids_of
+from hydralign.models.folders.merged import adapter_of, base_of, load_whole
+from hydralign.models.folders.saving import model_folder
+from hydralign.models.folders.weights import embedding_rows
+from hydralign.models.forms.lora import adapt, save_adapter
 from hydralign.models.precision import convert_to_fp32, store_frozen_in_bf16
-from hydralign.models.rope import explain_rope_limit
-from hydralign.models.saving import model_folder
-from hydralign.models.split import top_layers
-from hydralign.models.weights import embedding_rows
-from hydralign.models.whole import adapter_of, base_of, load_whole
 
 
 class Student:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hydralign.errors import RewardError
-from hydralign.memory import MicroRows
+from hydralign.micro_batches import MicroRows
 
 
 def require_rows(**lists: Sequence[Any]) -> None:
@@ -23,15 +23,6 @@ def require_rows(**lists: Sequence[Any]) -> None:
         raise RewardError(
             f"{told}: it is unclear what belongs to which answer. Give lists with one entry per row, [text] for one."
         )
-
-
-def pad_right(rows: Sequence[Sequence[int]], pad_id: int, device: torch.device | str) -> tuple[Tensor, Tensor, Tensor]:
-    """`tokens_BT` (int64), `mask_BT` (True for real tokens) and `lengths_B` of these rows on `device`."""
-    longest = max(map(len, rows))
-    tokens_BT = torch.tensor([[*row, *[pad_id] * (longest - len(row))] for row in rows], device=device)
-    lengths_B = torch.tensor([len(row) for row in rows], device=device)
-    mask_BT = torch.arange(longest, device=device) < lengths_B[:, None]
-    return tokens_BT, mask_BT, lengths_B
 
 
 def score_batched(

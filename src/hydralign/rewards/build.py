@@ -13,7 +13,7 @@ from hydralign.config import rewards as config
 from hydralign.rewards.classifier import ClassifierReward
 from hydralign.rewards.combine import RewardTerm, unique_names
 from hydralign.rewards.functions import load_function
-from hydralign.rewards.learned import RewardModel
+from hydralign.rewards.reward_model import RewardModel
 
 
 def build_terms(configs: Sequence[config.RewardTerm], device: torch.device | str) -> tuple[RewardTerm, ...]:

@@ -24,11 +24,8 @@ from torch import Tensor, nn
 
 from hydralign.data import tokens
 from hydralign.errors import ModelError, did_you_mean
-from hydralign.memory import MicroRows
-from hydralign.models.weights import embedding_rows, require_ids_can_be_read
-from hydralign.progress import say
-from hydralign.rewards.batches import pad_right, require_rows, score_batched
-from hydralign.rewards.labels import (
+from hydralign.micro_batches import MicroRows
+from hydralign.models.classifiers.labels import (
     are_independent,
     find_label,
     label_names,
@@ -36,8 +33,12 @@ from hydralign.rewards.labels import (
     require_comparable,
     require_probabilities,
 )
-from hydralign.rewards.learned import Encoded, count_cut
-from hydralign.rewards.loading import load_classifier, longest_text, require_pad_row
+from hydralign.models.classifiers.loading import load_classifier, longest_text, require_pad_row
+from hydralign.models.folders.weights import embedding_rows, require_ids_can_be_read
+from hydralign.models.heads.score import pad_right
+from hydralign.progress import say
+from hydralign.rewards.batches import require_rows, score_batched
+from hydralign.rewards.reward_model import Encoded, count_cut
 
 Output = Literal["logit", "log_odds", "probability"]
 Activation = Literal["softmax", "sigmoid"]

@@ -1,0 +1,1 @@
+"""The training methods, one short loop each: supervised fine-tuning, reward models, PPO."""

@@ -1,0 +1,266 @@
+"""PPO's third stage: epochs × minibatches × micro-batches of the clipped objective, one optimizer step each minibatch.
+
+Losses are local sums over the global count of the optimizer step, so micro-batches and processes add up to the
+same loss and gradient, whatever their number. So a step that runs out of memory is done again in smaller micro-batches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hydralign.algorithms.kl import k1
+from hydralign.algorithms.masked import Average, aggregate, masked_sum
+from hydralign.algorithms.policy_losses import clipped_policy_loss
+from hydralign.algorithms.value_losses import clipped_value_loss
+from hydralign.distributed import ALONE, Processes
+from hydralign.errors import ConfigError, NonFiniteError
+from hydralign.generation.keyed import SHUFFLE, keyed_uniforms
+from hydralign.micro_batches import MicroRows
+from hydralign.models.policy import Policy
+from hydralign.rollout import count_anew
+from hydralign.training.metrics import Sums
+from hydralign.training.optimizer import apply_gradients
+from hydralign.types import Estimates, Experience, Rows, TrunkUse
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """The clipped objective's settings (Schulman et al. 2017) as `update` takes them."""
+
+    clip: float = 0.2
+    value_clip: float | None = 0.2
+    value_coefficient: float = 0.1
+    entropy_coefficient: float = 0.0
+    average: Average = "token"
+
+
+def update(
+    policy: Policy,
+    optimizer: torch.optim.Optimizer,
+    experience: Experience,
+    estimates: Estimates,
+    *,
+    epochs: int = 4,
+    minibatches: int = 4,
+    micro_rows: int | MicroRows = 16,
+    loss: LossWeights | None = None,
+    target_kl: float | None = None,
+    max_grad_norm: float = 1.0,
+    seed: int = 0,
+    iteration: int = 0,
+    processes: Processes = ALONE,
+) -> dict[str, float]:
+    """Train the policy on one experience; returns global means of the update's metrics.
+
+    Takes `epochs · minibatches` optimizer steps, fewer when after one of them the k3 estimate of KL(old, new) per
+    token exceeds `target_kl` on the next minibatch, whose step is then not taken. `micro_rows` are halved whenever
+    memory runs out, and a `MicroRows` remembers it for the next call. Raises NonFiniteError, with the weights as the
+    last good step left them, when a loss or a gradient is NaN or infinite; MemoryLimitError when one row at a time is
+    too many; ConfigError when the rows do not divide among the minibatches.
+    """
+    if epochs < 1 or minibatches < 1 or not isinstance(loss, LossWeights | None):
+        raise ConfigError(
+            f"epochs={epochs}, minibatches={minibatches}, loss={loss!r:.60}: nothing could be learned so. Give whole "
+            "numbers above 0, and LossWeights or None."
+        )
+    if len(experience) % minibatches:
+        raise ConfigError(
+            f"{len(experience)} rows are not a multiple of minibatches={minibatches}: some would never be trained on. "
+            "Collect another number of rows, or change minibatches."
+        )
+    weights, fits = loss or LossWeights(), MicroRows.of(micro_rows)
+    trained = policy.trained()
+    sums, steps, stopped = Sums(), 0, False
+    before = policy.trunk and policy.trunk.use
+    for epoch in range(epochs):
+        shuffle: dict[str, Any] = {"seed": seed, "iteration": iteration, "epoch": epoch, "processes": processes}
+        for index_B in minibatch_rows(len(experience), minibatches, **shuffle):
+            step = accumulate(policy, experience, estimates, index_B, fits, weights, optimizer, processes)
+            if steps == 0:
+                sums.add("drift", step.drift, step.tokens)
+            for name, total in step.losses.items():
+                sums.add(name, total, 1 / processes.count)
+            sums.add_all(step.stats, step.tokens)
+            if target_kl is not None and float(processes.sum(step.stats["k3"])) / step.global_tokens > target_kl:
+                stopped = True
+                break
+            norm = apply_gradients(optimizer, trained, max_grad_norm, processes)
+            sums.add("grad_norm", norm / processes.count, 1 / processes.count)
+            steps += 1
+        if stopped:
+            break
+    if policy.trunk and before and experience.trunk_use:
+        rows, collecting = experience.rollout.rows, experience.trunk_use
+        _add_trunk_use(sums, rows, collecting, policy.trunk.use.since(before))
+    return _named(sums.means(processes), steps, stopped, truncated=experience.truncated)
+
+
+def _add_trunk_use(sums: Sums, rows: Rows, collecting: TrunkUse, updating: TrunkUse) -> None:
+    """What one iteration took of the trunk: passes per real token, and the share of padding."""
+    real, pad = collecting.real + updating.real, collecting.pad + updating.pad
+    sums.add("trunk_passes_per_token", real, int(rows.lengths_B.sum()))
+    sums.add("trunk_pad_share", pad, real + pad)
+
+
+def minibatch_rows(
+    rows: int, minibatches: int, *, seed: int, iteration: int, epoch: int, processes: Processes = ALONE
+) -> Iterator[Tensor]:
+    """This process's rows of each minibatch of one epoch, as indices into its own rows.
+
+    Every minibatch takes one row at random out of each block of `minibatches` neighbours. So every process holds an
+    equal share of every minibatch, and which rows meet does not depend on the number of processes.
+    """
+    blocks = rows // minibatches
+    first = processes.rank * blocks
+    order = keyed_uniforms(
+        seed=seed,
+        iteration=iteration,
+        rows=np.arange(first, first + blocks) * (1 << 20) + epoch,
+        positions=minibatches,
+        stream=SHUFFLE,
+    ).argsort(axis=1)
+    index = torch.from_numpy(order + np.arange(blocks)[:, None] * minibatches)
+    yield from index.t().contiguous()
+
+
+@dataclass(frozen=True)
+class _Step:
+    """What one minibatch's forward passes told; its gradients lie in the parameters."""
+
+    stats: dict[str, Tensor]
+    """Local sums over tokens."""
+    losses: dict[str, Tensor]
+    """Local parts of the step's losses, which add up over processes."""
+    drift: Tensor
+    """Local Σ|log-probability now − sampler's|."""
+    tokens: Tensor
+    global_tokens: float
+
+
+def accumulate(
+    policy: Policy,
+    experience: Experience,
+    estimates: Estimates,
+    index_B: Tensor,
+    micro_rows: int | MicroRows,
+    weights: LossWeights,
+    optimizer: torch.optim.Optimizer,
+    processes: Processes,
+) -> _Step:
+    """Gradients of one minibatch's loss, in micro-batches of rows of like length. No backward on a poisoned loss.
+
+    Each process repeats its own part when memory runs out. Poison is a flag and no exception until all have come to
+    the end of theirs, so that every process makes the same collective calls in the same order.
+    """
+    rows = experience.rollout.rows
+    lengths_B = rows.response_lengths_B[index_B]
+    local = torch.stack([lengths_B.sum(), (lengths_B > 0).sum()]).double()
+    tokens, answers = processes.sum(local.to(processes.device)).tolist()
+    count = tokens if weights.average == "token" else answers
+    by_length_B = index_B[rows.lengths_B[index_B].argsort(stable=True)]
+    forget, recount = partial(optimizer.zero_grad, set_to_none=True), count_anew(policy)
+
+    def undo() -> None:
+        forget()
+        recount()
+
+    def gradients(at_once: int) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, str]:
+        stats, losses, drift = dict[str, Tensor](), dict[str, Tensor](), torch.zeros(())
+        for micro_B in by_length_B.split(at_once):
+            micro = micro_loss(policy, experience, estimates, micro_B, weights, count)
+            if not bool(torch.isfinite(micro.loss)):
+                return stats, losses, drift, micro.first_poisoned()
+            micro.loss.backward()
+            drift = drift + micro.drift
+            for totals, parts in ((stats, micro.stats), (losses, micro.losses)):
+                for name, value in parts.items():
+                    totals[name] = totals.get(name, torch.zeros(())) + value
+        return stats, losses, drift, ""
+
+    forget()
+    stats, losses, drift, where = MicroRows.of(micro_rows).run(gradients, processes, total=len(index_B), undo=undo)
+    if processes.any(bool(where)):
+        forget()
+        raise NonFiniteError(
+            f"update/{where or 'loss of another process'}",
+            "The PPO loss is NaN or infinite: a step on it would destroy every weight, so none was taken. Lower the "
+            "learning rate, clip scores (ppo.shaping.clip), or use precision fp32.",
+        )
+    return _Step(stats, losses, drift, local[0], tokens)
+
+
+class _Micro(NamedTuple):
+    """The loss of a few rows, with detached parts: sums over tokens, shares of the step's losses, Σ|drift|."""
+
+    loss: Tensor
+    stats: dict[str, Tensor]
+    losses: dict[str, Tensor]
+    drift: Tensor
+
+    def first_poisoned(self) -> str:
+        """The first part of the loss that is NaN or infinite."""
+        return next((name for name, x in self.losses.items() if not bool(torch.isfinite(x))), "loss")
+
+
+def micro_loss(
+    policy: Policy,
+    experience: Experience,
+    estimates: Estimates,
+    index_B: Tensor,
+    weights: LossWeights,
+    count: float,
+) -> _Micro:
+    """The clipped objective on a few rows, divided by `count`: the tokens (or answers) of the whole step."""
+    rows = experience.rollout.rows.select(index_B)
+    mask_BR, width = rows.mask_BR, rows.width
+    old_logprobs_BR, old_values_BR = (
+        x_BR[index_B, :width] for x_BR in (experience.old_logprobs_BR, experience.values_BR)
+    )
+    advantages_BR, returns_BR = (x_BR[index_B, :width] for x_BR in (estimates.advantages_BR, estimates.returns_BR))
+    shared: dict[str, Any] = {"average": weights.average, "count": count}
+    logprobs_BR, values_BR, entropy_BR = policy.evaluate(rows, entropy_gradient=weights.entropy_coefficient > 0)
+    policy_loss, policy_stats = clipped_policy_loss(
+        logprobs_BR, old_logprobs_BR, advantages_BR, mask_BR, clip=weights.clip, **shared
+    )
+    value_loss, value_stats = clipped_value_loss(
+        values_BR, old_values_BR, returns_BR, mask_BR, clip=weights.value_clip, **shared
+    )
+    loss = policy_loss + weights.value_coefficient * value_loss
+    if weights.entropy_coefficient:
+        loss = loss - weights.entropy_coefficient * aggregate(entropy_BR, mask_BR, **shared)
+    sampler_BR = experience.rollout.old_logprobs_BR[index_B, :width]
+    return _Micro(
+        loss,
+        policy_stats | value_stats | {"entropy": masked_sum(entropy_BR.detach(), mask_BR)},
+        {"policy_loss": policy_loss.detach(), "value_loss": value_loss.detach(), "total_loss": loss.detach()},
+        k1(logprobs_BR.detach(), sampler_BR, mask_BR).abs().sum(),
+    )
+
+
+def _named(means: dict[str, float], steps: int, stopped: bool, *, truncated: bool) -> dict[str, float]:
+    """The update's metrics under the names that classic TRL gave them; k1 of truncated samples is called no KL."""
+    return {
+        "objective/entropy": means["entropy"],
+        "ppo/loss/policy": means["policy_loss"],
+        "ppo/loss/value": means["value_loss"],
+        "ppo/loss/total": means["total_loss"],
+        "ppo/policy/entropy": means["entropy"],
+        "ppo/policy/approxkl": means["k3"],
+        f"ppo/policy/{'logprob_gap' if truncated else 'policykl'}": means["k1"],
+        "ppo/policy/clipfrac": means["clipped"],
+        "ppo/policy/ratio": means["ratio"],
+        "ppo/policy/grad_norm": means.get("grad_norm", 0.0),
+        "ppo/val/vpred": means["value"],
+        "ppo/val/error": means["value_squared_error"],
+        "ppo/val/clipfrac": means["value_clipped"],
+        "ppo/optimizer_steps": float(steps),
+        "ppo/early_stopped": float(stopped),
+        "sampler/logprob_drift": means["drift"],
+    } | {name: value for name, value in means.items() if name.startswith("trunk_")}

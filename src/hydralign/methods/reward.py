@@ -1,0 +1,225 @@
+"""Reward training: one score from comparisons, or a classifier from labelled texts.
+
+Comparisons: −log σ(score of the chosen − score of the rejected), mean over pairs (Stiennon et al. 2020, section 3.4).
+Labels: cross-entropy, mean over texts. A text is encoded and read here exactly as in evaluation and as a reward.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy, logsigmoid
+
+from hydralign.algorithms.preference_losses import pairwise_logistic_loss
+from hydralign.config.reward import CropsConfig, RewardConfig
+from hydralign.data.detokenise import decode_completion
+from hydralign.data.stream import Stream
+from hydralign.distributed import ALONE, Processes
+from hydralign.errors import NonFiniteError
+from hydralign.generation.keyed import CROPS, keyed_uniforms
+from hydralign.methods.supervised import Lesson, learn, steps_of
+from hydralign.micro_batches import MicroRows
+from hydralign.models.classifiers.training import Scorer
+from hydralign.rewards.classifier import encode_text
+from hydralign.training.records import Records
+
+Ids = tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Pair:
+    """One comparison as the scorer reads it."""
+
+    chosen: Ids
+    rejected: Ids
+
+
+@dataclass(frozen=True)
+class Labelled:
+    """One text as the scorer reads it, and the column of its label."""
+
+    ids: Ids
+    label: int
+
+
+Row = TypeVar("Row", Pair, Labelled)
+
+
+@dataclass(frozen=True)
+class RewardParts(Generic[Row]):
+    """What a run of reward training is made of: pairs on both sides, or labelled texts on both."""
+
+    scorer: Scorer
+    train: Sequence[Row]
+    held_out: Sequence[Row]
+    folder: Path
+    records: Records
+    processes: Processes = ALONE
+
+
+def train_on_pairs(config: RewardConfig, parts: RewardParts[Pair], *, seed: int = 0) -> None:
+    """Learn to score the chosen answer above the rejected one. Resumes and raises as `supervised.learn` does."""
+    stream = Stream(tuple(parts.train), seed)
+    lesson: Lesson[Pair] = Lesson(
+        name="reward",
+        trained=parts.scorer.trained(),
+        steps=steps_of(config, len(parts.train)),
+        batch=lambda step: stream.batch(step, config.batch.rows),
+        count=len,
+        loss=partial(pair_loss, parts.scorer),
+        measure=partial(_measure, parts, config.batch.micro_rows, judge_pairs),
+        size=lambda pair: len(pair.chosen) + len(pair.rejected),
+    )
+    learn(lesson, config, parts.folder, parts.records, processes=parts.processes)
+
+
+def train_on_labels(
+    config: RewardConfig, parts: RewardParts[Labelled], *, crops: CropsConfig | None = None, seed: int = 0
+) -> None:
+    """Learn to name the label of each text, and of `crops` of it. Resumes and raises as `supervised.learn` does."""
+    copies = 1 + (crops.per_text if crops else 0)
+    # Each text stands `copies` times in an epoch, once whole; which copy it is decides what becomes of it.
+    stream = Stream(tuple((text, copy) for copy in range(copies) for text in parts.train), seed)
+
+    def batch(step: int) -> list[Labelled]:
+        drawn = stream.batch(step, config.batch.rows)
+        if crops is None:
+            return [text for text, _ in drawn]
+        uniform_B2 = keyed_uniforms(
+            seed=seed, iteration=step, rows=np.arange(len(drawn)), positions=2, stream=CROPS
+        ).tolist()
+        return [
+            cropped(text, crops, parts.scorer.tokenizer, *uniform) if copy else text
+            for (text, copy), uniform in zip(drawn, uniform_B2, strict=True)
+        ]
+
+    lesson: Lesson[Labelled] = Lesson(
+        name="classifier",
+        trained=parts.scorer.trained(),
+        steps=steps_of(config, len(stream.rows)),
+        batch=batch,
+        count=len,
+        loss=partial(label_loss, parts.scorer),
+        measure=partial(_measure, parts, config.batch.micro_rows, judge_labels),
+        size=lambda text: len(text.ids),
+    )
+    learn(lesson, config, parts.folder, parts.records, processes=parts.processes)
+
+
+def pair_loss(scorer: Scorer, pairs: Sequence[Pair], count: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """The pairwise logistic loss of these pairs ÷ `count`, and sums of wins (a tie is half of one), ties and margin."""
+    both = [*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]
+    chosen_B, rejected_B = scorer.outputs(both)[:, 0].split(len(pairs))
+    return pairwise_logistic_loss(chosen_B, rejected_B, count=count)
+
+
+def label_loss(scorer: Scorer, texts: Sequence[Labelled], count: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """Σ cross-entropy in nats of these texts ÷ `count`, and the sum of those that were named rightly."""
+    logits_BC = scorer.outputs([text.ids for text in texts])
+    label_B = torch.tensor([text.label for text in texts], device=logits_BC.device)
+    right = (logits_BC.detach().argmax(-1) == label_B).sum()
+    return cross_entropy(logits_BC, label_B, reduction="sum") / count, {"accuracy": right}
+
+
+def cropped(text: Labelled, crops: CropsConfig, tokenizer: Any, where: float, length: float) -> Labelled:
+    """A piece of the text, tokenised anew as a text of its own; two uniform numbers say where it begins and how long
+    it is. Texts that are no longer than the piece stay whole.
+    """
+    wanted = crops.min_tokens + int(length * (crops.max_tokens - crops.min_tokens + 1))
+    if len(text.ids) <= wanted:
+        return text
+    start = int(where * (len(text.ids) - wanted + 1))
+    piece = decode_completion(tokenizer, text.ids[:start], text.ids[start : start + wanted])
+    ids = encode_text(tokenizer, piece.strip(), len(text.ids)).ids
+    return Labelled(ids, text.label) if ids else text
+
+
+def cropped_once(texts: Sequence[Labelled], crops: CropsConfig, tokenizer: Any, seed: int) -> list[Labelled]:
+    """One piece of each text, other ones than training drew."""
+    uniform_N2 = keyed_uniforms(
+        seed=seed, iteration=0xFFFF_FFFF, rows=np.arange(len(texts)), positions=2, stream=CROPS
+    ).tolist()
+    return [cropped(text, crops, tokenizer, *uniform) for text, uniform in zip(texts, uniform_N2, strict=True)]
+
+
+@torch.no_grad()
+def outputs_of(scorer: Scorer, rows: Sequence[Ids], micro_rows: int, processes: Processes = ALONE) -> Tensor:
+    """logits_NC of all rows in order, float64 on the CPU, the same on every process. Raises NonFiniteError."""
+    share = processes.share(len(rows))
+    own = rows[share]
+    order = sorted(range(len(own)), key=lambda n: -len(own[n]))
+    labels = len(scorer.labels)
+    logits_NC = torch.zeros(len(own), labels, dtype=torch.float64)
+
+    def read(micro: int) -> None:
+        for start in range(0, len(order), micro):
+            batch = order[start : start + micro]
+            logits_NC[batch] = scorer.outputs([own[n] for n in batch]).double().cpu()
+
+    MicroRows(micro_rows).run(read, processes, total=len(own))
+    columns = [processes.gather(column_N.to(processes.device), len(rows)).cpu() for column_N in logits_NC.unbind(1)]
+    gathered_NC = torch.stack(columns, dim=1)
+    if not bool(torch.isfinite(gathered_NC).all()):
+        raise NonFiniteError("held-out scores", "A held-out score is NaN or infinite: the model's weights are broken.")
+    return gathered_NC
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a scorer made of given rows, one number per row."""
+
+    right_N: Tensor
+    """1 where it was right, 0 where it was wrong, one half for a tie."""
+    confidence_N: Tensor
+    """The probability that it gave to its own choice."""
+    loss_N: Tensor
+    """In nats."""
+    margin_N: Tensor | None = None
+    """Score of the chosen answer − score of the rejected one; None for labels."""
+    label_N: Tensor | None = None
+    """Column of each text's label; None for comparisons."""
+    choice_N: Tensor | None = None
+    """Column that it chose for each text; None for comparisons."""
+
+    def metrics(self) -> dict[str, float]:
+        """Means under their names in metrics.jsonl."""
+        told = {"eval/loss": float(self.loss_N.mean()), "eval/accuracy": float(self.right_N.mean())}
+        return told if self.margin_N is None else told | {"eval/margin": float(self.margin_N.mean())}
+
+
+def judge_pairs(scorer: Scorer, pairs: Sequence[Pair], micro_rows: int, processes: Processes = ALONE) -> Judged:
+    """The scorer's choice in each comparison; σ(|margin|) is its confidence."""
+    chosen_N, rejected_N = (
+        outputs_of(scorer, side, micro_rows, processes)[:, 0]
+        for side in ([pair.chosen for pair in pairs], [pair.rejected for pair in pairs])
+    )
+    margin_N = chosen_N - rejected_N
+    right_N = (margin_N > 0).double() + (margin_N == 0).double() / 2
+    return Judged(right_N, margin_N.abs().sigmoid(), -logsigmoid(margin_N), margin_N)
+
+
+def judge_labels(scorer: Scorer, texts: Sequence[Labelled], micro_rows: int, processes: Processes = ALONE) -> Judged:
+    """The scorer's label for each text."""
+    return judge_logits(outputs_of(scorer, [text.ids for text in texts], micro_rows, processes), texts)
+
+
+def judge_logits(logits_NC: Tensor, texts: Sequence[Labelled]) -> Judged:
+    """What these outputs say of each text's label."""
+    label_N = torch.tensor([text.label for text in texts])
+    confidence_N, choice_N = logits_NC.softmax(-1).max(-1)
+    loss_N = cross_entropy(logits_NC, label_N, reduction="none")
+    return Judged((choice_N == label_N).double(), confidence_N, loss_N, label_N=label_N, choice_N=choice_N)
+
+
+Judge = Callable[[Scorer, Any, int, Processes], Judged]
+
+
+def _measure(parts: RewardParts[Row], micro_rows: int, judge: Judge) -> Mapping[str, float]:
+    return judge(parts.scorer, parts.held_out, micro_rows, parts.processes).metrics()

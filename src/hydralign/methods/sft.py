@@ -1,0 +1,164 @@
+"""Supervised fine-tuning: next-token prediction on demonstrations (Stiennon et al. 2020, section 3.4, first step).
+
+The loss is the mean over all learned tokens of an optimizer step, whatever their rows, micro-batches or processes;
+prompts and padding are read and not learned. Several demonstrations share a row without seeing each other: positions
+begin anew with each, and attention stays inside (checked on the model itself before the first step).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hydralign.config.sft import SFTConfig
+from hydralign.data.packing import TokenSequence, packed
+from hydralign.data.stream import Stream
+from hydralign.distributed import ALONE, Processes
+from hydralign.errors import DataError, NonFiniteError
+from hydralign.methods.packing_check import require_apart
+from hydralign.methods.supervised import Lesson, learn, steps_of
+from hydralign.micro_batches import MicroRows
+from hydralign.models.kernels.logprobs import token_logprobs
+from hydralign.models.student import Student
+from hydralign.training.records import Records
+
+Row = Sequence[TokenSequence]
+
+LONGEST_ROW = 1024
+"""Tokens of a row where sft.max_tokens does not say otherwise and the context holds more."""
+
+
+@dataclass(frozen=True)
+class SFTParts:
+    """What a run of supervised fine-tuning is made of."""
+
+    student: Student
+    train: Sequence[TokenSequence]
+    held_out: Sequence[TokenSequence]
+    folder: Path
+    records: Records
+    processes: Processes = ALONE
+
+
+def train(config: SFTConfig, parts: SFTParts, *, seed: int = 0) -> None:
+    """Learn the training sequences, from the newest checkpoint in `parts.folder` or from the start.
+
+    Raises ModelError when the model lets packed demonstrations see each other, and as `supervised.learn` does.
+    """
+    student = parts.student
+    if config.packing:
+        require_apart(student)
+        rows = packed(parts.train, max_tokens_of(config, student))
+    else:
+        rows = tuple((sequence,) for sequence in parts.train)
+    stream = Stream(rows, seed)
+
+    def measure() -> Mapping[str, float]:
+        nll_N, tokens_N = held_out_losses(student, parts.held_out, config.batch.micro_rows, parts.processes)
+        loss = float(nll_N.sum() / tokens_N.sum())
+        return {"eval/loss": loss, "eval/perplexity": math.exp(min(loss, 700.0))}
+
+    lesson: Lesson[Row] = Lesson(
+        name="sft",
+        trained=student.trained(),
+        steps=steps_of(config, len(rows)),
+        batch=lambda step: stream.batch(step, config.batch.rows),
+        count=lambda batch: sum(sequence.learned for row in batch for sequence in row),
+        loss=partial(language_loss, student),
+        measure=measure,
+    )
+    learn(lesson, config, parts.folder, parts.records, processes=parts.processes)
+
+
+def max_tokens_of(config: SFTConfig, student: Student) -> int:
+    """The longest row in tokens. Raises DataError for more than the model's context."""
+    longest = config.max_tokens or min(student.context, LONGEST_ROW)
+    if longest > student.context:
+        raise DataError(
+            f"sft.max_tokens={longest} is above the {student.context} positions of the model"
+            f"{student.context_note or ': it could not read such rows'}. Set sft.max_tokens to {student.context} or "
+            "less."
+        )
+    return longest
+
+
+def language_loss(student: Student, rows: Sequence[Row], count: float) -> tuple[Tensor, dict[str, Tensor]]:
+    """Σ −log p in nats over the learned tokens of these rows ÷ `count`, with gradient; and no further numbers."""
+    nll_N, _ = token_losses(student, rows)
+    return nll_N.sum() / max(count, 1.0), {}
+
+
+def token_losses(student: Student, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+    """(nll_N, row_N): −log p in nats of every learned token, row by row, and the row that it stands in."""
+    tokens_BT, positions_BT, learned_BT = _tensors(rows, student.tokenizer.pad_token_id, student.device)
+    causal = student.causal
+    # The state at t predicts the token at t + 1, which is learned only inside its own sequence.
+    learned_BT = learned_BT[:, 1:]
+    inputs: dict[str, Any] = {"position_ids": positions_BT} if any(len(row) > 1 for row in rows) else {}
+    with causal.autocast():
+        states_BTD = causal.body(inputs_embeds=causal.embed(tokens_BT), use_cache=False, **inputs).last_hidden_state
+        hidden_ND = states_BTD[:, :-1][learned_BT]
+        logprobs_N, _ = token_logprobs(
+            hidden_ND,
+            tokens_BT[:, 1:][learned_BT],
+            torch.zeros(len(hidden_ND), dtype=torch.bool, device=student.device),
+            head=causal.head,
+            temperature=1.0,
+            stop_ids=(),
+            entropy=False,
+        )
+    row_N = torch.arange(len(rows), device=student.device)[:, None].expand_as(learned_BT)[learned_BT]
+    return -logprobs_N, row_N
+
+
+def _tensors(rows: Sequence[Row], pad_id: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """(tokens_BT, positions_BT, learned_BT); padding counts positions of its own and is never learned."""
+    width = max(sum(len(sequence.ids) for sequence in row) for row in rows)
+    tokens_BT = np.full((len(rows), width), pad_id, dtype=np.int64)
+    positions_BT = np.zeros((len(rows), width), dtype=np.int64)
+    learned_BT = np.zeros((len(rows), width), dtype=bool)
+    for b, row in enumerate(rows):
+        end = 0
+        for sequence in row:
+            start, end = end, end + len(sequence.ids)
+            tokens_BT[b, start:end] = sequence.ids
+            positions_BT[b, start:end] = np.arange(end - start)
+            learned_BT[b, start + max(1, sequence.learned_from) : end] = True
+        positions_BT[b, end:] = np.arange(width - end)
+    tokens, positions, learned = (torch.from_numpy(x_BT).to(device) for x_BT in (tokens_BT, positions_BT, learned_BT))
+    return tokens, positions, learned
+
+
+@torch.no_grad()
+def held_out_losses(
+    student: Student, sequences: Sequence[TokenSequence], micro_rows: int, processes: Processes = ALONE
+) -> tuple[Tensor, Tensor]:
+    """(nll_N, tokens_N) of each sequence by itself, in order: Σ −log p in nats, and over how many tokens.
+
+    Raises NonFiniteError when one of them is NaN or infinite.
+    """
+    share = processes.share(len(sequences))
+    own = sequences[share]
+    order = sorted(range(len(own)), key=lambda n: -len(own[n].ids))
+    nll_N = torch.zeros(len(own), dtype=torch.float64)
+
+    def measure(micro: int) -> None:
+        for start in range(0, len(order), micro):
+            batch = order[start : start + micro]
+            losses_M, row_M = token_losses(student, [(own[n],) for n in batch])
+            sums_B = torch.zeros(len(batch), dtype=torch.float64, device=student.device)
+            nll_N[batch] = sums_B.index_add(0, row_M, losses_M.double()).cpu()
+
+    MicroRows(micro_rows).run(measure, processes, total=len(own))
+    nll_N = processes.gather(nll_N.to(processes.device), len(sequences)).cpu()
+    if not bool(torch.isfinite(nll_N).all()):
+        raise NonFiniteError("held-out loss", "The held-out loss is NaN or infinite: the model's weights are broken.")
+    return nll_N, torch.tensor([sequence.learned for sequence in sequences], dtype=torch.float64)

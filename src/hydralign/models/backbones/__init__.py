@@ -1,0 +1,1 @@
+"""How an architecture reads a batch, decodes with a cache, and is cut between its layers."""

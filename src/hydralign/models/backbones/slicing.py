@@ -1,0 +1,208 @@
+"""Cut a causal model between two of its layers, whatever its architecture.
+
+A part is the model's own body with a shorter list of layers (and a config that says so): it shares every weight with
+the model and builds positions, masks and rotary angles by the model's own code. What enters and leaves at a cut is
+taken by hooks that live for one call, so the model itself is never changed.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hydralign.errors import ModelError
+from hydralign.micro_batches import is_out_of_memory
+from hydralign.models.folders.loading import context_of
+from hydralign.models.outputs import require_finite_outputs
+
+STRANGE = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+"""What an architecture raises that is not built the way a caller takes for granted."""
+
+
+def told(error: Exception) -> str:
+    """The error's class and the first line of what it says."""
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+
+
+def layer_path(body: nn.Module) -> str:
+    """The dotted name of the body's list of layers. Raises ModelError when there is not exactly one."""
+    count = body.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]
+    found = [
+        name for name, module in body.named_modules() if isinstance(module, nn.ModuleList) and len(module) == count
+    ]
+    outermost = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
+    if len(outermost) != 1:
+        raise ModelError(
+            f"{type(body).__name__} has {len(outermost)} lists of {count} layers: where to cut it is unclear. "
+            "Use model.form: {type: full} or {type: lora}."
+        )
+    return outermost[0]
+
+
+def layers_of(body: nn.Module) -> nn.ModuleList:
+    """The body's layers, lowest first."""
+    layers = body.get_submodule(layer_path(body))
+    assert isinstance(layers, nn.ModuleList)
+    return layers
+
+
+def part(body: Any, first: int, last: int, **settings: Any) -> Any:
+    """A body that runs layers `first` to `last - 1` only, between the same embedding and final norm.
+
+    Every module is shared but those that hold the list. `settings` replace entries of the part's config.
+    """
+    owners = layer_path(body).split(".")
+    config = _shortened(body.config, first, last)
+    for name, value in settings.items():
+        setattr(config, name, value)
+    top = current = _shell(body, config)
+    for name in owners[:-1]:
+        current._modules[name] = _shell(current._modules[name], config)
+        current = current._modules[name]
+    current._modules[owners[-1]] = nn.ModuleList(current._modules[owners[-1]][first:last])
+    return top
+
+
+def after_layers(body: Any, states_BTD: Tensor) -> list[nn.Module]:
+    """The body's modules that run after its last layer, such as the final norm; found by running it on some states."""
+    layers = layers_of(body)
+    inside = {id(module) for module in layers.modules()}
+    called: list[nn.Module] = []
+    outside = [m for m in body.modules() if id(m) not in inside and any(True for _ in m.parameters(recurse=False))]
+    handles = [m.register_forward_hook(lambda module, *_: called.append(module)) for m in outside]
+    handles.append(layers[-1].register_forward_hook(lambda *_: called.clear()))
+    try:
+        with torch.no_grad():
+            body(inputs_embeds=states_BTD, use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return called
+
+
+def copy_of_trained(body: Any) -> Any:
+    """A copy of a part that shares every tensor with it but the trained ones, which are its own."""
+    tensors = [*body.buffers(), *(p for p in body.parameters() if not p.requires_grad)]
+    return copy.deepcopy(body, {id(tensor): tensor for tensor in tensors})
+
+
+def _shell(module: Any, config: Any) -> Any:
+    """A module with the same content and entries of its own: one of them can be replaced, and the config."""
+    shell = copy.copy(module)
+    shell._modules = dict(module._modules)
+    if hasattr(module, "config"):
+        shell.config = config
+    return shell
+
+
+def _shortened(config: Any, first: int, last: int) -> Any:
+    """The config of a part: its number of layers, and their types. Raises ModelError where these cannot be set."""
+    short = copy.deepcopy(config)
+    short.num_hidden_layers = last - first
+    for name in ("layer_types", "no_rope_layers", "attention_layers"):
+        kinds = getattr(config, name, None)
+        if not isinstance(kinds, list) or len(kinds) != config.num_hidden_layers:
+            continue
+        # Some configs derive the list from the number of layers, and let nobody set it.
+        if getattr(short, name, None) == kinds[first:last]:
+            continue
+        try:
+            setattr(short, name, kinds[first:last])
+        except AttributeError as error:
+            raise ModelError(
+                f"{type(config).__name__}.{name} cannot be set ({told(error)}): a part of the model would take its "
+                "layers for others. Use model.form: {type: full} or {type: lora} without unfrozen_layers."
+            ) from error
+    return short
+
+
+@contextmanager
+def entering(layer: nn.Module, states_BTD: Tensor) -> Iterator[None]:
+    """Within the block the layer reads these states in place of those that it is called with."""
+
+    def swap(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if args:
+            return (states_BTD, *args[1:]), kwargs
+        return args, kwargs | {"hidden_states": states_BTD}
+
+    handle = layer.register_forward_pre_hook(swap, with_kwargs=True)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def leaving(layer: nn.Module) -> Iterator[list[Tensor]]:
+    """Collects the states that the layer hands on within the block, one per call."""
+    seen: list[Tensor] = []
+    handle = layer.register_forward_hook(lambda _, __, out: seen.append(out[0] if isinstance(out, tuple) else out))
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def top_layers(model: Any, top: int) -> range:
+    """The numbers of the `top` layers. Raises ModelError unless at least one is left below them."""
+    count = len(layers_of(model.base_model))
+    if not 1 <= top < count:
+        raise ModelError(
+            f"model.form.unfrozen_layers={top}, but {type(model).__name__} has {count} layers: "
+            f"{'no trunk would be left to share' if top >= count else 'nothing would be trained'}. "
+            f"{f'Use 1 to {count - 1}, or train' if count > 1 else 'Train'} all layers: model.form {{type: full}}, or "
+            "lora without unfrozen_layers."
+        )
+    return range(count - top, count)
+
+
+@torch.no_grad()
+def check_split(model: Any, top: int) -> int:
+    """The number of the first of the `top` layers that can be cut off.
+
+    Raises ModelError unless trunk and branch, one after the other, give the model's own final states, also for
+    sequences longer than its sliding window (which is set to a few positions for the check).
+    """
+    body, layers = model.base_model, top_layers(model, top)
+    for first, last in ((0, layers.start), (layers.start, layers.stop)):
+        _shortened(body.config, first, last)
+    embeddings = model.get_input_embeddings()
+    columns = min(12, context_of(body))
+    ids_BT = torch.arange(2 * columns, device=embeddings.weight.device).view(2, columns) % embeddings.weight.shape[0]
+    states_BTD = embeddings(ids_BT).float()
+    narrow = {"sliding_window": 4} if getattr(body.config, "sliding_window", None) else {}
+    for settings in [{}, narrow] if narrow else [{}]:
+        try:
+            gap, scale = _gap(body, layers.start, layers.stop, states_BTD, settings)
+        except STRANGE as error:
+            if is_out_of_memory(error):
+                raise
+            raise ModelError(
+                f"{type(model).__name__} cannot be run in two parts ({told(error)}): what stands between its layers is "
+                "not known here. Use model.form: {type: full} or {type: lora} without unfrozen_layers."
+            ) from error
+        require_finite_outputs(scale, model)
+        if not gap <= 1e-5 * max(1.0, scale):
+            raise ModelError(
+                f"{type(model).__name__} cut below its top {top} layers differs from the whole by {gap:.2g}: its "
+                "layers share more than the states that they hand on, and every log-probability would be wrong. Use "
+                "model.form: {type: full} or {type: lora} without unfrozen_layers."
+            )
+    return layers.start
+
+
+def _gap(body: Any, cut: int, end: int, states_BTD: Tensor, settings: dict[str, Any]) -> tuple[float, float]:
+    """Largest difference between the whole and its two parts, and the largest final state."""
+    whole = part(body, 0, end, **settings) if settings else body
+    whole_BTD = whole(inputs_embeds=states_BTD, use_cache=False).last_hidden_state
+    trunk, branch = part(body, 0, cut, **settings), part(body, cut, end, **settings)
+    with leaving(layers_of(trunk)[-1]) as seen:
+        trunk(inputs_embeds=states_BTD, use_cache=False)
+    with entering(layers_of(branch)[0], seen[0]):
+        parts_BTD = branch(inputs_embeds=seen[0], use_cache=False).last_hidden_state
+    return float((whole_BTD - parts_BTD).abs().max()), float(whole_BTD.abs().max())

@@ -1,0 +1,1 @@
+"""Sequence classifiers: reward models and classifiers of texts, loaded or in training."""

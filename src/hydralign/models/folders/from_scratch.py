@@ -1,0 +1,137 @@
+"""Make a model from scratch: a byte-level BPE tokenizer trained on given texts, random weights.
+
+A language model, or a sequence classifier with named outputs; of one family both have the same trunk.
+
+The tokenizer knows every byte, so no text is unknown to it, and its pad token is distinct from its
+end-of-sequence token. It adds no [CLS]: a bert classifier is read at the text's first token, which sees all others.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    GPT2Config,
+    GPT2ForSequenceClassification,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    LlamaForSequenceClassification,
+    PreTrainedTokenizerFast,
+)
+
+from hydralign.errors import ModelError
+from hydralign.models.folders.loading import prepare_model
+
+EOS, PAD = "<eos>", "<pad>"
+
+LANGUAGE_MODELS: Mapping[str, Any] = {"gpt2": GPT2LMHeadModel, "llama": LlamaForCausalLM}
+CLASSIFIERS: Mapping[str, Any] = {
+    "gpt2": GPT2ForSequenceClassification,
+    "llama": LlamaForSequenceClassification,
+    "bert": BertForSequenceClassification,
+}
+
+
+def train_tokenizer(texts: Iterable[str], *, vocabulary: int) -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of at most `vocabulary` tokens; `<eos>` and `<pad>` are the first two."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=vocabulary,
+        special_tokens=[EOS, PAD],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD)
+
+
+def make_model(tokenizer: Any, *, family: str, layers: int, width: int, heads: int, context: int, seed: int = 0) -> Any:
+    """A gpt2 or llama model with random weights for this tokenizer, fp32, dropout off.
+
+    Equal seeds give equal weights; the global random state is left as it was.
+    """
+    if family == "bert":
+        raise ModelError(
+            "family='bert' cannot be a language model: it reads both ways, so it has no next token to predict. "
+            "Use gpt2 or llama to write, bert only to classify."
+        )
+    config = _config(tokenizer, family=family, layers=layers, width=width, heads=heads, context=context)
+    return _with_random_weights(LANGUAGE_MODELS[family], config, tokenizer, seed)
+
+
+def make_classifier(
+    tokenizer: Any,
+    *,
+    family: str,
+    layers: int,
+    width: int,
+    heads: int,
+    context: int,
+    labels: Sequence[str],
+    seed: int = 0,
+) -> Any:
+    """A gpt2, llama or bert sequence classifier with one output per label, in this order; fp32, dropout off.
+
+    A single label makes a reward model. Equal seeds give equal weights; the global random state is left as it was.
+    Raises ModelError for labels that are missing or equal, and for other families.
+    """
+    config = _config(tokenizer, family=family, layers=layers, width=width, heads=heads, context=context)
+    name_outputs(config, labels)
+    return _with_random_weights(CLASSIFIERS[family], config, tokenizer, seed)
+
+
+def name_outputs(config: Any, labels: Sequence[str]) -> None:
+    """Set a config's outputs to these labels in place. Raises ModelError when there are none or two are equal."""
+    if not labels or len(set(labels)) != len(labels):
+        raise ModelError(
+            f"labels={list(labels)}: outputs are found by name, so there must be at least one and no two alike. "
+            "Name each label once."
+        )
+    config.id2label = dict(enumerate(labels))
+    config.label2id = {label: column for column, label in enumerate(labels)}
+    config.problem_type = "single_label_classification" if len(labels) > 1 else None
+
+
+def _config(tokenizer: Any, *, family: str, layers: int, width: int, heads: int, context: int) -> Any:
+    shared = {
+        "vocab_size": len(tokenizer),
+        "pad_token_id": tokenizer.pad_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "bos_token_id": tokenizer.eos_token_id,
+    }
+    if family == "gpt2":
+        return GPT2Config(
+            n_layer=layers,
+            n_embd=width,
+            n_head=heads,
+            n_positions=context,
+            activation_function="gelu_pytorch_tanh",  # the same function as gelu_new, in one kernel
+            **shared,
+        )
+    sizes = {
+        "num_hidden_layers": layers,
+        "hidden_size": width,
+        "num_attention_heads": heads,
+        "max_position_embeddings": context,
+    }
+    if family == "llama":
+        return LlamaConfig(intermediate_size=-(-8 * width // 3 // 16) * 16, tie_word_embeddings=True, **sizes, **shared)
+    if family == "bert":
+        return BertConfig(intermediate_size=4 * width, **sizes, **shared)
+    raise ModelError(
+        f"family={family!r} cannot be made from scratch: only its sizes are known for {', '.join(CLASSIFIERS)}."
+    )
+
+
+def _with_random_weights(build: Any, config: Any, tokenizer: Any, seed: int) -> Any:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return prepare_model(build(config), tokenizer)

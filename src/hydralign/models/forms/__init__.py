@@ -1,0 +1,1 @@
+"""What is trained, and what the frozen reference is: full, LoRA, hydra."""

@@ -1,0 +1,203 @@
+"""The LoRA form: low-rank adapters are trained, the reference is the same model without them.
+
+Going on from a trained adapter, the reference is that adapter's start, kept as a copy of all that is trained: the bare
+base model would be another model, and KL would not start at 0. Whatever is trained is trained in fp32.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from peft import LoraConfig, get_peft_model
+from torch import Tensor
+
+from hydralign.errors import ModelError
+from hydralign.models.backbones.causal import CausalModel
+from hydralign.models.backbones.decoding import CachedDecoding
+from hydralign.models.backbones.rope import explain_rope_limit
+from hydralign.models.backbones.slicing import layers_of
+from hydralign.models.backbones.trunk import Trunk
+from hydralign.models.fixed import freeze_fixed
+from hydralign.models.folders.adapters import ADAPTER, AdapterStart, load_adapter, read_language_adapter
+from hydralign.models.folders.load_errors import named_load_errors
+from hydralign.models.folders.loading import context_of, prepare_model, stop_ids_of
+from hydralign.models.folders.saving import model_folder, save_value_head
+from hydralign.models.folders.weights import embedding_rows
+from hydralign.models.heads.value import ValueHead
+from hydralign.models.precision import store_frozen_in_bf16
+from hydralign.models.versions import Conv1D
+from hydralign.types import Evaluation, Rows
+
+
+class LoraPolicy:
+    """Policy form `lora`. In bf16 mode the base's matrices are stored in bf16, the adapters in fp32."""
+
+    trunk: Trunk | None = None
+    samples_values = True
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        value_head: ValueHead,
+        *,
+        rank: int = 16,
+        alpha: float = 32.0,
+        targets: Sequence[str] | None = None,
+        adapter: str | None = None,
+        precision: str = "fp32",
+        seed: int = 0,
+    ) -> None:
+        self.tokenizer, self.precision, self.value_head = tokenizer, precision, value_head
+        self.stop_ids = stop_ids_of(model, tokenizer)
+        self.context = context_of(model)
+        self.context_note, self.vocabulary = explain_rope_limit(model), embedding_rows(model.config)
+        self.peft = adapt(model, rank=rank, alpha=alpha, targets=targets, adapter=adapter, seed=seed)
+        learned = [p for p in self.peft.parameters() if p.requires_grad]
+        self._start = AdapterStart(learned) if adapter is not None else None
+        if precision == "bf16":
+            store_frozen_in_bf16(model)
+        prepare_model(model, tokenizer)
+        self.causal = CausalModel(model, tokenizer=tokenizer, precision=precision)
+
+    @property
+    def device(self) -> torch.device:
+        """Where its rows must lie."""
+        return self.causal.device
+
+    def evaluate(self, rows: Rows, *, entropy_gradient: bool = False) -> Evaluation:
+        """Log-probabilities, values and entropies of the responses."""
+        return self.causal.evaluate(rows, self.value_head, self.stop_ids, entropy_gradient=entropy_gradient)
+
+    def read_values(self, rows: Rows) -> Tensor:
+        """Values of the responses."""
+        return self.causal.read_values(rows, self.value_head)
+
+    @torch.no_grad()
+    def reference(self, rows: Rows) -> Tensor:
+        """ref_logprobs_BR with the adapters off, or set to the adapter that training started from."""
+        with self._start.in_place() if self._start else self.peft.disable_adapter():
+            return self.causal.reference(rows, self.stop_ids)
+
+    def start(self, prompt_ids: list[tuple[int, ...]], new_tokens: int) -> CachedDecoding:
+        """Begin sampling."""
+        return CachedDecoding(self.causal, self.value_head, prompt_ids, new_tokens)
+
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """The adapters' weights, whatever else a trained adapter trains, and the value head."""
+        named = {name: p for name, p in self.peft.named_parameters() if p.requires_grad}
+        return named | {f"value_head.{name}": p for name, p in self.value_head.named_parameters()}
+
+    def fixed(self) -> list[Tensor]:
+        """The base model, and the start of the adapter that training went on from."""
+        frozen: list[Tensor] = [p for p in self.peft.parameters() if not p.requires_grad]
+        return frozen + (self._start.copies if self._start else [])
+
+    def export(self, folder: str | os.PathLike[str]) -> None:
+        """Write a PEFT adapter folder with tokenizer and value head; it names its base model."""
+        with model_folder(folder) as partial:
+            save_adapter(self.peft, partial)
+            self.tokenizer.save_pretrained(partial)
+            save_value_head(partial, self.value_head)
+
+
+def adapt(
+    model: Any,
+    *,
+    rank: int,
+    alpha: float,
+    targets: Sequence[str] | None,
+    adapter: str | None,
+    seed: int,
+    layers: Sequence[int] | None = None,
+) -> Any:
+    """The model in PEFT's wrapping, frozen but for fresh adapters, or for a trained one to go on from. Adapters are
+    placed on the named `layers` only, by default on all.
+
+    Modules that a trained adapter replaces are copied from the base, so the base must still be in fp32 here: its
+    matrices are rounded afterwards. Raises ModelError when adapters and model do not fit each other, or a trained
+    adapter changes other layers.
+    """
+    model.requires_grad_(False)
+    if adapter is None:
+        return _fresh_adapter(model, rank=rank, alpha=alpha, targets=targets, seed=seed, layers=layers)
+    if not (Path(adapter) / "adapter_config.json").exists():
+        raise ModelError(
+            f"model.form.adapter={adapter!r} holds no adapter_config.json: there is no adapter to go on from. "
+            "Name a folder that PEFT saved, or leave it out to start with fresh adapters."
+        )
+    peft = load_adapter(model, adapter, read_language_adapter(adapter), trained=True)
+    freeze_fixed(model)
+    if layers is not None:
+        _require_within(model, peft, layers)
+    return peft
+
+
+def _require_within(model: Any, peft: Any, layers: Sequence[int]) -> None:
+    """Raise ModelError when something is trained outside these layers."""
+    inside = {id(p) for number in layers for p in layers_of(model.base_model)[number].parameters()}
+    outside = [name for name, p in peft.named_parameters() if p.requires_grad and id(p) not in inside]
+    if outside:
+        raise ModelError(
+            f"model.form: the adapter changes {outside[0]}, which is not in the top {len(layers)} layers: trunk and "
+            "output head must stay as they are to be shared. Leave unfrozen_layers out, or name another adapter."
+        )
+
+
+def save_adapter(peft: Any, folder: Path) -> None:
+    """Write the trained adapter as PEFT does; it names its base model."""
+    # Without this switch PEFT would look for the base model's config on the network.
+    peft.save_pretrained(folder, selected_adapters=[ADAPTER], save_embedding_layers=False)
+
+
+def require_rank_fits(model: Any, rank: int, targets: Sequence[str] | None) -> None:
+    """Raise ModelError when the rank is above the smaller side of every matrix that could be adapted."""
+    linear = [(n, m) for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))]
+    named = [(n, m) for n, m in linear if not targets or n.rpartition(".")[2] in targets or n in targets]
+    widest = max((min(module.weight.shape) for _, module in named or linear), default=rank)
+    if rank > widest:
+        raise ModelError(
+            f"model.form.rank={rank}: no adapted matrix of {type(model).__name__} has a rank above {widest}, so the "
+            f"adapters would be larger than what they adapt. Choose at most {widest}, or form: {{type: full}}."
+        )
+
+
+def _fresh_adapter(
+    model: Any, *, rank: int, alpha: float, targets: Sequence[str] | None, seed: int, layers: Sequence[int] | None
+) -> Any:
+    """Adapters whose second factor is zero: at the start they change nothing, to the bit."""
+    require_rank_fits(model, rank, targets)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        lora_dropout=0.0,
+        bias="none",
+        target_modules=list(targets) if targets else None,
+        task_type="CAUSAL_LM",
+        layers_to_transform=list(layers) if layers is not None else None,
+        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+    )
+    return placed(model, config, f"in {type(model).__name__}", seed=seed)
+
+
+def placed(model: Any, config: LoraConfig, where: str, *, seed: int, advice: str = "Name") -> Any:
+    """Fresh adapters put into the model; `where` and `advice` are parts of the error when that fails.
+
+    Raises ModelError for whatever PEFT raises, memory that ran out excepted.
+    """
+    linear = sorted({n.split(".")[-1] for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))})
+    targets = sorted(config.target_modules) if config.target_modules else None
+    named = named_load_errors(
+        f"model.form.targets={targets}: no adapter could be placed {where}",
+        f"{advice} some of its linear layers: {', '.join(linear)}.",
+    )
+    with named, warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
+        # PEFT asks transformers for a name that is about to be renamed there; nothing that a user could mend.
+        warnings.filterwarnings("ignore", message=".*is_gradient_checkpointing", category=FutureWarning)
+        torch.manual_seed(seed)
+        return get_peft_model(model, config, adapter_name=ADAPTER)

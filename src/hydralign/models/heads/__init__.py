@@ -1,0 +1,1 @@
+"""What reads hidden states: token log-probabilities, values, scores."""

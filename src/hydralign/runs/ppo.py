@@ -1,0 +1,180 @@
+"""A recipe's ppo section from beginning to end: build the parts, answer held-out prompts, train, answer again, tell.
+
+The proof is part of the run: the same held-out prompts are answered before and after with the same random numbers,
+and the paired interval is printed and stored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+from hydralign.config import PPOConfig, Recipe
+from hydralign.config.data import PromptSourceConfig
+from hydralign.config.model import ModelConfig
+from hydralign.data import DataSet, PromptStream, choose_rows, fingerprint, load_prompts, training_texts
+from hydralign.distributed import Processes
+from hydralign.errors import ConfigError, DataError, NonFiniteError
+from hydralign.evaluation.comparison import Comparison, as_record, compare_answers, fact_sentence
+from hydralign.evaluation.held_out import Answers, answer_held_out
+from hydralign.evaluation.statistics import Difference
+from hydralign.generation.sampler import check_context
+from hydralign.methods.ppo import PPOParts, sampling_plan, train
+from hydralign.models import load_policy, make_model, make_policy, train_tokenizer
+from hydralign.models.policy import Policy
+from hydralign.progress import say
+from hydralign.rewards.build import build_terms
+from hydralign.rewards.combine import RewardTerm
+from hydralign.runs.section import RESULT, kept, opened, write_json
+from hydralign.tracking import Tracker
+from hydralign.types import Prompt
+
+
+def run_ppo(recipe: Recipe, config: PPOConfig, folder: Path, processes: Processes) -> list[Difference]:
+    """Train as the recipe's `ppo` section says, into `folder`; returns the paired differences, the score first."""
+    loaded = load_parts(recipe, config, processes)
+    policy, held_out, terms = loaded.policy, loaded.held_out, loaded.terms
+    if processes.main:
+        say(loaded.prompts.report.describe())
+
+    def answers(label: str) -> Answers:
+        return answer_held_out(
+            policy,
+            held_out,
+            terms,
+            sampling_plan(config.sampling, recipe.seed),
+            micro_rows=config.batch.micro_rows,
+            label=label,
+            processes=processes,
+        )
+
+    with opened(recipe, config, folder, processes) as records:
+        rows = fingerprint(held_out)
+        before = kept_answers(folder / "before.json", rows, partial(answers, "before"), processes)
+        parts = PPOParts(
+            policy=policy,
+            prompts=PromptStream(loaded.prompts.train, recipe.seed),
+            rewards=terms,
+            folder=folder,
+            tracker=records.tracker,
+            record=records.local,
+            processes=processes,
+            on_step=partial(_evaluate_when_due, config, answers, records.tracker),
+        )
+        train(config, parts, seed=recipe.seed)
+    after = kept_answers(folder / "after.json", rows, partial(answers, "after"), processes)
+    comparison = compare_answers(before, after)
+    if processes.main:
+        policy.export(folder / "model")
+        write_json(folder / RESULT, as_record(comparison))
+        tell(comparison)
+        say(f"Model, metrics and samples lie in {folder}.")
+    processes.wait()
+    return list(comparison.metrics)
+
+
+def _evaluate_when_due(
+    config: PPOConfig, answers: Callable[[str], Answers], tracker: Tracker, step: int, _: Policy
+) -> None:
+    """Means of the held-out answers between before and after; poison there is an event, and training goes on."""
+    every = config.evaluation.every
+    if not every or step % every or step == config.steps:
+        return
+    try:
+        metrics = answers(f"after {step} iterations").metrics
+    except NonFiniteError as error:
+        tracker.event(step - 1, "non_finite", {"where": f"evaluation/{error.where}", "message": str(error)})
+    else:
+        tracker.log(step - 1, {f"eval/{name}": sum(x) / len(x) for name, x in metrics.items()})
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a ppo section works with, loaded and checked against each other."""
+
+    policy: Policy
+    prompts: DataSet[Prompt]
+    held_out: tuple[Prompt, ...]
+    """The held-out prompts that are answered before and after."""
+    terms: tuple[RewardTerm, ...]
+
+
+def required_prompts(recipe: Recipe) -> PromptSourceConfig:
+    """The prompts' source. Raises ConfigError when the recipe names none."""
+    if recipe.data.prompts is None:
+        raise ConfigError("The recipe has no `data.prompts`: there is nothing to answer. Name a source of prompts.")
+    return recipe.data.prompts
+
+
+def load_parts(recipe: Recipe, config: PPOConfig, processes: Processes) -> Loaded:
+    """Everything that a ppo section needs, with every check that can be made before the first answer is sampled."""
+    source = required_prompts(recipe)
+    processes.require_shares(config.batch.minibatch_rows, "ppo rows per minibatch")
+    terms = build_terms(config.rewards, processes.device)
+    policy = _policy(recipe, config.model or recipe.model, processes)
+    prompts = load_prompts(source, policy.tokenizer, seed=recipe.seed)
+    held_out = proof_prompts(prompts, config, at_least=max(2, processes.count))
+    check_context(policy, [*prompts.train, *held_out], sampling_plan(config.sampling, recipe.seed))
+    return Loaded(policy, prompts, held_out, terms)
+
+
+def _policy(recipe: Recipe, model: ModelConfig, processes: Processes) -> Policy:
+    """The model in its form."""
+    if model.path is not None:
+        return load_policy(
+            model.path,
+            form=model.form,
+            precision=model.precision,
+            pad_token=model.pad_token,
+            device=processes.device,
+            seed=recipe.seed,
+        )
+    assert model.new is not None
+    tokenizer = train_tokenizer(training_texts(recipe.data), vocabulary=model.new.vocabulary)
+    fresh = make_model(tokenizer, **model.new.model_dump(exclude={"vocabulary"}), seed=recipe.seed)
+    return make_policy(
+        fresh.to(processes.device), tokenizer, form=model.form, precision=model.precision, seed=recipe.seed
+    )
+
+
+def proof_prompts(prompts: DataSet[Prompt], config: PPOConfig, *, at_least: int) -> tuple[Prompt, ...]:
+    """The held-out prompts that are answered before and after; raises DataError when no interval can be drawn."""
+    return choose_prompts(prompts, config.evaluation.prompts, at_least=at_least)
+
+
+def choose_prompts(prompts: DataSet[Prompt], count: int, *, at_least: int) -> tuple[Prompt, ...]:
+    """`count` held-out prompts, or all that there are; raises DataError with the reasons when they are too few."""
+    held_out = choose_rows(prompts.held_out, count)
+    if len(held_out) < at_least:
+        raise DataError(
+            f"{len(held_out)} prompts are held out, at least {at_least} are needed: whether training helped could not "
+            "be told from chance. Set data.prompts.held_out, such as {by: hash, percent: 5}, or name more prompts.\n"
+            f"{prompts.report.describe()}"
+        )
+    return held_out
+
+
+def tell(comparison: Comparison) -> None:
+    """The result in plain sentences."""
+    for difference in comparison.metrics:
+        say(difference.sentence())
+    for fact in comparison.facts:
+        say(fact_sentence(fact))
+
+
+def kept_answers(path: Path, rows: str, make: Callable[[], Answers], processes: Processes) -> Answers:
+    """`kept`, for answers to held-out prompts."""
+
+    def load(file: Path) -> tuple[str, Answers]:
+        answers = Answers.load(file)
+        return answers.rows, answers
+
+    return kept(path, rows, make, processes, load=load, save=lambda file, answers: answers.save(file))
+
+
+def prompt_preview(prompt: Prompt, source: PromptSourceConfig) -> str:
+    """One prompt as the policy will read it: text, then ids."""
+    cut = f"cut to {source.cut.min_tokens}-{source.cut.max_tokens} tokens" if source.cut else "whole"
+    return f"{prompt.text!r} ({cut}; {len(prompt.token_ids)} tokens: {list(prompt.token_ids[:12])})"

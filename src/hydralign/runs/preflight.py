@@ -1,0 +1,276 @@
+"""Everything that can be refused before the first section runs: data, names, files, forms, rewards, the output folder.
+
+Checks every section of a recipe without loading weights, in little more time than it takes to read its data once, so
+that a mistake in the last one is found before the first has trained for hours. A model that an earlier section is yet
+to make is judged by what that section starts from. Of large data sets a sample is looked at closely; the rest is
+checked when its section runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydralign.config import PPOConfig, Recipe
+from hydralign.config.compare import CompareConfig
+from hydralign.config.data import RESERVED_COLUMNS, HashSplit, LastSplit, NoSplit, SourceConfig, SourceSplit
+from hydralign.config.paths import paths_of
+from hydralign.config.recipe import OUTPUT
+from hydralign.config.reward import Labels, RewardConfig
+from hydralign.config.sft import SFTConfig
+from hydralign.data import DataSet, choose_rows, load_comparisons, load_demonstrations, load_labelled, load_prompts
+from hydralign.data.kept import tables_kept
+from hydralign.data.packing import sequences
+from hydralign.distributed import Processes
+from hydralign.errors import ConfigError, HydralignError, TokenizerError
+from hydralign.generation.sampler import check_context
+from hydralign.methods.ppo import sampling_plan
+from hydralign.methods.sft import max_tokens_of
+from hydralign.models.folders.from_scratch import train_tokenizer
+from hydralign.models.folders.weights import require_ids_can_be_read
+from hydralign.runs import compare as compare_run
+from hydralign.runs import ppo as ppo_run
+from hydralign.runs import reward as reward_run
+from hydralign.runs import sft as sft_run
+from hydralign.runs.model_facts import ModelFacts, ModelSource, require_form
+from hydralign.runs.reward_checks import check_terms
+from hydralign.runs.same_settings import comparable_text
+from hydralign.tracking import require_trackers
+from hydralign.types import Prompt
+
+Record = TypeVar("Record")
+
+HEAD = 5000
+"""Rows of a source that are looked at closely."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One section of a recipe, or one item of a section that is a list."""
+
+    section: str
+    title: str
+    config: Any
+
+
+@tables_kept()
+def check_steps(recipe: Recipe, steps: Sequence[Step], wanted: Sequence[str], processes: Processes) -> None:
+    """Check the steps with the `wanted` titles; `steps` are all of the recipe in the order in which they run.
+
+    Raises the error that the step would end with, which names the step; writes nothing.
+    """
+    for step in steps:
+        if step.title in wanted:
+            with errors_naming(step.title):
+                _check_step(recipe, steps, step, processes)
+
+
+@contextmanager
+def errors_naming(title: str) -> Iterator[None]:
+    """Errors that leave the block say which section they are about."""
+    try:
+        yield
+    except HydralignError as error:
+        if not str(error).startswith(title):
+            error.args = (f"{title}: {error}",)
+        raise
+
+
+def _check_step(recipe: Recipe, steps: Sequence[Step], step: Step, processes: Processes) -> None:
+    place = steps.index(step)
+    folders = {f"{OUTPUT}/{one.title}/model": one for one in steps}
+    _check_order(recipe, step, folders, steps[place:])
+    made = {folder: one.config for folder, one in folders.items() if one in steps[:place]}
+    require_trackers(getattr(step.config, "trackers", ()))
+    models = ModelSource(recipe.model, recipe.output, made)
+    for folder, one in folders.items():
+        if folder in made and isinstance(one.config, RewardConfig) and isinstance(one.config.task, Labels):
+            models.labels[folder] = _labels_of(recipe, one.config)
+    checks: Mapping[str, Callable[..., None]] = {
+        "sft": _check_sft,
+        "reward": _check_reward,
+        "ppo": _check_ppo,
+        "compare": _check_compare,
+    }
+    checks[step.section](recipe, step.config, models, processes)
+
+
+def _check_order(recipe: Recipe, step: Step, folders: Mapping[str, Step], later: Sequence[Step]) -> None:
+    """Raise ConfigError when the step reads what it makes itself, or what only a later step makes."""
+    for _, text in paths_of(step.config):
+        maker = folders.get(comparable_text(text, recipe.output))
+        if maker is not None and (maker is step or (maker in later and not Path(text).expanduser().exists())):
+            when = "it makes that itself" if maker is step else f"{maker.title} makes that, and runs later"
+            raise ConfigError(f"{step.title} reads {text}: {when}. Name a model that is there before.")
+
+
+def read_head(load: Callable[..., DataSet[Record]], source: SourceConfig, *rest: Any, **more: Any) -> tuple[Any, bool]:
+    """(the data set of at most HEAD usable rows, and as many of a held-out source; whether these are all).
+
+    Raises as `load` does.
+    """
+    split = source.held_out
+    if isinstance(split, HashSplit | LastSplit) and split.percent > 99:
+        return load(source, *rest, **more), True
+    short = source.limit is not None and source.limit <= HEAD
+    head = source if short else source.model_copy(update={"limit": HEAD})
+    data = load(head, *rest, held_out_limit=HEAD, **more)
+    if isinstance(split, SourceSplit) and len(data.held_out) >= HEAD:
+        return data, False
+    return data, short or not any(reason.startswith("beyond the limit") for reason in data.report.dropped)
+
+
+def read_rows(
+    load: Callable[..., DataSet[Record]], source: SourceConfig, facts: ModelFacts, **more: Any
+) -> tuple[DataSet[Record] | None, bool]:
+    """`read_head` with the model's tokenizer; None for what only a tokenizer that is not at hand could read."""
+    tokenizer = more.pop("stand_in", facts.tokenizer)
+    if facts.tokenizer is not None or facts.path is None:
+        return read_head(load, source, tokenizer, **more)
+    free = {"min_tokens": None, "max_tokens": None}
+    source = source.model_copy(update={"filter": source.filter.model_copy(update=free)})
+    try:
+        data, _ = read_head(load, source, tokenizer, **more)
+    except TokenizerError:
+        return None, False
+    return data, False
+
+
+def _check_sft(recipe: Recipe, config: SFTConfig, models: ModelSource, processes: Processes) -> None:
+    source, model = sft_run.required_source(recipe, config), config.model or recipe.model
+    processes.require_shares(config.batch.rows, "batch.rows")
+    facts = models.of_config(model)
+    require_form(facts, model)
+    data, whole = read_rows(load_demonstrations, source, facts)
+    if facts.context is not None:
+        longest = max_tokens_of(config, facts)  # type: ignore[arg-type]
+    if data is None or facts.tokenizer is None or facts.context is None or not whole:
+        return
+    stops = (facts.tokenizer.eos_token_id,)
+    made, cut = sequences(data.train, facts.tokenizer, stops, max_tokens=longest, too_long=config.too_long)
+    held_out = choose_rows(data.held_out, config.evaluation.rows)
+    apart, _ = sequences(held_out, facts.tokenizer, stops, max_tokens=longest, too_long="cut")
+    sft_run.require_sequences(made, apart, longest, sft_run.account(data, cut))
+    ids = (one.ids for one in (*made, *apart))
+    require_ids_can_be_read(ids, facts.tokenizer, facts.vocabulary, "A demonstration")
+
+
+def _check_reward(recipe: Recipe, config: RewardConfig, models: ModelSource, processes: Processes) -> None:
+    source, model = reward_run.required_source(recipe, config), config.model or recipe.model
+    processes.require_shares(config.batch.rows, "batch.rows")
+    facts = models.of_config(model, writes=False)
+    require_form(facts, model, freeze_layers=config.freeze_layers, scores=True)
+    if facts.context is not None and config.max_tokens is not None and config.max_tokens > facts.context:
+        raise ConfigError(
+            f"max_tokens={config.max_tokens}, but {facts.kind} reads at most {facts.context} tokens: it has no "
+            f"positions for more. Use at most {facts.context}."
+        )
+    load: Callable[..., DataSet[Any]] = load_labelled if isinstance(config.task, Labels) else load_comparisons
+    data, whole = read_rows(load, source, facts)
+    if data is None:
+        return
+    if whole:
+        reward_run.require_rows(data.train, data.held_out, data.report.describe())
+    others = [choose_rows(data.held_out, config.evaluation.rows)]
+    if config.test is not None:
+        test = config.test.model_copy(update={"held_out": NoSplit()})
+        tests, _ = read_rows(load, test, facts)
+        others.append(tests.train if tests else ())
+    if isinstance(config.task, Labels):
+        _check_labels(config.task, data, others, whole=whole)
+    else:
+        reward_run.require_finished([data.train, *others])
+
+
+def _check_labels(task: Labels, data: DataSet[Any], others: Sequence[Sequence[Any]], *, whole: bool) -> None:
+    """Raise DataError for labels that have no name, or that only rows to measure have."""
+    found = [row.label for row in data.train]
+    if not whole and len(set(found)) < 2:
+        return  # rows may be sorted by label
+    columns = reward_run.label_columns(task, found)
+    for rows in others if whole or task.names else ():
+        reward_run.require_known_labels(rows, columns)
+
+
+def _labels_of(recipe: Recipe, config: RewardConfig) -> list[str]:
+    """The labels of the classifier that a section makes; none when its data do not tell."""
+    assert isinstance(config.task, Labels)
+    if config.task.names:
+        return list(dict.fromkeys(config.task.names.values()))
+    try:
+        data, whole = read_head(load_labelled, reward_run.required_source(recipe, config))
+    except HydralignError:  # told where that section itself is checked
+        return []
+    return sorted({row.label for row in data.train}) if whole else []
+
+
+def _check_ppo(recipe: Recipe, config: PPOConfig, models: ModelSource, processes: Processes) -> None:
+    ppo_run.required_prompts(recipe)
+    processes.require_shares(config.batch.minibatch_rows, "ppo rows per minibatch")
+    model = config.model or recipe.model
+    facts = models.of_config(model)
+    models.require_base(model)
+    require_form(facts, model, splits=True)
+    prompts, whole = _prompts(recipe, facts)
+    if prompts and whole:
+        ppo_run.proof_prompts(prompts, config, at_least=max(2, processes.count))
+    read = [*prompts.train, *choose_rows(prompts.held_out, config.evaluation.prompts)] if prompts else []
+    _check_length(facts, read, config.sampling, recipe.seed)
+    check_terms(config.rewards, columns_of(prompts, whole=whole), models)
+
+
+def _check_compare(recipe: Recipe, config: CompareConfig, models: ModelSource, processes: Processes) -> None:
+    before, after, sampling, score = compare_run.required_settings(recipe.ppo, config)
+    ppo_run.required_prompts(recipe)
+    sides = []
+    for name, path in (("compare.before", before), ("compare.after", after)):
+        with errors_naming(name):
+            sides.append(models.of_path(path))
+    prompts, whole = _prompts(recipe, sides[0])
+    if prompts and whole:
+        ppo_run.choose_prompts(prompts, config.prompts, at_least=max(2, processes.count))
+    for facts in sides:
+        _check_length(facts, choose_rows(prompts.held_out, config.prompts) if prompts else [], sampling, recipe.seed)
+    columns = columns_of(prompts, whole=whole)
+    names = check_terms(score, columns, models)
+    judges = [f"judge/{name}" for name in check_terms(config.judges, columns, models)]
+    compare_run.require_shares(config, names, judges, truncated=sampling_plan(sampling, recipe.seed).truncated)
+
+
+def _prompts(recipe: Recipe, facts: ModelFacts) -> tuple[DataSet[Prompt] | None, bool]:
+    """The first prompts as the model reads them, and whether these are all and their number is certain."""
+    source = ppo_run.required_prompts(recipe)
+    if facts.tokenizer is not None:
+        return read_rows(load_prompts, source, facts, seed=recipe.seed)
+    # A tokenizer that is not known yet counts tokens in its own way.
+    stand_in = train_tokenizer(["a"], vocabulary=260)
+    free = {"min_tokens": None, "max_tokens": None}
+    plain = source.model_copy(update={"filter": source.filter.model_copy(update=free)})
+    data, whole = read_rows(load_prompts, plain, facts, seed=recipe.seed, stand_in=stand_in)
+    return data, whole and source.cut is None and plain == source
+
+
+def columns_of(prompts: DataSet[Prompt] | None, *, whole: bool) -> frozenset[str] | None:
+    """The columns that rewards can ask for; None when they are not known. A row beyond the first may have others."""
+    if prompts is None:
+        return None
+    if not whole:
+        return frozenset(prompts.report.columns) - RESERVED_COLUMNS
+    return frozenset(name for prompt in (*prompts.train, *prompts.held_out) for name in prompt.columns)
+
+
+def _check_length(facts: ModelFacts, prompts: Sequence[Prompt], sampling: Any, seed: int) -> None:
+    """Raise ConfigError when a prompt and its answer do not fit the model's context."""
+    if facts.context is None or not prompts:
+        return
+    plan = sampling_plan(sampling, seed)
+    if facts.tokenizer is not None:
+        check_context(facts, prompts, plan)  # type: ignore[arg-type]
+    elif plan.longest >= facts.context:
+        raise ConfigError(
+            f"Answers may have {plan.longest} tokens, but the model's context holds {facts.context}, prompt included: "
+            "later tokens would have no position. Shorten answers (max_new_tokens, lengths)."
+        )

@@ -1,0 +1,369 @@
+"""Recipes and their output folders: which sections are done, what comes next, what a run would do.
+
+OUT/recipe.yaml           the resolved recipe; another one is refused
+OUT/<section>/            what the section writes; it is finished when its last file is there
+OUT/<section>/<name>/     the same, of sections that are lists
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from transformers.utils.logging import disable_progress_bar
+
+from hydralign.config import Recipe, describe, diff, dump_recipe, load_recipe, resolved_recipe
+from hydralign.config.paths import file_of, paths_of, require_usable_paths
+from hydralign.config.recipe import OUTPUT
+from hydralign.data.kept import tables_kept
+from hydralign.distributed import Processes, launched_processes
+from hydralign.errors import ConfigError, RunFolderError, did_you_mean
+from hydralign.evaluation.statistics import Difference
+from hydralign.files import delete, write_text
+from hydralign.progress import say
+from hydralign.runs.compare import run_compare
+from hydralign.runs.inputs import kinds_read
+from hydralign.runs.lock import locked
+from hydralign.runs.output_checks import check_output
+from hydralign.runs.plans import later_lines, plan_compare, plan_ppo, plan_reward, plan_sft
+from hydralign.runs.ppo import run_ppo
+from hydralign.runs.precision import choose_precision, resolve_precision, same_precision
+from hydralign.runs.preflight import Step, check_steps
+from hydralign.runs.results import RunResult, read_results
+from hydralign.runs.reward import run_reward
+from hydralign.runs.same_settings import comparable, comparable_text
+from hydralign.runs.section_files import RESULT
+from hydralign.runs.sft import run_sft
+from hydralign.runs.standing import (
+    Standing,
+    growth,
+    has_results,
+    readers_of,
+    refuse_stale,
+    set_aside,
+    standing,
+    stored_config,
+)
+from hydralign.streams import lasting_output
+from hydralign.training.checkpoints import telling_what_stands
+
+
+@dataclass(frozen=True)
+class Section:
+    """One kind of section: what runs it, and what tells beforehand what that would do."""
+
+    run: Callable[[Recipe, Any, Path, Processes], list[Difference]]
+    plan: Callable[[Recipe, Any, Processes], list[str]]
+    data: tuple[str, ...]
+    """Kinds of data that it reads."""
+
+
+SECTIONS: dict[str, Section] = {
+    "sft": Section(run_sft, plan_sft, ("demonstrations",)),
+    "reward": Section(run_reward, plan_reward, ("comparisons", "labelled")),
+    "ppo": Section(run_ppo, plan_ppo, ("prompts",)),
+    "compare": Section(run_compare, plan_compare, ("prompts",)),
+}
+"""Loops by section, in the order in which a recipe runs them."""
+
+
+@dataclass(frozen=True)
+class Item:
+    """One section of a recipe, or one item of a section that is a list."""
+
+    section: str
+    title: str
+    """Where it stands in the recipe and under the output folder: reward, or reward/classifier."""
+    config: Any
+
+
+def items_of(recipe: Recipe, section: str) -> list[Item]:
+    """The section's items in order; none when the recipe lacks it."""
+    value = getattr(recipe, section)
+    if isinstance(value, tuple):
+        return [Item(section, f"{section}/{config.name}", config) for config in value]
+    return [] if value is None else [Item(section, section, value)]
+
+
+def run_recipe(recipe: Recipe | str | os.PathLike[str]) -> RunResult:
+    """Run every section that the recipe (or the recipe in that file) has, going on at the first unfinished one.
+
+    Raises RunFolderError when another process runs in the same output folder.
+    """
+    recipe = resolved_recipe(recipe)
+    output, names, processes = Path(recipe.output).expanduser(), present_sections(recipe), launched_processes()
+    check_before(recipe, names, processes)
+    with alone_in(output, processes):
+        for line in processes.agreed(lambda: _precision_lines(recipe, output, processes)):
+            say(line)
+        differences = {name: _run_items(recipe, name, tell_settings=True, tell_precision=False) for name in names}
+    titles = [item.title for name in names for item in items_of(recipe, name)]
+    return read_results(output, titles, differences)
+
+
+def _precision_lines(recipe: Recipe, output: Path, processes: Processes) -> list[str]:
+    """What is to be said of the precision of unfinished sections before the first one runs; nothing on other ranks."""
+    titles: dict[str, list[str]] = {}
+    for item in (item for name in SECTIONS for item in items_of(recipe, name) if processes.main):
+        folder = output / item.title
+        if standing(recipe, item.config, folder).state != "finished":
+            line = choose_precision(recipe, item.config, folder, processes.device.type)[1]
+            titles.setdefault(line or "", []).append(item.title)
+    return [f"{', '.join(group)}: {line}" for line, group in titles.items() if line]
+
+
+@contextmanager
+def alone_in(output: Path, processes: Processes) -> Iterator[None]:
+    """Hold the output folder, locked by the main process, with output that cannot end the run."""
+    with lasting_output(), ExitStack() as held:
+        processes.agreed(lambda: held.enter_context(locked(output)) if processes.main else None)
+        yield
+
+
+def present_sections(recipe: Recipe) -> list[str]:
+    """The sections that the recipe has, in the order in which they run. Raises ConfigError when there is none."""
+    present = [name for name in SECTIONS if items_of(recipe, name)]
+    if not present:
+        raise ConfigError(
+            f"The recipe has none of the sections {', '.join(SECTIONS)}: there is nothing to run. Add one."
+        )
+    return present
+
+
+def run_section(recipe: Recipe | str | os.PathLike[str], name: str, *, tell_settings: bool = True) -> list[Difference]:
+    """Run one section into its folder, unless it is finished there already (said so; returns nothing then)."""
+    recipe = resolved_recipe(recipe)
+    check_before(recipe, [name], launched_processes())
+    return _run_items(recipe, name, tell_settings=tell_settings, tell_precision=True)
+
+
+def _run_items(recipe: Recipe, name: str, *, tell_settings: bool, tell_precision: bool) -> list[Difference]:
+    items = required_items(recipe, name)
+    disable_progress_bar()
+    processes = launched_processes()
+    output = Path(recipe.output).expanduser()
+    differences = []
+    with alone_in(output, processes):
+        if processes.main:
+            claim_folder(output, recipe)
+        processes.wait()
+        for item in items:
+            folder = output / item.title
+            used, config, line = resolve_precision(recipe, item.config, folder, processes)
+            if not make_room(used, replace(item, config=config), folder, processes):
+                continue
+            if line and tell_precision:
+                say(f"{item.title}: {line}")
+            if processes.main and tell_settings:
+                say(describe_item(used, replace(item, config=config), processes))
+            with telling_what_stands(folder / "checkpoints") if name != "compare" else nullcontext():
+                differences += SECTIONS[name].run(used, config, folder, processes)
+            if processes.main:
+                claim_folder(output, recipe)  # the section stored the recipe in the precision that it ran in
+    return differences
+
+
+def make_room(recipe: Recipe, item: Item, folder: Path, processes: Processes) -> bool:
+    """Move an outdated result of the item out of the way; returns whether the item is to be run. Says what it finds.
+
+    Raises RunFolderError when its inputs changed since it was trained, or are not there yet.
+    """
+
+    def check() -> Standing | None:
+        if not processes.main:
+            return None
+        found = standing(recipe, item.config, folder)
+        if found.state == "stale" and item.section != "compare":
+            others = [(one.title, one.config) for name in SECTIONS for one in items_of(recipe, name)]
+            made = [(title, config) for title, config in others if has_results(folder_of(recipe, title))]
+            refuse_stale(recipe, item.title, folder, found.changed, readers_of(item.title, made, recipe.output))
+        if found.state != "finished":
+            require_made(recipe, item)
+        if found.state == "finished":
+            say(f"{item.title} is {found.told}: see {folder}. To run it again, delete that folder.")
+        elif found.state in ("stale", "longer"):
+            say(f"{item.title} is {found.told}.{set_aside(folder, item.config)}")
+        elif found.state == "reworded":
+            say(f"{item.title} is {found.told}.")
+            delete(folder / RESULT)
+        return found
+
+    found = processes.agreed(check)
+    return not processes.any(found is not None and found.state == "finished")
+
+
+def folder_of(recipe: Recipe, title: str) -> Path:
+    """The folder of a section, or of an item of one."""
+    return Path(recipe.output).expanduser() / title
+
+
+def check_before(recipe: Recipe, names: Sequence[str], processes: Processes, *, dry: bool = False) -> None:
+    """Refuse what can be refused before anything is written, in every unfinished item of these sections.
+
+    `dry` allows models that a section outside of `names` has yet to make. Raises the error that the run would end with.
+    """
+    output = Path(recipe.output).expanduser()
+    steps = [Step(item.section, item.title, item.config) for name in SECTIONS for item in items_of(recipe, name)]
+    items = [item for name in names for item in required_items(recipe, name)]
+    require_usable_paths(recipe)
+    check_output(recipe, [item.title for item in items])
+    wanted = [item for item in items if standing(recipe, item.config, output / item.title).state != "finished"]
+    require_same_recipe(output, recipe)
+    for item in () if dry else wanted:
+        require_made(recipe, item, besides=names)
+    if wanted and processes.main:
+        say(f"checking settings, data and models of {', '.join(item.title for item in wanted)} …")
+    check_steps(recipe, steps, [item.title for item in wanted], processes)
+
+
+def required_items(recipe: Recipe, name: str) -> list[Item]:
+    """The section's items. Raises ConfigError when there is no such section, or the recipe lacks it."""
+    if name not in SECTIONS:
+        raise ConfigError(f"There is no section {name!r} to run. {did_you_mean(name, SECTIONS)}")
+    items = items_of(recipe, name)
+    if not items:
+        raise ConfigError(f"The recipe has no `{name}` section: there is nothing to run. Add one.")
+    return items
+
+
+def describe_item(recipe: Recipe, item: Item, processes: Processes) -> str:
+    """The settings that the item uses: the recipe's own, its kinds of data, and its section's."""
+    others = {name: None for name in SECTIONS if name != item.section}
+    unread = {kind: None for kind in type(recipe.data).model_fields if kind not in SECTIONS[item.section].data}
+    used = {**others, item.section: item.config, "data": recipe.data.model_copy(update=unread)}
+    return describe(recipe.model_copy(update=used), processes=processes.count)
+
+
+def require_made(recipe: Recipe, item: Item, *, besides: Sequence[str] = ()) -> None:
+    """Raise RunFolderError when the item needs something out of this recipe's output that is not there yet.
+
+    What the sections `besides` make does not count.
+    """
+    for path in missing_parts(recipe, item):
+        maker = path.relative_to(folder_of(recipe, "")).parts[0]
+        if maker in besides or maker not in SECTIONS:
+            continue
+        raise RunFolderError(
+            f"{item.title} needs {path}, which is not there: the {maker} section makes it. Run `hydralign run`, which "
+            f"runs every section in order, or `hydralign {maker}` first."
+        )
+
+
+def missing_parts(recipe: Recipe, item: Item) -> list[Path]:
+    """Paths inside the output folder that the item's settings name and that do not exist."""
+    texts = (comparable_text(file_of(text), recipe.output) for _, text in paths_of(item.config))
+    paths = [folder_of(recipe, text.removeprefix(f"{OUTPUT}/")) for text in texts if text.startswith(f"{OUTPUT}/")]
+    return [path for path in dict.fromkeys(paths) if not path.exists()]
+
+
+def claim_folder(output: Path, recipe: Recipe) -> None:
+    """Store the recipe in an output folder that has results. Raises as `require_same_recipe` does, StorageError.
+
+    With nothing made yet, the first section that begins writes it: a start that fails leaves nothing in the way.
+    """
+    require_same_recipe(output, recipe)
+    if _made_items(recipe, output):
+        write_text(output / "recipe.yaml", dump_recipe(recipe))
+
+
+def require_same_recipe(output: Path, recipe: Recipe) -> None:
+    """Raise RunFolderError when the output is a file, or holds another recipe's results or a recipe of the user's own.
+
+    A recipe without results beside it may be replaced if a run wrote it.
+    """
+    if output.exists() and not output.is_dir():
+        raise RunFolderError(f"output={str(output)!r} is a file: results need a folder. Name another.")
+    stored = output / "recipe.yaml"
+    if not stored.exists():
+        return
+    try:
+        before = load_recipe(stored)
+    except ConfigError as error:
+        raise RunFolderError(
+            f"{stored} cannot be read, so whether this recipe made what lies beside it is not known: {error}\n"
+            f"Delete {stored} if it did, and it is written again; else name another output."
+        ) from error
+    # A run writes every section down, absent ones as null; nobody does by hand.
+    keys = re.findall(r"^(\w+):", stored.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    if not _made_items(before, output) and not {"seed", *SECTIONS} <= set(keys):
+        raise RunFolderError(
+            f"output={str(output)!r} holds a recipe.yaml that no run wrote: it would be replaced by the resolved one. "
+            "Name a folder of its own for results, or keep that recipe elsewhere."
+        )
+    differences = conflicts(before, recipe, output)
+    if differences:
+        listed = "\n  ".join(["", *differences[:12]])
+        made = list(_made_items(before, output) | _made_items(recipe, output))
+        differing = [title for title in made if any(line.startswith(f"{title}.") for line in differences)]
+        folders = ", ".join(str(output / title) for title in differing or made)
+        raise RunFolderError(
+            f"output={str(output)!r} holds the results of another recipe, and going on would mix two runs. They "
+            f"differ in (there ≠ here):{listed}\nName another output, or delete what was made with the other settings: "
+            f"{folders}."
+        )
+
+
+def conflicts(stored: Recipe, recipe: Recipe, output: Path) -> list[str]:
+    """Settings that results in the folder were made with and that are others now; none without such results.
+
+    Sections without results, and data that no section with results reads, may be added or changed; so may what changes
+    no result, and the folder's name. A section that has a checkpoint may be trained longer. Precision `auto` is
+    whatever a section was made in.
+    """
+    stored = same_precision(stored, recipe)
+    made, wanted = (_made_items(one, output) for one in (stored, recipe))
+    if not made and not wanted:
+        return []
+    no_sections: dict[str, Any] = dict.fromkeys(SECTIONS)
+    old, new = (comparable(one, one.output).model_copy(update=no_sections) for one in (stored, recipe))
+    read = {kind for config in (*made.values(), *wanted.values()) for kind in kinds_read(config)}
+    free = {
+        kind: getattr(new.data, kind)
+        for kind in type(old.data).model_fields
+        if kind not in read or getattr(old.data, kind) is None
+    }
+    differences = diff(old.model_copy(update={"data": old.data.model_copy(update=free)}), new)
+    for title, config in wanted.items():
+        # The stored recipe may have been without the section for a while; its own folder tells what made it.
+        before = stored_config(stored, config, output / title)
+        if before is None:
+            before = comparable(made.get(title, config), stored.output)
+        before = same_precision(before, config)
+        if longer := growth(stored, config, output / title):
+            before = before.model_copy(update={longer[0]: longer[2]})
+        differences += [f"{title}.{line}" for line in diff(before, comparable(config, recipe.output))]
+    return differences
+
+
+def _made_items(recipe: Recipe, output: Path) -> dict[str, Any]:
+    """The settings, by title, of those sections and items that have results."""
+    items = [item for name in SECTIONS for item in items_of(recipe, name)]
+    return {item.title: item.config for item in items if has_results(output / item.title)}
+
+
+@tables_kept()
+def plan(recipe: Recipe, section: str | None = None) -> str:
+    """What a run of one section, or of all, would do: settings, data, parameters, memory, a sample. Writes nothing."""
+    disable_progress_bar()
+    processes = launched_processes()
+    names = [section] if section else present_sections(recipe)
+    check_before(recipe, names, processes, dry=True)
+    parts = []
+    for item in (item for name in names for item in required_items(recipe, name)):
+        missing = missing_parts(recipe, item)
+        folder = Path(recipe.output).expanduser() / item.title
+        used, config, line = resolve_precision(recipe, item.config, folder, processes)
+        if missing:
+            told = later_lines(used, item.title, config, missing)
+        else:
+            told = SECTIONS[item.section].plan(used, config, processes)
+        found = standing(used, config, folder)
+        settings = describe_item(used, replace(item, config=config), processes)
+        notes = [f"precision  {line.removeprefix('precision ')}"] if line else []
+        parts.append("\n".join([f"{item.title} is {found.told}.", settings, "", *notes, *told]))
+    return "\n\n".join(parts)

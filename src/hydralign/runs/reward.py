@@ -1,0 +1,372 @@
+"""A recipe's reward section from beginning to end: load, measure, train, calibrate, measure again, save, tell."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from hydralign.config import Recipe
+from hydralign.config.data import NoSplit, SourceConfig
+from hydralign.config.model import ModelConfig
+from hydralign.config.reward import Comparisons, Labels, RewardConfig
+from hydralign.data import DataSet, choose_rows, fingerprint, load_comparisons, load_labelled
+from hydralign.data.spelled import with_spelled
+from hydralign.distributed import Processes
+from hydralign.errors import ConfigError, DataError
+from hydralign.evaluation import baselines
+from hydralign.evaluation.calibration import (
+    calibration_bins,
+    divide_by_temperatures_of_others,
+    expected_calibration_error,
+    fit_temperature,
+    temperature_doubt,
+)
+from hydralign.evaluation.statistics import Difference, compare_paired, wilson
+from hydralign.methods.reward import (
+    Judged,
+    Labelled,
+    Pair,
+    RewardParts,
+    cropped_once,
+    judge_labels,
+    judge_logits,
+    judge_pairs,
+    outputs_of,
+    train_on_labels,
+    train_on_pairs,
+)
+from hydralign.models import train_tokenizer
+from hydralign.models.classifiers.training import Scorer, load_scorer, make_scorer
+from hydralign.models.folders.from_scratch import make_classifier
+from hydralign.models.folders.merged import load_tokenizer
+from hydralign.progress import say
+from hydralign.rewards.classifier import encode_text
+from hydralign.rewards.reward_model import chat_end, encode
+from hydralign.runs.reward_account import account
+from hydralign.runs.section import RESULT, kept_numbers, opened, write_json
+from hydralign.types import LabelledText, Preference
+
+EQUAL = "have answers that are equal as the model reads them"
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """What a reward section works with."""
+
+    scorer: Scorer
+    report: str
+    train: Sequence[Pair] | Sequence[Labelled]
+    held_out: Sequence[Pair] | Sequence[Labelled]
+    test: Sequence[Pair] | Sequence[Labelled] = ()
+    cut: Mapping[str, int] = field(default_factory=dict)
+    """Rows whose beginning was cut off, by side."""
+    measured: str = ""
+    """Fingerprint of the records behind `held_out`."""
+
+    def describe(self) -> str:
+        """One paragraph on the data."""
+        told = ", ".join(f"{count:,} of {side}" for side, count in self.cut.items() if count)
+        shortened = f"\nLonger than {self.scorer.max_tokens:,} tokens, so cut at the beginning: {told}." if told else ""
+        return self.report + shortened
+
+
+def run_reward(recipe: Recipe, config: RewardConfig, folder: Path, processes: Processes) -> list[Difference]:
+    """Train as one item of the `reward` section says, into `folder`; returns the paired difference of accuracy to the
+    one before training, and to the baseline.
+    """
+    loaded = load_parts(recipe, config, processes)
+    scorer, task, micro = loaded.scorer, config.task, config.batch.micro_rows
+    judge: Any = judge_pairs if isinstance(task, Comparisons) else judge_labels
+    if processes.main:
+        say(loaded.describe())
+    with opened(recipe, config, folder, processes) as records:
+
+        def judged() -> Judged:
+            return judge(scorer, loaded.held_out, micro, processes)
+
+        before = kept_numbers(folder / "before.json", loaded.measured, lambda: judged().right_N.tolist(), processes)
+        parts: Any = RewardParts(scorer, loaded.train, loaded.held_out, folder, records, processes)
+        if isinstance(task, Comparisons):
+            train_on_pairs(config, parts, seed=recipe.seed)
+        else:
+            train_on_labels(config, parts, crops=task.crops, seed=recipe.seed)
+        fitted = calibrated(loaded, task, micro, recipe.seed, processes) if isinstance(task, Labels) else None
+        temperature, after = fitted or (None, judged())
+        test: Judged | None = judge(scorer, loaded.test, micro, processes) if loaded.test else None
+    difference = compare_paired("held-out accuracy", before, after.right_N.tolist(), unit="rows")
+    baseline = baseline_of(after, scorer.labels)
+    if processes.main:
+        scorer.export(folder / "model")
+        told = {
+            side: as_record(rows, scorer.labels) if rows else None
+            for side, rows in (("held_out", after), ("test", test))
+        }
+        record: dict[str, Any] = told | {"temperature": temperature, "before": {"accuracy": difference.before_mean}}
+        record |= {"cut": dict(loaded.cut), "sentence": baselines.verdict_sentence(difference, baseline)}
+        write_json(folder / RESULT, record)
+        say(record["sentence"])
+        for side, rows in (("held-out", after), ("test", test)):
+            if rows:
+                say(f"On {side} rows: {sentence(rows, scorer.labels)}")
+        say(f"The model lies in {folder / 'model'}.")
+    processes.wait()
+    return [difference, *([baseline.above] if baseline.above else [])]
+
+
+def calibrated(
+    loaded: Loaded, task: Labels, micro: int, seed: int, processes: Processes
+) -> tuple[float, Judged] | None:
+    """Fit a temperature on held-out texts and pieces of them and divide the outputs by it; None when not asked for.
+
+    Returns it, and the judgement of the held-out texts with temperatures that were fitted on other ones: the text that
+    is judged has no part in its own calibration.
+    """
+    if not task.calibrate:
+        return None
+    scorer = loaded.scorer
+    texts: list[Any] = list(loaded.held_out)
+    if task.crops:
+        texts += cropped_once(texts, task.crops, scorer.tokenizer, seed)
+    logits_NC = outputs_of(scorer, [text.ids for text in texts], micro, processes)
+    labels = [text.label for text in texts]
+    temperature = fit_temperature(logits_NC.numpy(), labels)
+    groups = [text.ids for text in texts[: len(loaded.held_out)]] * (1 + bool(task.crops))
+    divided_NC = torch.from_numpy(divide_by_temperatures_of_others(logits_NC.numpy(), labels, groups))
+    scorer.divide_outputs(temperature)
+    doubt = temperature_doubt(temperature)
+    if doubt and processes.main:
+        say(doubt)
+    return temperature, judge_logits(divided_NC[: len(loaded.held_out)], texts[: len(loaded.held_out)])
+
+
+def baseline_of(judged: Judged, labels: Sequence[str]) -> baselines.Baseline:
+    """What an answer that does not read the rows achieves on them: the commonest label, or guessing between two."""
+    if judged.label_N is None:
+        return baselines.guessing_baseline(judged.right_N.numpy())
+    return baselines.majority_baseline(judged.label_N.numpy(), judged.right_N.numpy(), labels)
+
+
+def recalls_of(judged: Judged, labels: Sequence[str]) -> tuple[baselines.ClassRecall, ...]:
+    """Recall of each label; none for comparisons."""
+    if judged.label_N is None or judged.choice_N is None:
+        return ()
+    return baselines.class_recalls(judged.label_N.numpy(), judged.choice_N.numpy(), labels)
+
+
+def as_record(judged: Judged, labels: Sequence[str] = ()) -> dict[str, Any]:
+    """The judgement as plain JSON: accuracy with Wilson interval, baseline, classes, ties, loss, margin, calibration,
+    and warnings.
+    """
+    right, n = float(judged.right_N.sum()), len(judged.right_N)
+    low, high = wilson(right, n)
+    bins = calibration_bins(judged.confidence_N.numpy(), judged.right_N.numpy())
+    return {
+        "accuracy": right / n,
+        "ci_low": low,
+        "ci_high": high,
+        "n": n,
+        "ties": int((judged.right_N == 0.5).sum()),
+        "loss": float(judged.loss_N.mean()),
+        "margin": None if judged.margin_N is None else float(judged.margin_N.mean()),
+        **baselines.as_record(right / n, baseline_of(judged, labels), recalls_of(judged, labels)),
+        "calibration": {"error": expected_calibration_error(bins), "bins": [asdict(one) for one in bins]},
+    }
+
+
+def sentence(judged: Judged, labels: Sequence[str] = ()) -> str:
+    """Accuracy, interval, ties and calibration in one line; baseline and recalls in the next; then what to doubt."""
+    told = as_record(judged, labels)
+    ties = f", {told['ties']} ties counted as half right" if told["ties"] else ""
+    margin = "" if told["margin"] is None else f", mean margin {told['margin']:.2f}"
+    lines = [
+        f"accuracy {told['accuracy']:.3f} (95 % interval {told['ci_low']:.3f} to {told['ci_high']:.3f}, n = "
+        f"{told['n']:,}{ties}){margin}, loss {told['loss']:.3f}, calibration error {told['calibration']['error']:.3f}.",
+        baselines.describe_classes(baseline_of(judged, labels), recalls_of(judged, labels)),
+        *(f"Warning: {doubt}" for doubt in told["warnings"]),
+    ]
+    return "\n".join(lines)
+
+
+def load_parts(recipe: Recipe, config: RewardConfig, processes: Processes) -> Loaded:
+    """Everything that a reward section needs, with every check that can be made before the first step."""
+    model = config.model or recipe.model
+    if isinstance(config.task, Comparisons):
+        return _load_pairs(recipe, config, required_source(recipe, config), model, processes)
+    return _load_labels(recipe, config, required_source(recipe, config), model, processes)
+
+
+def required_source(recipe: Recipe, config: RewardConfig) -> SourceConfig:
+    """The source of the comparisons or labelled texts. Raises ConfigError when the recipe names none."""
+    kind = "comparisons" if isinstance(config.task, Comparisons) else "labelled"
+    source: SourceConfig | None = config.data or getattr(recipe.data, kind)
+    if source is None:
+        raise ConfigError(
+            f"reward.task is {config.task.type}, and neither reward.data nor data.{kind} names a source: there is "
+            "nothing to learn from. Name one."
+        )
+    return source
+
+
+def _load_pairs(
+    recipe: Recipe, config: RewardConfig, source: SourceConfig, model: ModelConfig, processes: Processes
+) -> Loaded:
+    data: DataSet[Preference] | None = load_comparisons(source) if model.new else None
+    texts = [row.prompt + row.chosen for row in data.train] if data else []
+    scorer = _scorer(config, model, ("score",), texts, recipe.seed, processes)
+    data = with_spelled(data, scorer.tokenizer) if data else load_comparisons(source, scorer.tokenizer)
+    train, cut, same = _pairs(data.train, scorer)
+    chosen = choose_rows(data.held_out, config.evaluation.rows)
+    held_out, cut_apart, same_apart = _pairs(chosen, scorer)
+    judged = load_comparisons(_whole(config.test), scorer.tokenizer) if config.test else None
+    test, cut_test, same_test = _pairs(judged.train if judged else (), scorer)
+    told = account(data, judged, {EQUAL: same + same_apart + same_test})
+    require_rows(train, held_out, told)
+    counts = {"train": cut, "held out": cut_apart, "test": cut_test}
+    return Loaded(scorer, told, train, held_out, test, counts, fingerprint(chosen))
+
+
+def _whole(source: SourceConfig) -> SourceConfig:
+    """The source with nothing held out: all of its rows are judged."""
+    return source.model_copy(update={"held_out": NoSplit(by="none")})
+
+
+def _pairs(records: Sequence[Preference], scorer: Scorer) -> tuple[list[Pair], int, int]:
+    """The comparisons as token ids, how many were too long, and how many are left out as EQUAL. Columns
+    chosen_finished and rejected_finished say whether an answer ended by itself (EOS follows); without them, both did.
+    """
+    pairs, cut, same, end = [], 0, 0, chat_end(scorer.tokenizer)
+    for record in records:
+        sides = [
+            encode(
+                scorer.tokenizer,
+                record.prompt,
+                end.sub("", answer),
+                _finished(record.columns.get(f"{side}_finished", True), side),
+                scorer.max_tokens,
+            )
+            for side, answer in (("chosen", record.chosen), ("rejected", record.rejected))
+        ]
+        if sides[0].ids == sides[1].ids:
+            same += 1
+        else:
+            cut += any(side.cut for side in sides)
+            pairs.append(Pair(sides[0].ids, sides[1].ids))
+    return pairs, cut, same
+
+
+def _finished(value: Any, side: str) -> bool:
+    """A column's yes or no; CSV files have it as text. Raises DataError for anything else."""
+    told = {"true": True, "1": True, "false": False, "0": False}.get(str(value).strip().lower())
+    if told is None:
+        raise DataError(
+            f"{side}_finished is {value!r} in a comparison: it decides whether the end token is learned. Write true or "
+            "false in every row."
+        )
+    return told
+
+
+def _load_labels(
+    recipe: Recipe, config: RewardConfig, source: SourceConfig, model: ModelConfig, processes: Processes
+) -> Loaded:
+    assert isinstance(config.task, Labels)
+    data = load_labelled(source, load_tokenizer(model.path) if model.path else None)
+    columns = label_columns(config.task, [row.label for row in data.train])
+    names = tuple(dict.fromkeys(columns.values()))
+    scorer = _scorer(config, model, names, [row.text for row in data.train], recipe.seed, processes)
+    data = with_spelled(data, scorer.tokenizer)
+    column_of = {label: names.index(name) for label, name in columns.items()}
+    train, cut = _labelled(data.train, column_of, scorer)
+    chosen = choose_rows(data.held_out, config.evaluation.rows)
+    held_out, cut_apart = _labelled(chosen, column_of, scorer)
+    judged = load_labelled(_whole(config.test), scorer.tokenizer) if config.test else None
+    test, cut_test = _labelled(judged.train if judged else (), column_of, scorer)
+    without = (
+        len(data.train) - len(train) + len(chosen) - len(held_out) + (len(judged.train) if judged else 0) - len(test)
+    )
+    told = account(data, judged, {"have no token that the model could read": without})
+    require_rows(train, held_out, told)
+    counts = {"train": cut, "held out": cut_apart, "test": cut_test}
+    return Loaded(scorer, told, train, held_out, test, counts, fingerprint(chosen))
+
+
+def label_columns(task: Labels, found: Sequence[str]) -> dict[str, str]:
+    """Label in the data: name in the model, in the order of the model's outputs. Raises DataError."""
+    present = sorted(set(found))
+    columns = dict(task.names) or {label: label for label in present}
+    unknown = [label for label in present if label not in columns]
+    if unknown:
+        raise DataError(
+            f"reward.task.names has no name for the labels {', '.join(map(repr, unknown))} of the data: their rows "
+            f"could not be learned. It names {', '.join(map(repr, columns))}. Add the others."
+        )
+    if len({columns[label] for label in present}) < 2:
+        raise DataError(
+            f"the data have the single label {', '.join(map(repr, present))}: a classifier needs two to tell apart. "
+            "Name data with more, or other names in reward.task.names."
+        )
+    return columns
+
+
+def _labelled(
+    records: Sequence[LabelledText], column_of: Mapping[str, int], scorer: Scorer
+) -> tuple[list[Labelled], int]:
+    """The texts as token ids with their columns, and how many were too long: those keep their end."""
+    scorer.tokenizer.truncation_side = "left"
+    encoded = [encode_text(scorer.tokenizer, record.text, scorer.max_tokens) for record in records]
+    require_known_labels(records, column_of)
+    rows = [Labelled(one.ids, column_of[record.label]) for one, record in zip(encoded, records, strict=True)]
+    return [row for row in rows if row.ids], sum(one.cut > 0 for one in encoded)
+
+
+def require_known_labels(records: Sequence[LabelledText], known: Collection[str]) -> None:
+    """Raise DataError for rows whose label nothing was trained on."""
+    unknown = {record.label for record in records} - set(known)
+    if unknown:
+        raise DataError(
+            f"held-out or test rows have labels that training rows lack: {', '.join(map(repr, sorted(unknown)))}. "
+            "They cannot be told right. Leave them out, or train on them too."
+        )
+
+
+def require_finished(sets: Sequence[Sequence[Preference]]) -> None:
+    """Raise DataError for a comparison whose columns do not say by yes or no whether an answer ended."""
+    for record in (record for records in sets for record in records):
+        for side in ("chosen", "rejected"):
+            _finished(record.columns.get(f"{side}_finished", True), side)
+
+
+def require_rows(train: Sequence[Any], held_out: Sequence[Any], account: str) -> None:
+    """Raise DataError, with the account of what became of all rows, unless some are to learn and some to measure."""
+    if not train or len(held_out) < 2:
+        raise DataError(
+            f"{len(train)} rows to train on and {len(held_out)} held out: at least one and two are needed, or nobody "
+            f"could tell whether it was learned. Name more rows, or hold out others (held_out).\n{account}"
+        )
+
+
+def _scorer(
+    config: RewardConfig,
+    model: ModelConfig,
+    labels: tuple[str, ...],
+    texts: Sequence[str],
+    seed: int,
+    processes: Processes,
+) -> Scorer:
+    shared: dict[str, Any] = {
+        "form": model.form,
+        "precision": model.precision,
+        "freeze_layers": config.freeze_layers,
+        "max_tokens": config.max_tokens,
+        "seed": seed,
+    }
+    if model.path is not None:
+        return load_scorer(model.path, labels=labels, pad_token=model.pad_token, device=processes.device, **shared)
+    assert model.new is not None
+    tokenizer = train_tokenizer(texts, vocabulary=model.new.vocabulary)
+    sizes = model.new.model_dump(exclude={"vocabulary"})
+    fresh = make_classifier(tokenizer, **sizes, labels=labels, seed=seed)
+    return make_scorer(fresh.to(processes.device), tokenizer, **shared)

@@ -1,0 +1,94 @@
+"""What every section of a recipe does with its folder: its config first, its metrics on the way, its result last."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from hydralign.config import Recipe
+from hydralign.distributed import Processes
+from hydralign.progress import say
+from hydralign.runs.section_files import RESULT as RESULT
+from hydralign.runs.section_files import write_json as write_json
+from hydralign.runs.standing import delete_outdated_measurements, record_start
+from hydralign.tracking import open_trackers
+from hydralign.training.records import Records, Silent
+
+Made = TypeVar("Made")
+
+
+@contextmanager
+def opened(recipe: Recipe, config: Any, folder: Path, processes: Processes) -> Iterator[Records]:
+    """The section's folder with its config and the record of its inputs in it, its metrics file and mirrors, closed at
+    the end.
+    """
+    if not processes.main:
+        processes.wait()
+        yield Records(Silent(), None)
+        return
+    delete_outdated_measurements(recipe, config, folder)
+    record_start(recipe, config, folder)
+    trackers = open_trackers(folder, config.trackers, folder.parent.name, config.model_dump())
+    processes.wait()
+    try:
+        yield Records(trackers, trackers.primary)
+    finally:
+        trackers.close()
+
+
+def kept(
+    path: Path,
+    rows: str,
+    make: Callable[[], Made],
+    processes: Processes,
+    *,
+    load: Callable[[Path], tuple[str, Made]],
+    save: Callable[[Path, Made], None],
+) -> Made:
+    """What lies in a file of this run, or what is made now and written there. Every process returns the same.
+
+    A damaged file is said and made again. `rows` is the fingerprint of the rows that are measured, and `load` gives
+    that of the file besides: a file about other rows is said and made again too, so that before and after are always
+    of the same ones.
+    """
+    if path.exists():
+        try:
+            stored, made = load(path)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            told = f"{path} is damaged ({type(error).__name__}: {error}): measured again."
+        else:
+            if stored == rows:
+                return made
+            told = (
+                f"{path} is about other held-out rows than those chosen now, or was written by a version that took the "
+                "first rows of the data: measured again. If training began with another choice, some of these rows "
+                f"may have been trained on. Delete {path.parent} to begin anew."
+            )
+        if processes.main:
+            say(told)
+    made = make()
+    processes.wait()
+    if processes.main:
+        save(path, made)
+    processes.wait()
+    return made
+
+
+def kept_numbers(path: Path, rows: str, make: Callable[[], list[float]], processes: Processes) -> list[float]:
+    """`kept`, for one number per held-out row."""
+
+    def load(file: Path) -> tuple[str, list[float]]:
+        stored = json.loads(file.read_text(encoding="utf-8"))
+        return str(stored.get("rows", "")), [float(x) for x in stored["values"]]
+
+    return kept(
+        path,
+        rows,
+        make,
+        processes,
+        load=load,
+        save=lambda file, values: write_json(file, {"rows": rows, "values": values}),
+    )

@@ -1,0 +1,101 @@
+"""Scores to rewards: where the score lands, the penalty for answers without end, KL names and signs."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from hydralign.methods.advantages import estimate
+from hydralign.models.policy import Policy
+from hydralign.rollout import collect
+from hydralign.testing import ScriptedSampler, tiny_policy, tiny_prompts
+from hydralign.types import Experience, SamplingPlan
+from tests.conftest import shake
+
+
+def scripted(policy: Policy, answers: list[list[int]], reward: Any) -> Experience:
+    sampler = ScriptedSampler(tuple(map(tuple, answers)))
+    prompts = tiny_prompts(policy.tokenizer, *(["this"] * len(answers)))
+    return collect(policy, prompts, reward, SamplingPlan(), sampler=sampler)
+
+
+def test_score_lands_on_the_last_real_token_the_end_token_included(policy: Policy) -> None:
+    eos = policy.stop_ids[0]
+    experience = scripted(policy, [[20, 21, eos], [22, 23, 24, 25]], lambda completions: [5.0, 7.0])
+    rewards_BR = estimate(experience, kl_coefficient=0.0).rewards_BR
+    assert rewards_BR.tolist() == [[0, 0, 5, 0], [0, 0, 0, 7]]
+
+
+def test_truncated_answers_bootstrap_nothing(policy: Policy) -> None:
+    shake(policy)
+    experience = scripted(policy, [[22, 23]], lambda completions: [3.0])
+    estimates = estimate(experience, kl_coefficient=0.0, lam=1.0, whiten_advantages=False)
+    assert estimates.returns_BR.tolist() == [[pytest.approx(3.0, abs=1e-5)] * 2]
+
+
+def test_missing_end_penalty_counts_every_stop_token(policy: Any) -> None:
+    policy.stop_ids = (policy.stop_ids[0], 40)
+    answers = [[20, policy.stop_ids[0]], [20, 40], [20, 21]]
+    experience = scripted(policy, answers, lambda completions: [1.0, 1.0, 1.0])
+    rewards_BR = estimate(experience, kl_coefficient=0.0, missing_eos_penalty=2.0).rewards_BR
+    assert rewards_BR[:, 1].tolist() == [1.0, 1.0, -1.0]
+
+
+def test_leash_is_coefficient_times_k1_and_kl_is_its_sum_per_answer(policy: Policy) -> None:
+    shake(policy)
+    experience = scripted(policy, [[20, 21, 22], [23]], lambda completions: [0.0, 0.0])
+    mask_BR = experience.rollout.rows.mask_BR
+    gap_BR = (experience.old_logprobs_BR - experience.ref_logprobs_BR) * mask_BR
+    assert gap_BR.abs().max() > 1e-3
+    estimates = estimate(experience, kl_coefficient=0.5)
+    torch.testing.assert_close(estimates.rewards_BR, -0.5 * gap_BR)
+    assert estimates.stats["objective/kl"] == pytest.approx(gap_BR.sum(-1).mean().item(), abs=1e-6)
+    k3_BR = torch.expm1(-gap_BR) + gap_BR
+    torch.testing.assert_close(
+        estimate(experience, kl_coefficient=1.0, kl_estimator="k3").rewards_BR, -k3_BR, atol=1e-6, rtol=1e-5
+    )
+
+
+def test_kl_is_zero_before_any_update(policy: Policy) -> None:
+    experience = scripted(policy, [[20, 21, 22], [23]], lambda completions: [0.0, 0.0])
+    assert estimate(experience).stats["objective/kl"] == 0.0
+
+
+def test_dense_rewards_stand_on_their_own_tokens(tokenizer: Any) -> None:
+    policy = tiny_policy(tokenizer=tokenizer)
+
+    def per_token(completions: list[str], completion_tokens: list[list[str]]) -> list[list[float]]:
+        return [[float(t) for t in range(len(row))] for row in completion_tokens]
+
+    experience = scripted(policy, [[20, 21, 22], [23, policy.stop_ids[0]]], per_token)
+    estimates = estimate(experience, kl_coefficient=0.0)
+    assert estimates.rewards_BR.tolist() == [[0, 1, 2], [0, 1, 0]]
+    assert estimates.stats["ppo/mean_scores"] == 2.0
+
+
+def test_scores_are_scaled_then_clipped_then_penalised(tokenizer: Any) -> None:
+    policy = tiny_policy(tokenizer=tokenizer)
+    experience = scripted(policy, [[20], [20, policy.stop_ids[0]]], lambda completions: [10.0, -1.0])
+    estimates = estimate(experience, kl_coefficient=0, score_std=2.0, score_clip=3.0, missing_eos_penalty=1.0)
+    assert estimates.rewards_BR.tolist() == [[2.0, 0.0], [0.0, -0.5]]
+
+
+def test_rewards_see_columns_text_and_token_lists(tokenizer: Any) -> None:
+    policy = tiny_policy(tokenizer=tokenizer)
+    seen: dict[str, Any] = {}
+
+    def reward(prompts: list[str], completions: list[str], **columns: Any) -> list[float]:
+        seen.update(columns, prompts=prompts, completions=completions)
+        return [0.0] * len(prompts)
+
+    prompts = [replace(p, columns={"topic": i}) for i, p in enumerate(tiny_prompts(tokenizer, "this", "that"))]
+    that = [*tokenizer("that").input_ids, tokenizer.eos_token_id]
+    collect(policy, prompts, reward, SamplingPlan(), sampler=ScriptedSampler((tuple(that), (20,))))
+    assert seen["prompts"] == ["this", "that"]
+    assert seen["completions"][0] == "that"
+    assert seen["topic"] == [0, 1]
+    assert seen["finished"] == [True, False]
+    assert "".join(seen["completion_tokens"][0]) == "that<eos>"
