@@ -37,7 +37,7 @@ from hydralign.models import Policy, make_model, make_policy
 from hydralign.models.backbones.slicing import layers_of
 from hydralign.rollout import collect
 from hydralign.training.optimizer import make_optimizer
-from hydralign.types import Prompt, Rollout, SamplingPlan
+from hydralign.types import Prompt, Rollout, SamplingParams
 
 LEARNING_RATE = 1.4e-5
 
@@ -88,7 +88,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     clock, stats = Clock(), dict[str, float]()
     _time_optimizer(optimizer, clock)
 
-    def sampler(policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan) -> Rollout:
+    def sampler(policy: Policy, prompts: Sequence[Prompt], plan: SamplingParams) -> Rollout:
         with clock.phase("sample"):
             rollout = sample(policy, prompts, plan)
         if reward is not None:
@@ -97,7 +97,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                     reward.scores(rollout.rows.select(index))
         return rollout
 
-    plan = SamplingPlan(max_new_tokens=a.r, min_new_tokens=a.r)
+    plan = SamplingParams(max_new_tokens=a.r, min_new_tokens=a.r)
     generator = torch.Generator().manual_seed(0)
     for iteration in range(a.iters + 1):
         ids = torch.randint(1, a.vocab, (a.batch, a.q), generator=generator).tolist()

@@ -17,7 +17,7 @@ from hydralign.errors import ModelError
 from hydralign.models.backbones.causal import CausalModel
 from hydralign.models.forms.full import FullPolicy
 from hydralign.models.heads.value import ValueHead
-from hydralign.types import Evaluation, Rows
+from hydralign.types import PolicyOutput, TokenBatch
 
 
 class SeparatePolicy(FullPolicy):
@@ -29,13 +29,13 @@ class SeparatePolicy(FullPolicy):
         super().__init__(model, tokenizer, ValueHead(model.config.hidden_size), precision=precision)
         self.values = CausalModel(copy.deepcopy(model), precision=precision)
 
-    def evaluate(self, rows: Rows, *, entropy_gradient: bool = False) -> Evaluation:
+    def evaluate(self, rows: TokenBatch, *, entropy_gradient: bool = False) -> PolicyOutput:
         """Log-probabilities from one model, values from the other."""
         return self.causal.evaluate(
             rows, self.value_head, self.stop_ids, entropy_gradient=entropy_gradient, values=self.values
         )
 
-    def read_values(self, rows: Rows) -> Tensor:
+    def read_values(self, rows: TokenBatch) -> Tensor:
         """Values from the value model."""
         return self.values.read_values(rows, self.value_head)
 
@@ -56,7 +56,7 @@ class FullSizeReward:
         self.causal = CausalModel(copy.deepcopy(model).requires_grad_(False))
 
     @torch.no_grad()
-    def scores(self, rows: Rows) -> Tensor:
+    def scores(self, rows: TokenBatch) -> Tensor:
         """One number per row, read at its last token."""
         states_BTD = self.causal.states(rows)
         last_B = (rows.lengths_B - 1).to(states_BTD.device)

@@ -19,7 +19,7 @@ import torch
 from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.models.policy import Policy
 from hydralign.testing import tiny_policy, tiny_prompts, tiny_tokenizer
-from hydralign.types import Prompt, Rows
+from hydralign.types import Prompt, TokenBatch
 
 torch.set_num_threads(1)
 
@@ -78,11 +78,11 @@ def prompts(tokenizer: Any) -> list[Prompt]:
     return tiny_prompts(tokenizer)
 
 
-def make_rows(prompt_ids: list[list[int]], answers: list[list[int]], *, pad: int = 1, **plan: Any) -> Rows:
+def make_rows(prompt_ids: list[list[int]], answers: list[list[int]], *, pad: int = 1, **plan: Any) -> TokenBatch:
     """Rows out of token lists, padded on the right with `pad`."""
     both = [p + a for p, a in zip(prompt_ids, answers, strict=True)]
     width = max(map(len, both))
-    return Rows(
+    return TokenBatch(
         torch.tensor([row + [pad] * (width - len(row)) for row in both]),
         torch.tensor([len(p) for p in prompt_ids]),
         torch.tensor([len(a) for a in answers]),
@@ -91,7 +91,7 @@ def make_rows(prompt_ids: list[list[int]], answers: list[list[int]], *, pad: int
 
 
 @pytest.fixture
-def rows() -> Rows:
+def rows() -> TokenBatch:
     """Four rows of unequal prompt and answer lengths."""
     return make_rows(
         [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15]], [[20, 21], [22, 23, 24, 25, 26], [27], [28, 29, 30]]

@@ -24,7 +24,7 @@ from hydralign.demo.texts import demonstrations, prompts
 from hydralign.generation import sample
 from hydralign.models import load_policy
 from hydralign.testing import tiny_policy, tiny_prompts
-from hydralign.types import SamplingPlan
+from hydralign.types import SamplingParams
 
 
 @pytest.mark.parametrize(
@@ -83,7 +83,7 @@ def test_answers_to_annotate_are_shown_as_they_come_and_keyed_by_row(
 ) -> None:
     policy = tiny_policy(tokenizer=tokenizer)
     asked = tiny_prompts(tokenizer, *("that and this thing of words"[:n] for n in range(1, 12)))
-    plan = SamplingPlan(max_new_tokens=4, decode_rows=4)
+    plan = SamplingParams(max_new_tokens=4, decode_rows=4)
     answers = sampled_answers(policy, asked, plan)
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith("answers 4/22")

@@ -16,23 +16,23 @@ import yaml
 
 from hydralign import processes
 from hydralign.cli import main
-from hydralign.distributed import Processes, launched_count, launched_processes
+from hydralign.distributed import Distributed, launched_count, launched_processes
 from hydralign.errors import ConfigError
 from hydralign.testing import tiny_model
 
 
 def test_shares_cover_all_rows_once() -> None:
-    parts = [Processes(rank=rank, count=3).share(10) for rank in range(3)]
+    parts = [Distributed(rank=rank, count=3).share(10) for rank in range(3)]
     assert [row for part in parts for row in range(10)[part]] == list(range(10))
 
 
 def test_uneven_shares_are_refused_where_processes_would_wait() -> None:
     with pytest.raises(ConfigError, match="not a multiple of 3 processes"):
-        Processes(count=3).require_shares(10, "rows")
+        Distributed(count=3).require_shares(10, "rows")
 
 
 def test_alone_nothing_is_sent() -> None:
-    alone = Processes()
+    alone = Distributed()
     x = torch.ones(2)
     assert alone.sum(x) is x
     assert alone.gather(x, 2) is x

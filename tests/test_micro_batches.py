@@ -18,24 +18,24 @@ from torch import Tensor
 
 from hydralign.config import PPOConfig
 from hydralign.data import PromptStream
-from hydralign.distributed import Processes, launched_processes
+from hydralign.distributed import Distributed, launched_processes
 from hydralign.errors import HydralignError, MemoryLimitError, NonFiniteError
 from hydralign.evaluation.held_out import answer_held_out
 from hydralign.methods.advantages import estimate
 from hydralign.methods.policy_update import update
 from hydralign.methods.ppo import PPOParts, train
 from hydralign.methods.start_checks import check_start
-from hydralign.micro_batches import MicroRows, is_out_of_memory
+from hydralign.micro_batches import MicroBatcher, is_out_of_memory
 from hydralign.models.policy import Policy
 from hydralign.rewards.combine import RewardTerm
 from hydralign.rollout import collect
 from hydralign.testing import LengthReward, tiny_policy, tiny_prompts
 from hydralign.tracking import JsonLines
 from hydralign.training.optimizer import make_optimizer
-from hydralign.types import Prompt, Rows, SamplingPlan
+from hydralign.types import Prompt, SamplingParams, TokenBatch
 from tests.conftest import FORMS, shake
 
-PLAN = SamplingPlan(max_new_tokens=6, seed=2)
+PLAN = SamplingParams(max_new_tokens=6, seed=2)
 FULL = "CUDA out of memory. Tried to allocate 2.50 GiB. GPU 0 has a total capacity of 8.00 GiB"
 
 
@@ -108,7 +108,7 @@ def holds(most: int, tried: list[int]) -> Callable[[int], int]:
 
 def test_rows_are_halved_until_they_fit_and_stay_so(capsys: pytest.CaptureFixture[str]) -> None:
     tried, changes = list[int](), list[int]()
-    fits = MicroRows(16, on_change=changes.append)
+    fits = MicroBatcher(16, on_change=changes.append)
     assert [fits.run(holds(5, tried)) for _ in range(3)] == [40, 40, 40]
     assert tried == [16, 8, 4, 4, 4]
     assert fits.rows == 4
@@ -124,7 +124,7 @@ def test_rows_are_halved_until_they_fit_and_stay_so(capsys: pytest.CaptureFixtur
 
 def test_halving_begins_at_the_rows_there_are() -> None:
     tried = list[int]()
-    fits = MicroRows(1000)
+    fits = MicroBatcher(1000)
     fits.run(lambda rows: holds(3, tried)(min(rows, 7)), total=7)
     assert tried == [7, 3]
     assert fits.rows == 3
@@ -133,7 +133,7 @@ def test_halving_begins_at_the_rows_there_are() -> None:
 @pytest.mark.parametrize("total", [None, 1])
 def test_one_row_that_does_not_fit_is_an_error_that_says_so(total: int | None) -> None:
     tried = list[int]()
-    fits = MicroRows(2 if total is None else 64)
+    fits = MicroBatcher(2 if total is None else 64)
     with pytest.raises(MemoryLimitError, match=r"one row at a time \(2.50 GiB more were wanted\).*LoRA.*bf16") as met:
         fits.run(holds(0, tried), total=total)
     assert tried == ([2, 1] if total is None else [64])
@@ -143,7 +143,7 @@ def test_one_row_that_does_not_fit_is_an_error_that_says_so(total: int | None) -
 @pytest.mark.parametrize("error", [RuntimeError("mat1 and mat2 shapes"), NonFiniteError("loss", "NaN"), KeyError("x")])
 def test_other_errors_pass_untouched_after_undo(error: Exception, capsys: pytest.CaptureFixture[str]) -> None:
     tried, undone = list[int](), list[bool]()
-    fits = MicroRows(8)
+    fits = MicroBatcher(8)
 
     def stage(rows: int) -> None:
         tried.append(rows)
@@ -166,7 +166,7 @@ def test_failed_attempt_is_undone_and_its_tensors_are_gone_before_the_next() -> 
         if rows > 1:
             raise out_of_memory()
 
-    MicroRows(4).run(stage, undo=lambda: events.append("undone"))
+    MicroBatcher(4).run(stage, undo=lambda: events.append("undone"))
     assert events == ["4 rows, 0 old tensors", "undone", "2 rows, 0 old tensors", "undone", "1 rows, 0 old tensors"]
 
 
@@ -178,8 +178,8 @@ def test_collecting_in_fewer_rows_gives_the_same_experience(precision: str, toke
     def experience(most: int) -> Any:
         policy = stops_early(tiny_policy(precision=precision, tokenizer=tokenizer))
         shake(policy)
-        decode = MicroRows(PLAN.decode_rows, name="decode_rows")
-        micro = MicroRows(8)
+        decode = MicroBatcher(PLAN.decode_rows, name="decode_rows")
+        micro = MicroBatcher(8)
         out = collect(cramp(policy, most), many(policy), LengthReward(3), PLAN, micro_rows=micro, decode_rows=decode)
         return out, (micro.rows, decode.rows)
 
@@ -198,10 +198,10 @@ def test_start_check_compares_bits_between_micro_batches_of_one_size(tokenizer: 
     policy: Any = tiny_policy(tokenizer=tokenizer)
     evaluate, reference, calls = policy.evaluate, policy.reference, list[int]()
 
-    def rounding(rows: Rows) -> float:
+    def rounding(rows: TokenBatch) -> float:
         return 1e-6 * len(rows)  # as kernels do that choose their blocks by the shape of the batch
 
-    def evaluate_rounded(rows: Rows, **named: Any) -> Any:
+    def evaluate_rounded(rows: TokenBatch, **named: Any) -> Any:
         calls.append(len(rows))
         if len(rows) == 8 and len(calls) == 2:
             raise out_of_memory()
@@ -210,7 +210,7 @@ def test_start_check_compares_bits_between_micro_batches_of_one_size(tokenizer: 
 
     policy.evaluate = evaluate_rounded
     policy.reference = lambda rows: reference(rows) + rounding(rows)
-    micro = MicroRows(8)
+    micro = MicroBatcher(8)
     experience = collect(policy, many(policy), LengthReward(3), PLAN, micro_rows=micro)
     measured = check_start(policy, experience, fresh=True, micro_rows=micro)
     assert calls == [8, 8, 4, 4, 4, 4]
@@ -271,7 +271,7 @@ def test_ppo_run_goes_on_in_fewer_rows_to_the_same_weights(
 # Two processes. This module is also the program that torchrun starts.
 
 
-def together(processes: Processes) -> dict[str, Any]:
+def together(processes: Distributed) -> dict[str, Any]:
     """What one of two processes saw: without trouble, with its neighbour short of memory once, and with worse."""
 
     def attempt(evaluate: Callable[..., Any] | None = None, *, poisoned: bool = False) -> dict[str, Any]:
@@ -283,12 +283,12 @@ def together(processes: Processes) -> dict[str, Any]:
             estimates.advantages_BR[0, 0] = float("nan")
         plainly, calls = policy.evaluate, list[int]()
 
-        def counted(rows: Rows, **named: Any) -> Any:
+        def counted(rows: TokenBatch, **named: Any) -> Any:
             calls.append(len(rows))
             return evaluate(len(calls), plainly, rows) if evaluate else plainly(rows, **named)
 
         policy.evaluate = counted
-        micro = MicroRows(2)
+        micro = MicroBatcher(2)
         optimizer = make_optimizer(policy.trained(), type="sgd", learning_rate=0.05)
         plan: dict[str, Any] = {"epochs": 2, "minibatches": 1, "micro_rows": micro, "processes": processes}
         seen: dict[str, Any] = {}
@@ -300,17 +300,17 @@ def together(processes: Processes) -> dict[str, Any]:
         seen["gradients"] = sum(p.grad is not None for p in policy.trained().values())
         return {**seen, "calls": calls, "rows": micro.rows}
 
-    def short_once(call: int, plainly: Callable[..., Any], rows: Rows) -> Any:
+    def short_once(call: int, plainly: Callable[..., Any], rows: TokenBatch) -> Any:
         if processes.rank == 1 and call == 2:  # one micro-batch has left its gradient already
             raise out_of_memory()
         return plainly(rows)
 
-    def short_always(call: int, plainly: Callable[..., Any], rows: Rows) -> Any:
+    def short_always(call: int, plainly: Callable[..., Any], rows: TokenBatch) -> Any:
         if processes.rank == 1:
             raise out_of_memory()
         return plainly(rows)
 
-    def broken(call: int, plainly: Callable[..., Any], rows: Rows) -> Any:
+    def broken(call: int, plainly: Callable[..., Any], rows: TokenBatch) -> Any:
         if processes.rank == 1:
             raise ValueError("a bug")
         return plainly(rows)
@@ -397,5 +397,5 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     here = launched_processes()
     (Path(sys.argv[1]) / f"{here.rank}.json").write_text(json.dumps(together(here)))
-    here.wait()
+    here.barrier()
     torch.distributed.destroy_process_group()

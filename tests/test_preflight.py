@@ -28,7 +28,7 @@ from hydralign.config import load_recipe, read_config
 from hydralign.config.recipe import Recipe
 from hydralign.data import load_prompts
 from hydralign.data.subsets import hash_order
-from hydralign.distributed import ALONE
+from hydralign.distributed import SINGLE_PROCESS
 from hydralign.errors import ConfigError, HydralignError
 from hydralign.models.folders.from_scratch import make_classifier
 from hydralign.runs import recipes as runs
@@ -301,10 +301,10 @@ def test_only_the_head_of_large_data_is_read_closely(
         for name in runs.SECTIONS
         for item in runs.items_of(made, name)
     ]
-    preflight.check_steps(made, steps, [step.title for step in steps], ALONE)
+    preflight.check_steps(made, steps, [step.title for step in steps], SINGLE_PROCESS)
     monkeypatch.setattr(preflight, "HEAD", 100)
     with pytest.raises(HydralignError, match="reward/labels: the data have the single label 'this'"):
-        preflight.check_steps(made, steps, [step.title for step in steps], ALONE)
+        preflight.check_steps(made, steps, [step.title for step in steps], SINGLE_PROCESS)
 
 
 def test_every_source_is_read_once_and_its_sparse_columns_are_known(
@@ -332,7 +332,7 @@ def test_every_source_is_read_once_and_its_sparse_columns_are_known(
         for name in runs.SECTIONS
         for item in runs.items_of(made, name)
     ]
-    preflight.check_steps(made, steps, [step.title for step in steps], ALONE)
+    preflight.check_steps(made, steps, [step.title for step in steps], SINGLE_PROCESS)
     assert len(read) == len(set(read)) == 5
     data, whole = preflight.read_head(load_prompts, made.data.prompts, tiny_tokenizer())  # type: ignore[arg-type]
     assert (len(data.train), len(data.held_out), whole) == (8, 8, False)
@@ -351,7 +351,7 @@ def test_a_hub_model_that_is_not_here_is_left_to_its_turn(recipe: Settings, monk
         for name in runs.SECTIONS
         for item in runs.items_of(made, name)
     ]
-    preflight.check_steps(made, steps, [step.title for step in steps], ALONE)
+    preflight.check_steps(made, steps, [step.title for step in steps], SINGLE_PROCESS)
 
 
 def test_adapter_that_an_earlier_section_makes_is_no_base_of_lora(
@@ -369,11 +369,11 @@ def test_every_spelling_of_the_output_names_what_an_earlier_section_makes(
     monkeypatch.chdir(tmp_path)
     folder = spelling.replace("{here}", str(tmp_path))
     made = load_recipe_of(change({**recipe, "output": "out"}, "ppo.model", {"path": f"{folder}/sft/model"}))
-    runs.check_before(made, runs.present_sections(made), ALONE)
+    runs.check_before(made, runs.present_sections(made), SINGLE_PROCESS)
     assert "ppo waits for out/reward/pairs/model, out/sft/model" in runs.plan(made, "ppo")
     itself = load_recipe_of(change({**recipe, "output": "out"}, "ppo.model", {"path": f"{folder}/ppo/model"}))
     with pytest.raises(ConfigError, match="makes that itself"):
-        runs.check_before(itself, ["ppo"], ALONE, dry=True)
+        runs.check_before(itself, ["ppo"], SINGLE_PROCESS, dry=True)
 
 
 @pytest.mark.parametrize(("path", "why"), [("~nobody-here/x", "no user of that name"), ("x" * 300, "300 bytes")])

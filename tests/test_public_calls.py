@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 import hydralign
-from hydralign.models.classifiers.training import Scorer, make_scorer
+from hydralign.models.classifiers.training import SequenceClassifier, wrap_classifier
 from hydralign.models.policy import Policy
 from hydralign.models.student import Student
 from hydralign.rewards import RewardModel
@@ -45,7 +45,11 @@ def paths_that_take_no_string() -> list[str]:
     """Parameters that hold a path by name or by type, and whose annotation leaves out text or `os.PathLike`."""
     found = []
     function: Any
-    for name, function in [*public_callables(), ("Student.export", Student.export), ("Scorer.export", Scorer.export)]:
+    for name, function in [
+        *public_callables(),
+        ("Student.export", Student.export),
+        ("SequenceClassifier.export", SequenceClassifier.export),
+    ]:
         if "pydantic" in (inspect.getmodule(function) or SimpleNamespace(__name__="")).__name__:
             continue
         try:
@@ -77,16 +81,16 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def scorer() -> Scorer:
+def scorer() -> SequenceClassifier:
     from hydralign.models.folders.from_scratch import make_classifier
 
     tokenizer = tiny_tokenizer()
     sizes: dict[str, Any] = {"family": "gpt2", "layers": 1, "width": 16, "heads": 2, "context": 64}
-    return make_scorer(make_classifier(tokenizer, **sizes, labels=("score",)), tokenizer)
+    return wrap_classifier(make_classifier(tokenizer, **sizes, labels=("score",)), tokenizer)
 
 
 @pytest.fixture(scope="module")
-def reward_model(scorer: Scorer) -> RewardModel:
+def reward_model(scorer: SequenceClassifier) -> RewardModel:
     return RewardModel(scorer.model, scorer.tokenizer)
 
 
@@ -111,7 +115,7 @@ def test_every_form_is_exported_to_text(form: str, tmp_path: Path) -> None:
     assert (tmp_path / "mine" / "value_head.safetensors").exists()
 
 
-def test_student_and_scorer_are_exported_to_text(scorer: Scorer, tmp_path: Path) -> None:
+def test_student_and_scorer_are_exported_to_text(scorer: SequenceClassifier, tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     Student(tiny_model(tokenizer), tokenizer).export(str(tmp_path / "student"))
     scorer.export(str(tmp_path / "scorer"))
@@ -147,7 +151,7 @@ def test_unknown_form_is_a_named_error_and_never_the_full_form(folder: Path) -> 
 def test_texts_are_answered_as_they_are() -> None:
     policy = tiny_policy()
     stream = hy.PromptStream(["this", "a small text of", "that"])
-    plan = hy.SamplingPlan(max_new_tokens=3)
+    plan = hy.SamplingParams(max_new_tokens=3)
     texts = hy.collect(policy, stream.batch(0, 2), LengthReward(2), plan)
     ids = [hy.Prompt(text, tuple(policy.tokenizer(text).input_ids)) for text in stream.batch(0, 2)]
     prompts = hy.collect(policy, ids, LengthReward(2), plan)
@@ -265,11 +269,11 @@ MISTAKES: dict[str, Callable[[], Any]] = {
     "setting of the wrong kind": lambda: hy.LoraForm(rank="many"),
     "unknown setting": lambda: hy.HydraForm(layers=2),
     "missing setting": lambda: hy.Recipe(output="x"),
-    "temperature 0": lambda: hy.SamplingPlan(temperature=0),
-    "no new tokens": lambda: hy.SamplingPlan(max_new_tokens=0),
-    "lengths in the wrong order": lambda: hy.SamplingPlan(lengths=[4, 2]),
-    "lengths as a number": lambda: hy.SamplingPlan(lengths=4),
-    "top_p above 1": lambda: hy.SamplingPlan(top_p=2),
+    "temperature 0": lambda: hy.SamplingParams(temperature=0),
+    "no new tokens": lambda: hy.SamplingParams(max_new_tokens=0),
+    "lengths in the wrong order": lambda: hy.SamplingParams(lengths=[4, 2]),
+    "lengths as a number": lambda: hy.SamplingParams(lengths=4),
+    "top_p above 1": lambda: hy.SamplingParams(top_p=2),
     "unknown optimizer": lambda: hy.make_optimizer(POLICY.trained(), type="adam"),
     "negative rate": lambda: hy.make_optimizer(POLICY.trained(), learning_rate=-1),
     "nothing to optimise": lambda: hy.make_optimizer({}),
@@ -296,7 +300,7 @@ MISTAKES: dict[str, Callable[[], Any]] = {
 
 
 def experience() -> Any:
-    return hy.collect(POLICY, ["this", "that", "a"], length, hy.SamplingPlan(max_new_tokens=2))
+    return hy.collect(POLICY, ["this", "that", "a"], length, hy.SamplingParams(max_new_tokens=2))
 
 
 @pytest.mark.parametrize("mistake", MISTAKES.values(), ids=MISTAKES)

@@ -33,15 +33,15 @@ if TYPE_CHECKING:
     from hydralign.runs.recipes import run_section as run_section
     from hydralign.runs.results import RunResult as RunResult
     from hydralign.training.optimizer import make_optimizer as make_optimizer
-    from hydralign.types import Estimates as Estimates
+    from hydralign.types import Advantages as Advantages
     from hydralign.types import Experience as Experience
     from hydralign.types import Prompt as Prompt
     from hydralign.types import Rollout as Rollout
-    from hydralign.types import Rows as Rows
-    from hydralign.types import SamplingPlan as SamplingPlan
+    from hydralign.types import SamplingParams as SamplingParams
+    from hydralign.types import TokenBatch as TokenBatch
 
 _HOMES = {
-    "Estimates": "hydralign.types",
+    "Advantages": "hydralign.types",
     "Experience": "hydralign.types",
     "FullForm": "hydralign.config.model",
     "HydraForm": "hydralign.config.model",
@@ -53,9 +53,9 @@ _HOMES = {
     "Recipe": "hydralign.config.recipe",
     "RewardTerm": "hydralign.rewards.combine",
     "Rollout": "hydralign.types",
-    "Rows": "hydralign.types",
+    "TokenBatch": "hydralign.types",
     "RunResult": "hydralign.runs.results",
-    "SamplingPlan": "hydralign.types",
+    "SamplingParams": "hydralign.types",
     "collect": "hydralign.rollout",
     "compare_paired": "hydralign.evaluation.statistics",
     "estimate": "hydralign.methods.advantages",

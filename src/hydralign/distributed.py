@@ -26,7 +26,7 @@ Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
-class Processes:
+class Distributed:
     """This process's place among `count` equal ones."""
 
     rank: int = 0
@@ -50,7 +50,7 @@ class Processes:
         """Whether the flag is set on any process: the same answer on all of them."""
         return flag if self.count == 1 else bool(self.sum(torch.tensor(float(flag), device=self.device)))
 
-    def agreed(self, stage: Callable[[], Result]) -> Result:
+    def raise_together(self, stage: Callable[[], Result]) -> Result:
         """The stage's result on every process, or an error on every process when one of them failed.
 
         The stage must not communicate itself: others would wait for the failed one. The failed process raises its
@@ -87,7 +87,7 @@ class Processes:
         whole[self.share(total)] = local_N
         return self.sum(whole)
 
-    def join(self, local: Sequence[str]) -> list[str]:
+    def gather_strings(self, local: Sequence[str]) -> list[str]:
         """All processes' texts, in the order of the processes. Texts hold no NUL character."""
         if self.count == 1:
             return list(local)
@@ -113,7 +113,7 @@ class Processes:
         for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
             gradient.copy_(part.view_as(gradient))
 
-    def wait(self) -> None:
+    def barrier(self) -> None:
         """Return when every process has come here."""
         if self.count > 1:
             torch.distributed.barrier()
@@ -127,17 +127,17 @@ class Processes:
             )
 
 
-ALONE = Processes()
+SINGLE_PROCESS = Distributed()
 
 
-def launched_processes() -> Processes:
+def launched_processes() -> Distributed:
     """The processes that a launcher started around us, or a run of one.
 
     Raises ConfigError when the launcher's environment variables contradict each other or reach nobody.
     """
     count = launched_count(os.environ)
     if count == 1:
-        return Processes(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
+        return Distributed(device=torch.device("cuda" if torch.cuda.is_available() else "cpu"))
     from accelerate import PartialState
 
     place = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
@@ -150,7 +150,7 @@ def launched_processes() -> Processes:
                 f"the {count} processes could not meet at {place} ({type(error).__name__}: {reason}): each would train "
                 f"alone. Start all of them at once, with torchrun or accelerate launch. {_ALONE}"
             ) from error
-    return Processes(rank=state.process_index, count=state.num_processes, device=state.device)
+    return Distributed(rank=state.process_index, count=state.num_processes, device=state.device)
 
 
 SECONDS_BEFORE_ANNOUNCING = 5.0

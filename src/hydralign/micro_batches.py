@@ -15,7 +15,7 @@ from typing import TypeVar
 
 import torch
 
-from hydralign.distributed import ALONE, Processes
+from hydralign.distributed import SINGLE_PROCESS, Distributed
 from hydralign.errors import ConfigError, MemoryLimitError
 from hydralign.progress import say
 
@@ -32,7 +32,7 @@ ALLOCATOR_TEXTS = (
 )
 """What a RuntimeError says when it means out of memory and torch has no class of its own for it."""
 
-REMEDIES = (
+OOM_HINTS = (
     "shorter texts or answers",
     "a smaller model",
     "LoRA (model.form: {type: lora})",
@@ -41,7 +41,7 @@ REMEDIES = (
 """What helps in general when one row at a time is too many."""
 
 
-class MicroRows:
+class MicroBatcher:
     """How many rows go through a model at once: begins at what the recipe says, halved whenever memory runs out."""
 
     def __init__(
@@ -51,7 +51,7 @@ class MicroRows:
         name: str = "micro_rows",
         speaks: bool = True,
         on_change: Callable[[int], None] | None = None,
-        remedies: Sequence[str] = REMEDIES,
+        remedies: Sequence[str] = OOM_HINTS,
     ) -> None:
         """`name` is the recipe's word for it. A new number is said in a line if `speaks`, and told to `on_change`.
 
@@ -63,14 +63,14 @@ class MicroRows:
         self.name, self.speaks, self.on_change, self.remedies = name, speaks, on_change, remedies
 
     @classmethod
-    def of(cls, rows: int | MicroRows) -> MicroRows:
+    def of(cls, rows: int | MicroBatcher) -> MicroBatcher:
         """`rows` itself, or a new one that begins at this number."""
-        return rows if isinstance(rows, MicroRows) else cls(rows)
+        return rows if isinstance(rows, MicroBatcher) else cls(rows)
 
     def run(
         self,
         stage: Callable[[int], Result],
-        processes: Processes = ALONE,
+        processes: Distributed = SINGLE_PROCESS,
         *,
         total: int | None = None,
         undo: Callable[[], None] | None = None,
@@ -83,15 +83,15 @@ class MicroRows:
         on with the fewest rows of any.
         """
         try:
-            result = processes.agreed(partial(self._attempts, stage, total, undo, processes.main))
+            result = processes.raise_together(partial(self._attempts, stage, total, undo, processes.main))
         except Exception:
             if undo:
                 undo()
             raise
-        self.agree(processes)
+        self.use_smallest(processes)
         return result
 
-    def agree(self, processes: Processes) -> None:
+    def use_smallest(self, processes: Distributed) -> None:
         """Go on with the fewest rows of any process. All processes call this together."""
         if processes.count > 1:
             own = torch.tensor([float(self.rows)], device=processes.device)

@@ -18,42 +18,42 @@ from hydralign.config.data import RESERVED_COLUMNS
 from hydralign.data.detokenise import decode_tokens
 from hydralign.errors import NonFiniteError, RewardError
 from hydralign.generation.sampler import Sampler, encoded_prompts, sample
-from hydralign.micro_batches import MicroRows
+from hydralign.micro_batches import MicroBatcher
 from hydralign.models.backbones.trunk import Trunk
 from hydralign.models.policy import Policy
 from hydralign.rewards.combine import RewardTerm, as_terms, score_rollout
-from hydralign.types import Evaluation, Experience, Prompt, Rollout, Rows, SamplingPlan, Scores
+from hydralign.types import Experience, PolicyOutput, Prompt, Rollout, SamplingParams, Scores, TokenBatch
 
 
 def collect(
     policy: Policy,
     prompts: Sequence[Prompt | str],
     reward: Callable[..., Any] | RewardTerm | Sequence[RewardTerm | Callable[..., Any]],
-    plan: SamplingPlan | None = None,
+    plan: SamplingParams | None = None,
     *,
-    micro_rows: int | MicroRows = 16,
-    decode_rows: MicroRows | None = None,
+    micro_rows: int | MicroBatcher = 16,
+    decode_rows: MicroBatcher | None = None,
     sampler: Sampler = sample,
 ) -> Experience:
     """Answer `prompts`, score the answers, and read the reference; `reward` is a function or weighted terms.
 
-    Prompts may be plain texts; `plan` None is `SamplingPlan()`.
+    Prompts may be plain texts; `plan` None is `SamplingParams()`.
     In fp32 the old log-probabilities and values are the sampler's own, but for values of a branch that sampling does
     not run. In bf16, where decoding with a cache and a full forward pass differ, both are read again by the path that
     the update uses. A shared trunk is run for rows that the sampler did not harvest. `micro_rows`, and the plan's
-    `decode_rows`, are halved whenever memory runs out; a `MicroRows` of either remembers it for the next call.
+    `decode_rows`, are halved whenever memory runs out; a `MicroBatcher` of either remembers it for the next call.
     """
-    prompts, terms, plan = encoded_prompts(policy, prompts), as_terms(reward), plan or SamplingPlan()
-    decoding, reading = decode_rows or MicroRows(plan.decode_rows, name="decode_rows"), MicroRows.of(micro_rows)
+    prompts, terms, plan = encoded_prompts(policy, prompts), as_terms(reward), plan or SamplingParams()
+    decoding, reading = decode_rows or MicroBatcher(plan.decode_rows, name="decode_rows"), MicroBatcher.of(micro_rows)
     before = policy.trunk and policy.trunk.use
     rollout = decoding.run(
         lambda rows: sampler(policy, prompts, replace(plan, decode_rows=rows)),
         total=len(prompts),
-        undo=count_anew(policy),
+        undo=keep_trunk_count(policy),
     )
     if policy.trunk is not None and rollout.rows.trunk_BTD is None:
         states = partial(trunk_states, policy.trunk, rollout.rows)
-        trunk_BTD = reading.run(states, total=len(rollout), undo=count_anew(policy))
+        trunk_BTD = reading.run(states, total=len(rollout), undo=keep_trunk_count(policy))
         rollout = replace(rollout, rows=rollout.rows.with_trunk(trunk_BTD))
     scores = score(rollout, terms, policy.tokenizer)
     old_logprobs_BR, ref_logprobs_BR, values_BR = reading.run(partial(_read, policy, rollout), total=len(rollout))
@@ -64,7 +64,7 @@ def collect(
     )
 
 
-def count_anew(policy: Policy) -> Callable[[], None]:
+def keep_trunk_count(policy: Policy) -> Callable[[], None]:
     """Sets the trunk's count of positions back to what it is now; what a failed attempt read is in no rollout."""
     trunk = policy.trunk
     return (lambda: None) if trunk is None else partial(setattr, trunk, "use", trunk.use)
@@ -117,7 +117,7 @@ def shared_columns(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
     return {name: [prompt.columns.get(name) for prompt in prompts] for name in names}
 
 
-def completion_tokens(rows: Rows, tokenizer: Any) -> list[list[str]]:
+def completion_tokens(rows: TokenBatch, tokenizer: Any) -> list[list[str]]:
     """The text of every real response token, end-of-sequence tokens included, so that lists match `_BR` columns."""
     prompts, answers = [], []
     lengths = zip(rows.prompt_lengths_B.tolist(), rows.response_lengths_B.tolist(), strict=True)
@@ -127,7 +127,7 @@ def completion_tokens(rows: Rows, tokenizer: Any) -> list[list[str]]:
     return decode_tokens(tokenizer, prompts, answers)
 
 
-def by_micro_batch(rows: Rows, micro_rows: int, read: Callable[[Rows], Sequence[Tensor]]) -> list[Tensor]:
+def by_micro_batch(rows: TokenBatch, micro_rows: int, read: Callable[[TokenBatch], Sequence[Tensor]]) -> list[Tensor]:
     """The `_BR` tensors that `read` gives, a few rows at a time, rows of like length together; order kept."""
     out: list[Tensor] = []
     for index_B in rows.lengths_B.argsort(stable=True).split(micro_rows):
@@ -140,7 +140,7 @@ def by_micro_batch(rows: Rows, micro_rows: int, read: Callable[[Rows], Sequence[
     return out
 
 
-def trunk_states(trunk: Trunk, rows: Rows, micro_rows: int) -> Tensor:
+def trunk_states(trunk: Trunk, rows: TokenBatch, micro_rows: int) -> Tensor:
     """trunk_BTD of any number of rows, each crossing the trunk once."""
     whole_BTD: Tensor | None = None
     for index_B in rows.lengths_B.argsort(stable=True).split(micro_rows):
@@ -153,17 +153,17 @@ def trunk_states(trunk: Trunk, rows: Rows, micro_rows: int) -> Tensor:
 
 
 @torch.no_grad()
-def evaluate_rows(policy: Policy, rows: Rows, micro_rows: int) -> Evaluation:
+def evaluate_rows(policy: Policy, rows: TokenBatch, micro_rows: int) -> PolicyOutput:
     """`policy.evaluate` on any number of rows, without gradient, by the very path that updates use."""
-    return Evaluation(*by_micro_batch(rows, micro_rows, policy.evaluate))
+    return PolicyOutput(*by_micro_batch(rows, micro_rows, policy.evaluate))
 
 
 @torch.no_grad()
-def value_rows(policy: Policy, rows: Rows, micro_rows: int) -> Tensor:
+def value_rows(policy: Policy, rows: TokenBatch, micro_rows: int) -> Tensor:
     """`policy.read_values` on any number of rows, without gradient."""
     return by_micro_batch(rows, micro_rows, lambda few: [policy.read_values(few)])[0]
 
 
-def reference_rows(policy: Policy, rows: Rows, micro_rows: int) -> Tensor:
+def reference_rows(policy: Policy, rows: TokenBatch, micro_rows: int) -> Tensor:
     """`policy.reference` on any number of rows."""
     return by_micro_batch(rows, micro_rows, lambda few: [policy.reference(few)])[0]

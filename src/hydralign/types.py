@@ -69,7 +69,7 @@ class LabelledText:
 
 
 @dataclass(frozen=True)
-class SamplingPlan:
+class SamplingParams:
     """How to sample one iteration.
 
     `seed`, `iteration`, the row's global number and the position key one uniform number per token. So in fp32 on CPU
@@ -122,12 +122,12 @@ class SamplingPlan:
         """Whether top-k or top-p cut the distribution, so that samples are off-policy."""
         return self.top_k > 0 or self.top_p < 1.0
 
-    def at(self, iteration: int, first_row: int = 0) -> SamplingPlan:
+    def at(self, iteration: int, first_row: int = 0) -> SamplingParams:
         """The same plan with the generator keyed to another iteration."""
         return replace(self, iteration=iteration, first_row=first_row)
 
 
-class Places(NamedTuple):
+class ResponseIndex(NamedTuple):
     """Where the real response tokens of some rows stand, row by row; on the rows' device."""
 
     row_N: Tensor
@@ -138,7 +138,7 @@ class Places(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rows:
+class TokenBatch:
     """Token rows as a policy reads them: prompt, then response, then padding, each row from column 0.
 
     A causal model needs no attention mask for such rows: real positions never look right.
@@ -174,17 +174,17 @@ class Rows:
         return self._cpu_mask_BR.to(self.tokens_BT.device, non_blocking=True)
 
     @cached_property
-    def places(self) -> Places:
+    def response_index(self) -> ResponseIndex:
         """Where the real response tokens stand."""
         row_N, position_N = self._cpu_mask_BR.nonzero(as_tuple=True)
         both = torch.stack([row_N, position_N, self.prompt_lengths_B[row_N] + position_N])
-        return Places(*both.to(self.tokens_BT.device, non_blocking=True))
+        return ResponseIndex(*both.to(self.tokens_BT.device, non_blocking=True))
 
     @property
     def _cpu_mask_BR(self) -> Tensor:
         return torch.arange(self.width) < self.response_lengths_B[:, None]
 
-    def with_trunk(self, trunk_BTD: Tensor | None) -> Rows:
+    def with_trunk(self, trunk_BTD: Tensor | None) -> TokenBatch:
         """The same rows with these trunk states."""
         return replace(self, trunk_BTD=trunk_BTD)
 
@@ -195,7 +195,7 @@ class Rows:
         inside_BR = columns_BR.clamp(max=self.tokens_BT.shape[1] - 1)
         return self.tokens_BT.gather(1, inside_BR.to(self.tokens_BT.device))
 
-    def select(self, index_B: Tensor) -> Rows:
+    def select(self, index_B: Tensor) -> TokenBatch:
         """These rows only, in this order, with the padding trimmed to the longest of them. `index_B` lies on the CPU.
 
         Trunk states come to the tokens' device.
@@ -213,7 +213,7 @@ class Rows:
         )
 
 
-class Evaluation(NamedTuple):
+class PolicyOutput(NamedTuple):
     """What a policy says of given rows; zero outside the rows' mask."""
 
     logprobs_BR: Tensor
@@ -242,7 +242,7 @@ class Rollout:
     """What the sampler returns. Log-probabilities and values are those of the sampling pass itself."""
 
     prompts: tuple[Prompt, ...]
-    rows: Rows
+    rows: TokenBatch
     old_logprobs_BR: Tensor
     values_BR: Tensor
     finished_B: Tensor
@@ -295,7 +295,7 @@ class Experience:
 
 
 @dataclass(frozen=True)
-class Estimates:
+class Advantages:
     """What PPO computes from an experience before it updates: all `_BR`, zero outside the mask."""
 
     rewards_BR: Tensor

@@ -50,7 +50,7 @@ def test_mean_of_nothing_is_zero() -> None:
 
 
 def test_aggregate_weighs_tokens_or_answers_alike() -> None:
-    # Rows (1, 2, 3) and (5): 11 over 4 tokens, or row means 2 and 5 over 2 rows.
+    # TokenBatch (1, 2, 3) and (5): 11 over 4 tokens, or row means 2 and 5 over 2 rows.
     assert aggregate(X_BR, MASK_BR, average="token", count=4).item() == 2.75
     assert aggregate(X_BR, MASK_BR, average="sequence", count=2).item() == 3.5
 

@@ -248,7 +248,7 @@ def test_unknown_key_in_the_file_is_found_as_in_an_override(path: Path) -> None:
         ("--ppo.optimizer.betas=[1, 2, 3]", "ppo.optimizer.betas=[1, 2, 3] cannot be used"),
         ("--ppo.optimizer.betas=[0.9]", "ppo.optimizer.betas.1 is missing"),
         ("--model.pad_token=no", "model.pad_token=False cannot be used: it sets “Padding token"),
-        ("--ppo.batch=null", "ppo.batch=None cannot be used: it sets “Rows, optimizer steps, forward passes”."),
+        ("--ppo.batch=null", "ppo.batch=None cannot be used: it sets “TokenBatch, optimizer steps, forward passes”."),
         (
             "--ppo.rewards={}",
             "ppo.rewards={} cannot be used: it sets “Terms whose weighted sum is the score”. Give",

@@ -16,10 +16,10 @@ from hydralign.evaluation.comparison import as_record, compare_answers
 from hydralign.evaluation.held_out import Answers, answer_held_out
 from hydralign.rewards.combine import RewardTerm
 from hydralign.testing import LengthReward, tiny_policy, tiny_prompts
-from hydralign.types import Prompt, SamplingPlan
+from hydralign.types import Prompt, SamplingParams
 from tests.conftest import shake
 
-PLAN = SamplingPlan(max_new_tokens=6, seed=2)
+PLAN = SamplingParams(max_new_tokens=6, seed=2)
 LENGTH = RewardTerm("length", LengthReward(2))
 
 

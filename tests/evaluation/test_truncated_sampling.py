@@ -23,12 +23,12 @@ from hydralign.rollout import collect
 from hydralign.runs.compare import require_shares
 from hydralign.testing import LengthReward, tiny_policy, tiny_prompts
 from hydralign.tracking import JsonLines
-from hydralign.types import SamplingPlan
+from hydralign.types import SamplingParams
 from tests.conftest import shake
 
 LENGTH = RewardTerm("length", LengthReward(2))
-WHOLE = SamplingPlan(max_new_tokens=6, seed=2)
-CUT = [SamplingPlan(max_new_tokens=6, seed=2, top_k=3), SamplingPlan(max_new_tokens=6, seed=2, top_p=0.2)]
+WHOLE = SamplingParams(max_new_tokens=6, seed=2)
+CUT = [SamplingParams(max_new_tokens=6, seed=2, top_k=3), SamplingParams(max_new_tokens=6, seed=2, top_p=0.2)]
 
 
 @pytest.fixture
@@ -44,7 +44,7 @@ def moved(tokenizer: Any) -> Policy:
 
 
 @pytest.mark.parametrize("plan", CUT)
-def test_gap_of_truncated_answers_is_negative_and_is_not_called_kl(plan: SamplingPlan, moved: Policy) -> None:
+def test_gap_of_truncated_answers_is_negative_and_is_not_called_kl(plan: SamplingParams, moved: Policy) -> None:
     prompts = tiny_prompts(moved.tokenizer, *(f"this {n}" for n in range(30)))
     whole, cut = (answer_held_out(moved, prompts, [LENGTH], some) for some in (WHOLE, plan))
     assert whole.metrics.keys() == {"score", "kl", "tokens", "finished"}
@@ -57,7 +57,7 @@ def test_gap_of_truncated_answers_is_negative_and_is_not_called_kl(plan: Samplin
 
 
 @pytest.mark.parametrize("plan", CUT)
-def test_stats_and_samples_of_an_iteration_name_no_kl(plan: SamplingPlan, moved: Policy) -> None:
+def test_stats_and_samples_of_an_iteration_name_no_kl(plan: SamplingParams, moved: Policy) -> None:
     prompts = tiny_prompts(moved.tokenizer)
     for some, name in ((WHOLE, "kl"), (plan, "logprob_gap")):
         experience = collect(moved, prompts, [LENGTH], some)

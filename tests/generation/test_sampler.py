@@ -21,10 +21,10 @@ from hydralign.models.heads.token import OutputHead
 from hydralign.models.policy import Policy
 from hydralign.rollout import collect
 from hydralign.testing import ScriptedSampler, tiny_policy, tiny_prompts
-from hydralign.types import Prompt, SamplingPlan
+from hydralign.types import Prompt, SamplingParams
 from tests.tokenizers_of_every_kind import llama_tokenizer
 
-PLAN = SamplingPlan(max_new_tokens=10, seed=4, temperature=0.8, min_new_tokens=1)
+PLAN = SamplingParams(max_new_tokens=10, seed=4, temperature=0.8, min_new_tokens=1)
 
 
 @pytest.fixture
@@ -109,7 +109,7 @@ def test_each_row_keeps_its_own_drawn_length(policy: Policy, many: list[Prompt])
 def test_tokens_follow_the_distribution(tokenizer: Any) -> None:
     policy = tiny_policy(tokenizer=tokenizer)
     prompt = tiny_prompts(tokenizer, "this")
-    rollout = sample(policy, prompt * 4000, SamplingPlan(max_new_tokens=1, seed=1, decode_rows=4000))
+    rollout = sample(policy, prompt * 4000, SamplingParams(max_new_tokens=1, seed=1, decode_rows=4000))
     with torch.no_grad():
         ids = torch.tensor([prompt[0].token_ids])
         expected = torch.softmax(policy.causal.model(input_ids=ids).logits[0, -1], -1)  # type: ignore[attr-defined]
@@ -123,7 +123,7 @@ def test_tokens_follow_the_distribution(tokenizer: Any) -> None:
 def test_draw_inverts_the_cumulative_distribution() -> None:
     logits_BV = torch.log(torch.tensor([[0.2, 0.3, 0.5]] * 5))
     uniforms_B = torch.tensor([0.0, 0.19, 0.21, 0.49, 0.99], dtype=torch.float64)
-    tokens_B, logprobs_B = draw(logits_BV, uniforms_B, SamplingPlan(), (), 0)
+    tokens_B, logprobs_B = draw(logits_BV, uniforms_B, SamplingParams(), (), 0)
     assert tokens_B.tolist() == [0, 0, 1, 1, 2]
     assert logprobs_B.exp().tolist() == pytest.approx([0.2, 0.2, 0.3, 0.3, 0.5])
 
@@ -131,7 +131,7 @@ def test_draw_inverts_the_cumulative_distribution() -> None:
 def test_draw_never_takes_an_impossible_token() -> None:
     logits_BV = torch.log(torch.tensor([[0.0, 0.5, 0.0, 0.5, 0.0]] * 3))
     uniforms_B = torch.tensor([0.0, 0.5, 1 - 2**-53], dtype=torch.float64)
-    tokens_B, _ = draw(logits_BV, uniforms_B, SamplingPlan(), (), 0)
+    tokens_B, _ = draw(logits_BV, uniforms_B, SamplingParams(), (), 0)
     assert tokens_B.tolist() == [1, 3, 3]
 
 
@@ -161,7 +161,7 @@ def test_nan_in_logits_is_an_event_that_names_the_position(tokenizer: Any) -> No
     with torch.no_grad():
         weight[len(prompt[0].token_ids) + 2] = float("nan")
     with pytest.raises(NonFiniteError, match="NaN or infinity") as caught:
-        sample(policy, prompt, SamplingPlan(max_new_tokens=8, min_new_tokens=8))
+        sample(policy, prompt, SamplingParams(max_new_tokens=8, min_new_tokens=8))
     assert caught.value.where == "sampler/logits/position 3"
 
 
@@ -221,7 +221,7 @@ def test_the_device_is_asked_once_per_token_and_a_few_times_per_batch(policy: Po
 def test_scripted_sampler_says_what_it_was_told(tokenizer: Any) -> None:
     policy = tiny_policy(tokenizer=tokenizer)
     answers = (tuple(tokenizer("that").input_ids), (*tokenizer("thing").input_ids, tokenizer.eos_token_id))
-    rollout = ScriptedSampler(answers)(policy, tiny_prompts(tokenizer), SamplingPlan())
+    rollout = ScriptedSampler(answers)(policy, tiny_prompts(tokenizer), SamplingParams())
     assert rollout.completions == ("that", "thing", "that")
     assert rollout.finished_B.tolist() == [False, True, False]
     with torch.no_grad():
@@ -241,7 +241,7 @@ def test_rewards_see_answers_with_the_space_that_a_decoder_takes_off_a_text(samp
         return [0.0] * len(completions)
 
     says = ScriptedSampler(((*ids[len(prompt.token_ids) :], tokenizer.eos_token_id),))
-    plan = SamplingPlan(max_new_tokens=6, seed=2)
+    plan = SamplingParams(max_new_tokens=6, seed=2)
     rollout = collect(policy, [prompt] * 4, reward, plan, sampler=says if sampler == "scripted" else sample).rollout
     for row, text in enumerate(rollout.completions):
         answer = rollout.rows.response_BR[row, : int(rollout.rows.response_lengths_B[row])].tolist()

@@ -12,14 +12,14 @@ from hydralign.methods.advantages import estimate
 from hydralign.models.policy import Policy
 from hydralign.rollout import collect
 from hydralign.testing import ScriptedSampler, tiny_policy, tiny_prompts
-from hydralign.types import Experience, SamplingPlan
+from hydralign.types import Experience, SamplingParams
 from tests.conftest import shake
 
 
 def scripted(policy: Policy, answers: list[list[int]], reward: Any) -> Experience:
     sampler = ScriptedSampler(tuple(map(tuple, answers)))
     prompts = tiny_prompts(policy.tokenizer, *(["this"] * len(answers)))
-    return collect(policy, prompts, reward, SamplingPlan(), sampler=sampler)
+    return collect(policy, prompts, reward, SamplingParams(), sampler=sampler)
 
 
 def test_score_lands_on_the_last_real_token_the_end_token_included(policy: Policy) -> None:
@@ -93,7 +93,7 @@ def test_rewards_see_columns_text_and_token_lists(tokenizer: Any) -> None:
 
     prompts = [replace(p, columns={"topic": i}) for i, p in enumerate(tiny_prompts(tokenizer, "this", "that"))]
     that = [*tokenizer("that").input_ids, tokenizer.eos_token_id]
-    collect(policy, prompts, reward, SamplingPlan(), sampler=ScriptedSampler((tuple(that), (20,))))
+    collect(policy, prompts, reward, SamplingParams(), sampler=ScriptedSampler((tuple(that), (20,))))
     assert seen["prompts"] == ["this", "that"]
     assert seen["completions"][0] == "that"
     assert seen["topic"] == [0, 1]

@@ -21,7 +21,7 @@ from hydralign.models.backbones.slicing import layers_of
 from hydralign.rollout import collect, evaluate_rows, reference_rows
 from hydralign.testing import ScriptedSampler
 from hydralign.training.optimizer import make_optimizer
-from hydralign.types import Estimates, Experience, TrunkUse
+from hydralign.types import Advantages, Experience, TrunkUse
 from tests.conftest import shake
 from tests.models.test_hydra import FEW, FORMS, PLAN, new_policy, some_prompts
 from tests.models.test_slicing import FAMILIES, LAYERS
@@ -34,7 +34,7 @@ def random_scores(completions: Sequence[str]) -> list[float]:
     return torch.randn(len(completions), generator=torch.Generator().manual_seed(8)).tolist()
 
 
-def learnt(policy: Any, prompts: int = 6, **plan: Any) -> tuple[Experience, Estimates]:
+def learnt(policy: Any, prompts: int = 6, **plan: Any) -> tuple[Experience, Advantages]:
     experience = collect(policy, some_prompts(prompts), random_scores, replace(PLAN, **plan))
     return experience, estimate(experience)
 

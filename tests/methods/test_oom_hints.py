@@ -13,7 +13,7 @@ from hydralign.config.reward import RewardConfig
 from hydralign.config.sft import SFTConfig
 from hydralign.data import PromptStream
 from hydralign.errors import MemoryLimitError
-from hydralign.methods.oom_hints import ppo_remedies, supervised_remedies
+from hydralign.methods.oom_hints import ppo_oom_hints, supervised_oom_hints
 from hydralign.methods.ppo import PPOParts, train
 from hydralign.rewards.combine import RewardTerm
 from hydralign.testing import LengthReward, tiny_policy
@@ -54,11 +54,11 @@ def test_ppo_names_what_its_form_leaves_to_change(
     form: dict[str, Any], precision: str, device: str, expected: list[str]
 ) -> None:
     config = ppo({"form": form, "precision": precision})
-    assert ppo_remedies(config, device) == [*expected, ANSWERS, SMALLER]
+    assert ppo_oom_hints(config, device) == [*expected, ANSWERS, SMALLER]
 
 
 def test_ppo_names_the_setting_that_says_how_long_answers_are() -> None:
-    told = ppo_remedies(ppo({}, sampling={"lengths": {"low": 2, "high": 4}}), "cpu")
+    told = ppo_oom_hints(ppo({}, sampling={"lengths": {"low": 2, "high": 4}}), "cpu")
     assert "shorter prompts or answers (ppo.sampling.lengths)" in told
 
 
@@ -88,14 +88,14 @@ def test_supervised_loops_name_what_helps_them(
 ) -> None:
     config = kind(model=ModelConfig.model_validate({"path": "base", **model}), **settings)
     section = "sft" if kind is SFTConfig else "reward"
-    assert supervised_remedies(config) == [*expected, f"shorter texts ({section}.max_tokens)", SMALLER]
+    assert supervised_oom_hints(config) == [*expected, f"shorter texts ({section}.max_tokens)", SMALLER]
 
 
 def test_adapters_are_not_named_where_a_recipe_refuses_them_on_a_new_model() -> None:
     new = ModelConfig.model_validate({"new": {}})
-    assert LORA not in ppo_remedies(ppo({"path": None, "new": {}}), "cpu")
-    assert LORA not in supervised_remedies(SFTConfig(model=new))
-    assert LORA in supervised_remedies(RewardConfig(model=new))
+    assert LORA not in ppo_oom_hints(ppo({"path": None, "new": {}}), "cpu")
+    assert LORA not in supervised_oom_hints(SFTConfig(model=new))
+    assert LORA in supervised_oom_hints(RewardConfig(model=new))
 
 
 def test_run_that_cannot_go_on_ends_with_them(tmp_path: Path, tokenizer: Any) -> None:

@@ -8,26 +8,26 @@ from typing import Any
 import pytest
 import torch
 
-from hydralign.distributed import ALONE, Processes
+from hydralign.distributed import SINGLE_PROCESS, Distributed
 from hydralign.errors import ConfigError, NonFiniteError
 from hydralign.methods.advantages import estimate
 from hydralign.methods.policy_update import LossWeights, accumulate, minibatch_rows, update
-from hydralign.micro_batches import MicroRows
+from hydralign.micro_batches import MicroBatcher
 from hydralign.models.policy import Policy
 from hydralign.rollout import collect
 from hydralign.testing import tiny_policy, tiny_prompts
 from hydralign.training.optimizer import apply_gradients, make_optimizer
-from hydralign.types import Estimates, Experience, Rows, SamplingPlan
+from hydralign.types import Advantages, Experience, SamplingParams, TokenBatch
 from tests.conftest import shake
 
-PLAN = SamplingPlan(max_new_tokens=7, seed=2)
+PLAN = SamplingParams(max_new_tokens=7, seed=2)
 
 
 def count_a(completions: list[str]) -> list[float]:
     return [float(text.count("a") + len(text) % 3) for text in completions]
 
 
-def learnt(policy: Any, rows: int = 8) -> tuple[Experience, Estimates]:
+def learnt(policy: Any, rows: int = 8) -> tuple[Experience, Advantages]:
     """An experience of answers of unequal lengths, with its estimates."""
     policy.stop_ids = tuple(range(0, 300, 8))
     prompts = tiny_prompts(policy.tokenizer, *("that and this thing of words"[:n] for n in range(3, 3 + rows)))
@@ -37,11 +37,11 @@ def learnt(policy: Any, rows: int = 8) -> tuple[Experience, Estimates]:
 
 
 def step_gradients(
-    policy: Policy, experience: Experience, estimates: Estimates, *, micro_rows: int, order: list[int], average: Any
+    policy: Policy, experience: Experience, estimates: Advantages, *, micro_rows: int, order: list[int], average: Any
 ) -> dict[str, torch.Tensor]:
     optimizer = make_optimizer(policy.trained(), type="sgd", learning_rate=0.1)
     weights = LossWeights(average=average, entropy_coefficient=0.01)
-    accumulate(policy, experience, estimates, torch.tensor(order), micro_rows, weights, optimizer, ALONE)
+    accumulate(policy, experience, estimates, torch.tensor(order), micro_rows, weights, optimizer, SINGLE_PROCESS)
     return {name: p.grad.clone() for name, p in policy.trained().items() if p.grad is not None}
 
 
@@ -90,7 +90,9 @@ def test_first_step_has_ratio_one_and_no_divergence(policy: Policy) -> None:
 def test_loss_divides_by_all_tokens_or_all_answers_of_the_step(policy: Policy, average: Any) -> None:
     experience, estimates = learnt(policy)
     optimizer = make_optimizer(policy.trained(), type="sgd")
-    step = accumulate(policy, experience, estimates, torch.arange(8), 3, LossWeights(average=average), optimizer, ALONE)
+    step = accumulate(
+        policy, experience, estimates, torch.arange(8), 3, LossWeights(average=average), optimizer, SINGLE_PROCESS
+    )
     answers = [a[m] for a, m in zip(estimates.advantages_BR, experience.rollout.rows.mask_BR, strict=True)]
     by_hand = torch.cat(answers).mean() if average == "token" else torch.stack([a.mean() for a in answers]).mean()
     assert step.losses["policy_loss"].item() == pytest.approx(-by_hand.item(), abs=1e-5)  # every ratio is 1
@@ -112,7 +114,7 @@ def test_clipping_binds_on_every_optimizer_step(policy: Policy) -> None:
     limit, moves, norms = 1e-3, [], []
     for index_B in minibatch_rows(8, 4, seed=0, iteration=0, epoch=0):
         before = torch.cat([p.detach().clone().reshape(-1) for p in policy.trained().values()])
-        accumulate(policy, experience, estimates, index_B, 2, LossWeights(), optimizer, ALONE)
+        accumulate(policy, experience, estimates, index_B, 2, LossWeights(), optimizer, SINGLE_PROCESS)
         norms.append(float(apply_gradients(optimizer, policy.trained(), limit)))
         after = torch.cat([p.detach().reshape(-1) for p in policy.trained().values()])
         moves.append(float((after - before).double().norm()))
@@ -125,7 +127,7 @@ def test_pre_clip_norm_is_reported(policy: Policy) -> None:
     optimizer = make_optimizer(policy.trained(), type="sgd", learning_rate=1e-9)
     stats = update(policy, optimizer, experience, estimates, epochs=1, minibatches=1, max_grad_norm=1e-6)
     optimizer = make_optimizer(policy.trained(), type="sgd")
-    accumulate(policy, experience, estimates, torch.arange(8), 8, LossWeights(), optimizer, ALONE)
+    accumulate(policy, experience, estimates, torch.arange(8), 8, LossWeights(), optimizer, SINGLE_PROCESS)
     norm = torch.cat([p.grad.reshape(-1) for p in policy.trained().values() if p.grad is not None]).norm().item()
     assert stats["ppo/policy/grad_norm"] == pytest.approx(norm, rel=1e-4)
 
@@ -153,14 +155,14 @@ def test_the_same_rows_meet_whatever_the_number_of_processes() -> None:
     whole = [set(p.tolist()) for p in minibatch_rows(24, 3, seed=1, iteration=2, epoch=0)]
     halves = [
         [set((p + 12 * rank).tolist()) for p in minibatch_rows(
-            12, 3, seed=1, iteration=2, epoch=0, processes=Processes(rank=rank, count=2)
+            12, 3, seed=1, iteration=2, epoch=0, processes=Distributed(rank=rank, count=2)
         )]
         for rank in (0, 1)
     ]  # fmt: skip
     assert [a | b for a, b in zip(*halves, strict=True)] == whole
 
 
-def poison(estimates: Estimates, row: int) -> Estimates:
+def poison(estimates: Advantages, row: int) -> Advantages:
     advantages_BR = estimates.advantages_BR.clone()
     advantages_BR[row, 0] = float("nan")
     return replace(estimates, advantages_BR=advantages_BR)
@@ -228,7 +230,7 @@ def test_poison_after_a_good_step_keeps_that_step_and_takes_no_further(tokenizer
     with torch.no_grad():
         for name, parameter in policy.trained().items():
             parameter.copy_(start[name])
-    accumulate(policy, experience, estimates, torch.tensor(order[0]), 16, LossWeights(), optimizer, ALONE)
+    accumulate(policy, experience, estimates, torch.tensor(order[0]), 16, LossWeights(), optimizer, SINGLE_PROCESS)
     apply_gradients(optimizer, policy.trained(), 1.0)
     for name, parameter in policy.trained().items():
         torch.testing.assert_close(parameter.detach(), after_one[name])
@@ -249,7 +251,7 @@ def run_out(policy: Any, *, forward: int | None = None, backward: int | None = N
     def fail(gradient: torch.Tensor) -> torch.Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 MiB.")
 
-    def evaluate_short(rows: Rows, **named: Any) -> Any:
+    def evaluate_short(rows: TokenBatch, **named: Any) -> Any:
         rows_seen.append(len(rows))
         told = evaluate(rows, **named)
         if len(rows_seen) == forward:
@@ -282,7 +284,7 @@ def test_fallback_changes_neither_steps_nor_metrics_and_stays_for_the_next_updat
     for forward in (None, 2):
         policy = tiny_policy(tokenizer=tokenizer)
         experience, estimates = learnt(policy)
-        rows_seen, micro = run_out(policy, forward=forward), MicroRows(4)
+        rows_seen, micro = run_out(policy, forward=forward), MicroBatcher(4)
         optimizer = make_optimizer(policy.trained(), type="sgd", learning_rate=0.05)
         plan: dict[str, Any] = {"epochs": 2, "minibatches": 2, "micro_rows": micro}
         stats = [update(policy, optimizer, experience, estimates, iteration=i, **plan) for i in (0, 1)]
@@ -298,7 +300,7 @@ def test_fallback_changes_neither_steps_nor_metrics_and_stays_for_the_next_updat
 def test_poison_is_not_taken_for_lack_of_memory(tokenizer: Any) -> None:
     policy = tiny_policy(tokenizer=tokenizer)
     experience, estimates = learnt(policy)
-    rows_seen, micro = run_out(policy), MicroRows(4)
+    rows_seen, micro = run_out(policy), MicroBatcher(4)
     with pytest.raises(NonFiniteError):
         update(
             policy, make_optimizer(policy.trained()), experience, poison(estimates, 3), minibatches=1, micro_rows=micro

@@ -28,7 +28,7 @@ from hydralign.methods.reward import (
     train_on_labels,
     train_on_pairs,
 )
-from hydralign.models.classifiers.training import Scorer, make_scorer
+from hydralign.models.classifiers.training import SequenceClassifier, wrap_classifier
 from hydralign.models.folders.from_scratch import make_classifier
 from hydralign.runs.reward import as_record, label_columns, sentence
 from hydralign.tracking import JsonLines
@@ -39,10 +39,12 @@ PAIRS = [Pair((5, 6, good), (5, 6, bad)) for good, bad in [(20, 30), (21, 31), (
 TEXTS = [Labelled((5, 6, word, 7), int(word >= 30)) for word in (20, 30, 21, 31, 22, 32)]
 
 
-def scorer(tokenizer: Any, family: str = "gpt2", form: str = "full", labels: tuple[str, ...] = ("score",)) -> Scorer:
+def scorer(
+    tokenizer: Any, family: str = "gpt2", form: str = "full", labels: tuple[str, ...] = ("score",)
+) -> SequenceClassifier:
     sizes: dict[str, Any] = {"family": family, "layers": 2, "width": 32, "heads": 2, "context": 32}
     model = make_classifier(tokenizer, **sizes, labels=labels, seed=0)
-    return make_scorer(model, tokenizer, form=FORMS[form])
+    return wrap_classifier(model, tokenizer, form=FORMS[form])
 
 
 def settings(**changes: Any) -> RewardConfig:
@@ -60,7 +62,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def learn_pairs(config: RewardConfig, judge: Scorer, folder: Path) -> None:
+def learn_pairs(config: RewardConfig, judge: SequenceClassifier, folder: Path) -> None:
     record = JsonLines(folder)
     try:
         train_on_pairs(config, RewardParts(judge, PAIRS, PAIRS[:3], folder, Records(record, record)))

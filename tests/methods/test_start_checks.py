@@ -13,13 +13,13 @@ from hydralign.methods.start_checks import _logit_size, check_start
 from hydralign.models.policy import Policy
 from hydralign.rollout import collect
 from hydralign.testing import LengthReward, tiny_policy, tiny_prompts
-from hydralign.types import Experience, SamplingPlan
+from hydralign.types import Experience, SamplingParams
 from tests.conftest import FORMS, shake
 
 
 def start(policy: Policy, **plan: Any) -> Experience:
     return collect(
-        policy, tiny_prompts(policy.tokenizer), LengthReward(3), SamplingPlan(max_new_tokens=6, seed=1, **plan)
+        policy, tiny_prompts(policy.tokenizer), LengthReward(3), SamplingParams(max_new_tokens=6, seed=1, **plan)
     )
 
 
@@ -119,7 +119,7 @@ def test_large_logits_are_allowed_more_rounding(tokenizer: Any) -> None:
 def test_little_dropout_is_no_rounding(share: float, precision: str, tokenizer: Any) -> None:
     policy = tiny_policy(precision=precision, tokenizer=tokenizer)
     prompts = tiny_prompts(tokenizer) * 8
-    experience = collect(policy, prompts, LengthReward(3), SamplingPlan(max_new_tokens=8, seed=1))
+    experience = collect(policy, prompts, LengthReward(3), SamplingParams(max_new_tokens=8, seed=1))
     for module in policy.causal.model.modules():  # type: ignore[attr-defined]
         if isinstance(module, torch.nn.Dropout):
             module.p = share

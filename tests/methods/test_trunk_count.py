@@ -16,7 +16,7 @@ from hydralign.models.policy import Policy
 from hydralign.rollout import collect
 from hydralign.testing import LengthReward, tiny_policy
 from hydralign.training.optimizer import make_optimizer
-from hydralign.types import Prompt, Rollout, Rows, SamplingPlan
+from hydralign.types import Prompt, Rollout, SamplingParams, TokenBatch
 from tests.conftest import FORMS
 from tests.test_micro_batches import PLAN, many, out_of_memory, stops_early
 
@@ -36,14 +36,14 @@ def test_attempt_that_failed_is_not_counted_as_a_pass_through_the_trunk(
             raise out_of_memory()
         return decoding
 
-    def out_after_the_pass(rows: Rows) -> Tensor:
+    def out_after_the_pass(rows: TokenBatch) -> Tensor:
         states_BTD = states(rows)
         if len(rows) > 3:
             failed.append("reading")
             raise out_of_memory()
         return states_BTD
 
-    def without_states(policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan) -> Rollout:
+    def without_states(policy: Policy, prompts: Sequence[Prompt], plan: SamplingParams) -> Rollout:
         rollout = sample(policy, prompts, plan)
         return replace(rollout, rows=replace(rollout.rows, trunk_BTD=None))
 
@@ -68,7 +68,7 @@ def test_update_that_ran_out_counts_the_trunk_once(tokenizer: Any) -> None:
         bare = replace(experience.rollout, rows=replace(experience.rollout.rows, trunk_BTD=None))
         evaluate = policy.evaluate
 
-        def cramped(rows: Rows, evaluate: Any = evaluate, most: int = most, **named: Any) -> Any:
+        def cramped(rows: TokenBatch, evaluate: Any = evaluate, most: int = most, **named: Any) -> Any:
             told = evaluate(rows, **named)  # brings no states, so the trunk is run
             if len(rows) > most:
                 raise out_of_memory()

@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from hydralign.config import PPOConfig
 from hydralign.data import PromptStream
 from hydralign.evaluation.held_out import Answers, answer_held_out
-from hydralign.methods.ppo import PPOParts, sampling_plan, train
+from hydralign.methods.ppo import PPOParts, sampling_params, train
 from hydralign.models import make_model
 from hydralign.models.policy import Policy
 from hydralign.rewards.combine import RewardTerm
@@ -83,7 +83,7 @@ def toy_config(**settings: Any) -> PPOConfig:
 
 def answered(policy: Policy, prompts: Sequence[Prompt], reward: Callable[..., Any], **settings: Any) -> Answers:
     """Fresh answers of the policy, by sampling, on random numbers that training never used."""
-    plan = sampling_plan(toy_config(**settings).sampling, seed=1)
+    plan = sampling_params(toy_config(**settings).sampling, seed=1)
     return answer_held_out(policy, prompts, (RewardTerm("toy", reward),), plan, micro_rows=256)
 
 

@@ -16,7 +16,7 @@ from hydralign.models.policy import Policy
 from hydralign.models.reader import Reader
 from hydralign.rollout import collect
 from hydralign.testing import tiny_model, tiny_prompts, tiny_tokenizer
-from hydralign.types import SamplingPlan
+from hydralign.types import SamplingParams
 from tests.conftest import FORMS
 
 HOLE = 305
@@ -61,7 +61,7 @@ def test_a_comparison_never_draws_absent_tokens(holed: Any) -> None:
 
 
 def check_rollout(policy: Policy, tokenizer: Any) -> None:
-    plan = SamplingPlan(max_new_tokens=12, seed=3, temperature=1.3, min_new_tokens=2)
+    plan = SamplingParams(max_new_tokens=12, seed=3, temperature=1.3, min_new_tokens=2)
     experience = collect(policy, tiny_prompts(tokenizer) * 6, lambda completions: [0.0] * len(completions), plan)
     rows = experience.rollout.rows
     drawn = rows.response_BR[rows.mask_BR].tolist()
@@ -80,7 +80,7 @@ def check_rollout(policy: Policy, tokenizer: Any) -> None:
 def test_log_probabilities_are_those_of_the_tokens_that_there_are(holed: Any) -> None:
     model = padded_model(holed)
     policy = make_policy(model, holed)
-    rollout = sample(policy, tiny_prompts(holed, "this and"), SamplingPlan(max_new_tokens=1, seed=1))
+    rollout = sample(policy, tiny_prompts(holed, "this and"), SamplingParams(max_new_tokens=1, seed=1))
     ids = rollout.rows.tokens_BT[:, :-1]
     with torch.no_grad():
         logits_V = model(input_ids=ids).logits[0, -1]

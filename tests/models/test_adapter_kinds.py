@@ -27,7 +27,7 @@ from hydralign.models.folders.merged import adapter_of, base_of, load_whole
 from hydralign.models.student import load_student
 from hydralign.runs.inputs import _files
 from hydralign.testing import tiny_model
-from hydralign.types import Rows
+from hydralign.types import TokenBatch
 from tests.conftest import shake
 
 pytestmark = [
@@ -78,7 +78,7 @@ def adapter(folder: Path, tokenizer: Any, kind: str, dtype: torch.dtype = torch.
     return str(folder / "base"), str(folder / "adapter")
 
 
-def plain_logits(base: str, folder: str, rows: Rows) -> torch.Tensor:
+def plain_logits(base: str, folder: str, rows: TokenBatch) -> torch.Tensor:
     """What PEFT by itself makes of base and adapter."""
     peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
     with torch.no_grad():
@@ -87,7 +87,7 @@ def plain_logits(base: str, folder: str, rows: Rows) -> torch.Tensor:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_adapter_is_its_own_reference_and_saves_what_it_became(
-    kind: str, tmp_path: Path, tokenizer: Any, rows: Rows
+    kind: str, tmp_path: Path, tokenizer: Any, rows: TokenBatch
 ) -> None:
     base, folder = adapter(tmp_path, tokenizer, kind)
     wanted = plain_logits(base, folder, rows)
@@ -106,7 +106,7 @@ def test_adapter_is_its_own_reference_and_saves_what_it_became(
 
 @pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "tokens"])
 def test_adapter_merges_into_the_model_that_peft_makes_of_it(
-    kind: str, tmp_path: Path, tokenizer: Any, rows: Rows
+    kind: str, tmp_path: Path, tokenizer: Any, rows: TokenBatch
 ) -> None:
     base, folder = adapter(tmp_path, tokenizer, kind)
     model, _ = load_whole(folder)
@@ -117,7 +117,9 @@ def test_adapter_merges_into_the_model_that_peft_makes_of_it(
 
 
 @pytest.mark.parametrize("kind", ["plain", "bias-all", "dora", "head", "norm", "embeddings", "tokens", "ia3"])
-def test_what_an_adapter_trains_is_fp32_in_bf16_mode(kind: str, tmp_path: Path, tokenizer: Any, rows: Rows) -> None:
+def test_what_an_adapter_trains_is_fp32_in_bf16_mode(
+    kind: str, tmp_path: Path, tokenizer: Any, rows: TokenBatch
+) -> None:
     base, folder = adapter(tmp_path, tokenizer, kind, torch.bfloat16)
     form = LoraForm(adapter=folder)
     policy = load_policy(base, form=form, precision="bf16")

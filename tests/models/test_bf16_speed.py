@@ -16,11 +16,11 @@ from hydralign.config import load_recipe
 from hydralign.config.compare import CompareConfig
 from hydralign.config.model import ModelConfig
 from hydralign.config.sft import SFTConfig
-from hydralign.distributed import Processes
+from hydralign.distributed import Distributed
 from hydralign.errors import ConfigError
 from hydralign.models import bf16_speed as measuring
 from hydralign.models.bf16_speed import describe_speed, faster_precision
-from hydralign.models.classifiers.training import make_scorer
+from hydralign.models.classifiers.training import wrap_classifier
 from hydralign.models.folders.from_scratch import make_classifier
 from hydralign.models.forms.build import make_policy
 from hydralign.models.reader import Reader
@@ -148,7 +148,7 @@ def test_another_precision_than_a_section_was_made_in_is_refused(
     (out / "sft").mkdir(parents=True)
     at(FAST, monkeypatch)
     assert isinstance(stored.sft, SFTConfig)
-    write_config(out / "sft", resolve_precision(stored, stored.sft, out / "sft", Processes())[1])
+    write_config(out / "sft", resolve_precision(stored, stored.sft, out / "sft", Distributed())[1])
     (out / "sft/evaluation.json").write_text("{}")
     recipe["model"]["precision"] = precision
     assert bool(conflicts(stored, load_recipe(written(recipe)), out)) == refused
@@ -181,8 +181,8 @@ def test_dry_run_tells_what_is_chosen_or_slow(
 
 def test_processes_take_the_main_ones_choice(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another process measures nothing, and receives bf16."""
-    other = Processes(rank=1, count=2)
-    monkeypatch.setattr(Processes, "sum", lambda self, x: x + 1 if x.dim() == 0 else x)
+    other = Distributed(rank=1, count=2)
+    monkeypatch.setattr(Distributed, "sum", lambda self, x: x + 1 if x.dim() == 0 else x)
     monkeypatch.setattr(measuring, "bf16_speed", lambda kind: pytest.fail("measured on another process"))
     config = SFTConfig(model=ModelConfig(path="m"))
     recipe: Any = load_recipe(written({"output": str(tmp_path / "out"), "model": {"path": "m"}, "sft": {}}))
@@ -191,7 +191,7 @@ def test_processes_take_the_main_ones_choice(tmp_path: Path, monkeypatch: pytest
 
 
 def test_python_functions_take_auto_and_no_unknown_precision(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    makers: list[Any] = [make_policy, Student, Reader, make_scorer]
+    makers: list[Any] = [make_policy, Student, Reader, wrap_classifier]
     models = [tiny_model(tokenizer) for _ in makers[:3]]
     models.append(make_classifier(tokenizer, family="gpt2", labels=["score"], layers=1, width=32, heads=2, context=64))
     at(FAST, monkeypatch)

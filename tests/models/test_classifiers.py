@@ -19,7 +19,7 @@ from transformers import AutoTokenizer
 from hydralign.config.model import Form, FullForm, LoraForm
 from hydralign.errors import ModelError
 from hydralign.models.classifiers.loading import load_classifier
-from hydralign.models.classifiers.training import Scorer, make_scorer
+from hydralign.models.classifiers.training import SequenceClassifier, wrap_classifier
 from hydralign.models.folders.from_scratch import make_classifier
 from hydralign.models.heads.score import outputs
 from hydralign.rewards import RewardModel
@@ -45,12 +45,14 @@ def classifier(tokenizer: Any, family: str, labels: tuple[str, ...] = ("score",)
     return model
 
 
-def scorer_of(family: str, labels: tuple[str, ...] = ("score",), tokenizer: Any = None, **options: Any) -> Scorer:
+def scorer_of(
+    family: str, labels: tuple[str, ...] = ("score",), tokenizer: Any = None, **options: Any
+) -> SequenceClassifier:
     tokenizer = tokenizer or tiny_tokenizer()
-    return make_scorer(classifier(tokenizer, family, labels), tokenizer, **options)
+    return wrap_classifier(classifier(tokenizer, family, labels), tokenizer, **options)
 
 
-def learn(scorer: Scorer, rows: Any = ROWS, steps: int = 3) -> None:
+def learn(scorer: SequenceClassifier, rows: Any = ROWS, steps: int = 3) -> None:
     """A few updates that move every trained weight that the outputs depend on."""
     optimizer = torch.optim.AdamW(list(scorer.trained().values()), lr=0.02)
     for _ in range(steps):
@@ -59,7 +61,7 @@ def learn(scorer: Scorer, rows: Any = ROWS, steps: int = 3) -> None:
         optimizer.step()
 
 
-def gradients(scorer: Scorer, rows: Any, weights: list[float]) -> dict[str, Tensor]:
+def gradients(scorer: SequenceClassifier, rows: Any, weights: list[float]) -> dict[str, Tensor]:
     scorer.model.zero_grad()
     (scorer.outputs(rows)[:, 0] * torch.tensor(weights)).sum().backward()
     return {name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in scorer.trained().items()}
@@ -84,7 +86,7 @@ print(json.dumps(read))
 
 
 def test_plain_transformers_reads_every_export_alike(tmp_path: Path) -> None:
-    cases: dict[str, tuple[Scorer, Tensor]] = {}
+    cases: dict[str, tuple[SequenceClassifier, Tensor]] = {}
     for family in FAMILIES:
         for form in FORMS:
             for labels in (("score",), ("bad", "good")):
@@ -175,7 +177,7 @@ def test_pad_that_can_end_a_text_gives_way_to_a_new_token_with_the_mean_embeddin
     tokenizer.pad_token = None
     model = classifier(tokenizer, "llama")
     mean = model.get_input_embeddings().weight.mean(dim=0)
-    scorer = make_scorer(model, tokenizer, pad_token=named)
+    scorer = wrap_classifier(model, tokenizer, pad_token=named)
     assert (scorer.pad_id, tokenizer.pad_token) == (14, "<pad>")
     assert torch.allclose(model.get_input_embeddings().weight[14], mean)
     assert model.config.vocab_size == 15
@@ -192,7 +194,7 @@ def test_eos_is_learned_by_a_model_that_padded_with_it() -> None:
     tokenizer.pad_token = tokenizer.eos_token
     model = classifier(tokenizer, "llama")
     model.get_input_embeddings().padding_idx = EOS  # as transformers sets it when the model is made
-    scorer = make_scorer(model, tokenizer)
+    scorer = wrap_classifier(model, tokenizer)
     scorer.outputs([(5, EOS)]).sum().backward()
     assert model.get_input_embeddings().weight.grad[EOS].abs().sum() > 0
 
@@ -351,7 +353,7 @@ def test_architecture_that_reads_elsewhere_is_refused(monkeypatch: pytest.Monkey
 
     monkeypatch.setattr(type(model), "forward", shifted)
     with pytest.raises(ModelError, match="is read in a way that is not known here"):
-        make_scorer(model, tokenizer)
+        wrap_classifier(model, tokenizer)
 
 
 def test_tokenizer_of_an_export_pads_on_the_right(gpt2_folder: Callable[..., Path], tmp_path: Path) -> None:

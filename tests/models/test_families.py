@@ -14,8 +14,8 @@ from hydralign.models import make_policy
 from hydralign.models.folders.loading import prepare_model
 from hydralign.rollout import collect
 from hydralign.testing import LengthReward, tiny_prompts
-from hydralign.types import SamplingPlan
-from tests.models import test_split as split
+from hydralign.types import SamplingParams
+from tests.models import test_slicing as split
 
 SIZES = {**split.SIZES, "num_hidden_layers": 2}
 GROUPED = {**SIZES, "num_key_value_heads": 1, "head_dim": 16}
@@ -53,7 +53,7 @@ def test_family_samples_what_it_evaluates_and_starts_at_its_reference(family: st
     targets = tuple(sorted(name for name in names if name.endswith(("o_proj", "dense", "out_proj"))))
     chosen = LoraForm(rank=2, targets=targets) if form == "lora" else FullForm()
     policy = make_policy(prepare_model(model, tokenizer), tokenizer, form=chosen)
-    plan = SamplingPlan(max_new_tokens=24, min_new_tokens=20)
+    plan = SamplingParams(max_new_tokens=24, min_new_tokens=20)
     experience = collect(policy, tiny_prompts(tokenizer) * 3, LengthReward(3), plan)
     measured = check_start(policy, experience, fresh=True)
     assert measured["sampler/logprob_drift_max"] < 1e-4

@@ -12,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.errors import ModelError
 from hydralign.models import load_policy, make_policy
-from hydralign.models.classifiers.training import make_scorer
+from hydralign.models.classifiers.training import wrap_classifier
 from hydralign.models.fixed import fixed_names
 from hydralign.models.student import Student
 from hydralign.testing import tiny_model
@@ -91,7 +91,7 @@ def test_scorer_leaves_what_its_architecture_declares_fixed(tokenizer: Any, monk
 
     model = make_classifier(tokenizer, family="gpt2", layers=1, width=16, heads=2, context=32, labels=("score",))
     monkeypatch.setattr(fixed, "fixed_names", lambda _: frozenset({"transformer.wpe.weight"}))
-    assert "transformer.wpe.weight" not in make_scorer(model, tokenizer).trained()
+    assert "transformer.wpe.weight" not in wrap_classifier(model, tokenizer).trained()
 
 
 def test_nothing_is_fixed_in_most_architectures_and_what_is_is_found(tokenizer: Any) -> None:

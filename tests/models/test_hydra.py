@@ -22,7 +22,7 @@ from hydralign.models.folders.loading import prepare_model
 from hydralign.models.kernels.cache import RoomyCache
 from hydralign.rollout import collect
 from hydralign.testing import LengthReward, tiny_tokenizer
-from hydralign.types import Experience, Prompt, Rows, SamplingPlan
+from hydralign.types import Experience, Prompt, SamplingParams, TokenBatch
 from tests.conftest import shake
 from tests.models.test_policies import gradients, whole_model_logprobs
 from tests.models.test_slicing import FAMILIES, LAYERS, new_model
@@ -37,7 +37,7 @@ FORMS: dict[str, Form] = {
 FEW = ("gpt2", "bloom", "mistral", "gemma2")
 CASES = [(family, form) for family in FAMILIES for form in ("k1", "k2-values", "k4")]
 CASES += [(family, "lora2") for family in (*FEW, "opt", "granite")]
-PLAN = SamplingPlan(temperature=0.7, min_new_tokens=2, max_new_tokens=24, seed=6)
+PLAN = SamplingParams(temperature=0.7, min_new_tokens=2, max_new_tokens=24, seed=6)
 every_case = pytest.mark.parametrize(("family", "form"), CASES)
 few_families = pytest.mark.parametrize("family", FEW)
 
@@ -68,7 +68,7 @@ def collected(policy: Any, **plan: Any) -> Experience:
     return experience
 
 
-def trunk_by_hand(policy: Any, rows: Rows, row: int, top: int) -> Tensor:
+def trunk_by_hand(policy: Any, rows: TokenBatch, row: int, top: int) -> Tensor:
     """What the whole model hands to its first unfrozen layer for this row alone, its last token included."""
     ids_1T = rows.tokens_BT[row : row + 1, : int(rows.lengths_B[row])]
     with torch.no_grad():
@@ -82,7 +82,7 @@ def at_start(family: str, form: str) -> tuple[Any, Experience]:
     return policy, collected(policy)
 
 
-def moved(family: str, form: str) -> tuple[Any, Rows]:
+def moved(family: str, form: str) -> tuple[Any, TokenBatch]:
     """A policy that has left its reference, and rows that bring the states of their trunk."""
     start, experience = at_start(family, form)
     policy = new_policy(family, form, start.tokenizer)
@@ -128,7 +128,7 @@ def test_policy_and_reference_are_bit_equal_at_the_start(
 ) -> None:
     policy = new_policy(family, form, tokenizer, precision=precision)
     ids_BT = torch.randint(2, 300, (3, 40), generator=torch.Generator().manual_seed(4))
-    rows = Rows(ids_BT, torch.tensor([5, 20, 11]), torch.tensor([35, 7, 20]), temperature=0.7, min_new_tokens=3)
+    rows = TokenBatch(ids_BT, torch.tensor([5, 20, 11]), torch.tensor([35, 7, 20]), temperature=0.7, min_new_tokens=3)
     with torch.no_grad():
         assert torch.equal(policy.evaluate(rows).logprobs_BR, policy.reference(rows))
         shake(policy)

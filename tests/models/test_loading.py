@@ -26,7 +26,7 @@ from hydralign.models.heads.value import ValueHead
 from hydralign.models.policy import Policy
 from hydralign.models.student import load_student
 from hydralign.testing import tiny_model, tiny_tokenizer
-from hydralign.types import Rows
+from hydralign.types import TokenBatch
 from tests.conftest import shake
 
 
@@ -104,7 +104,7 @@ def test_adapter_folder_as_model_path_of_a_lora_form_is_refused(adapter: tuple[P
     "form", [None, FullForm(), HydraForm(unfrozen_layers=1), HydraForm(unfrozen_layers=1, value="branch")]
 )
 def test_adapter_folder_is_merged_into_its_base_in_the_other_forms(
-    form: Form | None, adapter: tuple[Path, Policy], folder: Path, rows: Rows
+    form: Form | None, adapter: tuple[Path, Policy], folder: Path, rows: TokenBatch
 ) -> None:
     path, adapted = adapter
     policy = load_policy(str(path), form=form)

@@ -21,7 +21,7 @@ from transformers import (
 
 from hydralign.errors import ModelError
 from hydralign.models import load_policy, make_policy
-from hydralign.models.classifiers.training import make_scorer
+from hydralign.models.classifiers.training import wrap_classifier
 from hydralign.models.folders.from_scratch import make_classifier
 from hydralign.models.folders.loading import load_model, stop_ids_of
 from hydralign.models.folders.merged import load_whole
@@ -136,7 +136,7 @@ def test_settings_of_generation_in_a_models_own_config_do_not_keep_it_from_being
     sizes: dict[str, Any] = {"family": "gpt2", "layers": 1, "width": 16, "heads": 2, "context": 32}
     classifier = make_classifier(tokenizer, **sizes, labels=("score",))
     classifier.config.num_beams = 4
-    make_scorer(classifier, tokenizer).export(tmp_path / "reward")
+    wrap_classifier(classifier, tokenizer).export(tmp_path / "reward")
     told = capsys.readouterr().err
     assert "temperature" in told
     assert "num_beams" in told

@@ -15,8 +15,8 @@ from hydralign.methods.start_checks import check_start
 from hydralign.models.backbones.causal import CausalModel
 from hydralign.models.heads.token import OutputHead
 from hydralign.models.kernels import logprobs
-from hydralign.models.kernels.tied_embedding import looked_up
-from hydralign.types import Rows
+from hydralign.models.kernels.tied_embedding import look_up
+from hydralign.types import TokenBatch
 from tests.conftest import shake
 from tests.models.test_hydra import collected, moved, new_policy
 from tests.models.test_policies import gradients
@@ -73,7 +73,9 @@ def test_a_target_that_is_a_blocked_stop_moves_its_own_logit_no_more_than_autogr
     )
     chosen_N.sum().backward()
     logits_NV = head(hidden_ND)
-    shaped_NV = logprobs.shape_logits(logits_NV, temperature=1.0, stop_ids=STOPS, blocked_N=blocked_N)
+    shaped_NV = logprobs.apply_temperature_and_min_length(
+        logits_NV, temperature=1.0, stop_ids=STOPS, blocked_N=blocked_N
+    )
     by_hand_N = torch.log_softmax(shaped_NV, -1).gather(1, targets_N[:, None])[:, 0]
     (expected,) = torch.autograd.grad(by_hand_N.sum(), head.linear.weight)
     torch.testing.assert_close(head.linear.weight.grad, expected, atol=1e-5, rtol=0)
@@ -238,7 +240,7 @@ def test_what_is_looked_up_gets_the_gradient_of_autograd(
         chosen_N.sum().backward()
         with causal.autocast():
             logits_BTV = plain(input_ids=rows.tokens_BT).logits.float()
-        row_N, _, column_N = rows.places
+        row_N, _, column_N = rows.response_index
         target_N1 = rows.tokens_BT[row_N, column_N][:, None]
         torch.log_softmax(logits_BTV, -1)[row_N, column_N - 1].gather(1, target_N1).sum().backward()
     allowed = 1e-4 if precision == "fp32" else 3e-2
@@ -249,26 +251,26 @@ def test_what_is_looked_up_gets_the_gradient_of_autograd(
         torch.testing.assert_close(ours.grad / scale, theirs.grad / scale, atol=allowed, rtol=0, msg=name)
 
 
-def some_rows() -> Rows:
+def some_rows() -> TokenBatch:
     ids_BT = torch.randint(2, 300, (3, 20), generator=torch.Generator().manual_seed(4))
-    return Rows(ids_BT, torch.tensor([5, 12, 8]), torch.tensor([15, 7, 3]))
+    return TokenBatch(ids_BT, torch.tensor([5, 12, 8]), torch.tensor([15, 7, 3]))
 
 
 def test_a_tied_embedding_alone_frozen_or_untied() -> None:
     head, ids_BT = nn.Linear(2, 6, bias=False), torch.tensor([[1, 4, 1]])
     lookup = nn.Embedding(6, 2)
     lookup.weight = head.weight
-    states_BTD = looked_up(lookup, ids_BT, head=head)
+    states_BTD = look_up(lookup, ids_BT, head=head)
     states_BTD *= 3  # some architectures scale what they are given in place
     states_BTD.sum().backward()
     assert head.weight.grad is not None
     assert head.weight.grad.tolist() == [[0, 0], [6, 6], [0, 0], [0, 0], [3, 3], [0, 0]]
     lookup.requires_grad_(False)
-    assert not looked_up(lookup, ids_BT, head=head).requires_grad
+    assert not look_up(lookup, ids_BT, head=head).requires_grad
     with torch.no_grad():
-        assert not looked_up(lookup.requires_grad_(True), ids_BT, head=head).requires_grad
+        assert not look_up(lookup.requires_grad_(True), ids_BT, head=head).requires_grad
     own = nn.Embedding(6, 2)
-    (gradient,) = torch.autograd.grad(looked_up(own, ids_BT, head=head).sum(), own.weight)
+    (gradient,) = torch.autograd.grad(look_up(own, ids_BT, head=head).sum(), own.weight)
     assert gradient.tolist() == [[0, 0], [2, 2], [0, 0], [0, 0], [1, 1], [0, 0]]
 
 

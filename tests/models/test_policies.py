@@ -17,11 +17,11 @@ from hydralign.models.forms.lora import require_rank_fits
 from hydralign.models.heads.token import OutputHead
 from hydralign.models.policy import Policy
 from hydralign.testing import tiny_model, tiny_policy, tiny_tokenizer
-from hydralign.types import Rows
+from hydralign.types import TokenBatch
 from tests.conftest import FORMS, make_rows, shake
 
 
-def whole_model_logprobs(policy: Any, rows: Rows) -> torch.Tensor:
+def whole_model_logprobs(policy: Any, rows: TokenBatch) -> torch.Tensor:
     """By hand: each row alone, unpadded, through the model's own forward, then a plain log-softmax."""
     out_BR = torch.zeros(len(rows), rows.width)
     for row in range(len(rows)):
@@ -38,7 +38,7 @@ def whole_model_logprobs(policy: Any, rows: Rows) -> torch.Tensor:
 
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_logprobs_equal_those_of_each_row_alone_in_the_plain_model(
-    policy: Policy, rows: Rows, temperature: float
+    policy: Policy, rows: TokenBatch, temperature: float
 ) -> None:
     shake(policy)
     rows = replace(rows, temperature=temperature, min_new_tokens=2)
@@ -62,7 +62,7 @@ def test_entropy_is_that_of_the_sampling_distribution(policy: Policy) -> None:
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_policy_and_reference_are_bit_equal_at_the_start(
-    family: str, form: str, precision: str, temperature: float, rows: Rows, tokenizer: Any
+    family: str, form: str, precision: str, temperature: float, rows: TokenBatch, tokenizer: Any
 ) -> None:
     policy = tiny_policy(family=family, form=FORMS[form], precision=precision, tokenizer=tokenizer)
     rows = replace(rows, temperature=temperature)
@@ -70,7 +70,7 @@ def test_policy_and_reference_are_bit_equal_at_the_start(
         assert torch.equal(policy.evaluate(rows).logprobs_BR, policy.reference(rows))
 
 
-def test_reference_stays_where_it_was_when_the_policy_moves(policy: Policy, rows: Rows) -> None:
+def test_reference_stays_where_it_was_when_the_policy_moves(policy: Policy, rows: TokenBatch) -> None:
     start_BR = policy.reference(rows)
     shake(policy)
     with torch.no_grad():
@@ -78,7 +78,7 @@ def test_reference_stays_where_it_was_when_the_policy_moves(policy: Policy, rows
     assert torch.equal(policy.reference(rows), start_BR)
 
 
-def test_pretrained_adapter_is_its_own_reference(tmp_path: Path, rows: Rows, tokenizer: Any) -> None:
+def test_pretrained_adapter_is_its_own_reference(tmp_path: Path, rows: TokenBatch, tokenizer: Any) -> None:
     first = tiny_policy(form=LoraForm(type="lora", rank=4), tokenizer=tokenizer)
     bare_BR = first.reference(rows)
     shake(first)
@@ -95,7 +95,7 @@ def test_pretrained_adapter_is_its_own_reference(tmp_path: Path, rows: Rows, tok
     assert {name for name in again.trained() if "reference" in name} == set()
 
 
-def gradients(policy: Policy, rows: Rows, order: list[int], micro: int) -> dict[str, torch.Tensor]:
+def gradients(policy: Policy, rows: TokenBatch, order: list[int], micro: int) -> dict[str, torch.Tensor]:
     """Of the sum of log-probabilities and values, each token weighted by its own number, over micro-batches."""
     for parameter in policy.trained().values():
         parameter.grad = None
@@ -110,7 +110,7 @@ def gradients(policy: Policy, rows: Rows, order: list[int], micro: int) -> dict[
 
 @pytest.mark.parametrize(("order", "micro"), [([0, 1, 2, 3], 1), ([3, 1, 0, 2], 4), ([2, 0, 3, 1], 3)])
 def test_company_order_and_micro_batches_change_no_gradient(
-    policy: Policy, rows: Rows, order: list[int], micro: int
+    policy: Policy, rows: TokenBatch, order: list[int], micro: int
 ) -> None:
     shake(policy)
     expected = gradients(policy, rows, [0, 1, 2, 3], 4)
@@ -120,7 +120,7 @@ def test_company_order_and_micro_batches_change_no_gradient(
         torch.testing.assert_close(found[name] / scale, gradient / scale, atol=1e-5, rtol=0)
 
 
-def test_what_stands_in_the_padding_changes_nothing(policy: Policy, rows: Rows) -> None:
+def test_what_stands_in_the_padding_changes_nothing(policy: Policy, rows: TokenBatch) -> None:
     junk = rows.tokens_BT.clone()
     for row in range(len(rows)):
         junk[row, int(rows.prompt_lengths_B[row] + rows.response_lengths_B[row]) :] = 99
@@ -130,7 +130,7 @@ def test_what_stands_in_the_padding_changes_nothing(policy: Policy, rows: Rows) 
             torch.testing.assert_close(other, plain, atol=1e-5, rtol=0)
 
 
-def test_values_start_at_zero_and_read_the_state_before_each_token(policy: Policy, rows: Rows) -> None:
+def test_values_start_at_zero_and_read_the_state_before_each_token(policy: Policy, rows: TokenBatch) -> None:
     with torch.no_grad():
         assert policy.evaluate(rows).values_BR.abs().max() == 0
         shake(policy)
@@ -145,7 +145,7 @@ def test_values_start_at_zero_and_read_the_state_before_each_token(policy: Polic
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("form", FORMS)
 def test_values_alone_are_those_of_evaluate_and_need_no_output_head(
-    form: str, precision: str, rows: Rows, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
+    form: str, precision: str, rows: TokenBatch, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = tiny_policy(form=FORMS[form], precision=precision, tokenizer=tokenizer)
     shake(policy)
@@ -170,7 +170,7 @@ def test_lora_trains_adapters_and_value_head_only(tokenizer: Any) -> None:
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_saved_full_policy_loads_in_plain_transformers_with_equal_logits(
-    family: str, tmp_path: Path, rows: Rows, tokenizer: Any
+    family: str, tmp_path: Path, rows: TokenBatch, tokenizer: Any
 ) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -189,7 +189,7 @@ def test_saved_full_policy_loads_in_plain_transformers_with_equal_logits(
 
 
 def test_saved_adapter_loads_in_plain_transformers_with_equal_logits(
-    tmp_path: Path, rows: Rows, tokenizer: Any
+    tmp_path: Path, rows: TokenBatch, tokenizer: Any
 ) -> None:
     from transformers import AutoModelForCausalLM
 
@@ -207,7 +207,7 @@ def test_saved_adapter_loads_in_plain_transformers_with_equal_logits(
 
 
 def test_chunks_of_the_head_change_neither_logprobs_nor_gradients(
-    monkeypatch: pytest.MonkeyPatch, rows: Rows, tokenizer: Any
+    monkeypatch: pytest.MonkeyPatch, rows: TokenBatch, tokenizer: Any
 ) -> None:
     from hydralign.models.kernels import logprobs
 

@@ -13,14 +13,14 @@ from hydralign.models.kernels.logprobs import token_logprobs
 from hydralign.models.reader import Reader
 from hydralign.models.student import Student
 from hydralign.testing import tiny_model
-from hydralign.types import Rows
+from hydralign.types import TokenBatch
 from tests.conftest import FAMILIES
 from tests.models.test_slicing import new_model
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_reader_and_lora_student_load_in_bf16_and_read_nearly_what_fp32_reads(
-    family: str, rows: Rows, tokenizer: Any
+    family: str, rows: TokenBatch, tokenizer: Any
 ) -> None:
     exact = Reader(tiny_model(tokenizer, family=family), tokenizer)
     rounded = Reader(tiny_model(tokenizer, family=family), tokenizer, precision="bf16")

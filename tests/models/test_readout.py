@@ -18,7 +18,7 @@ from hydralign.errors import ModelError
 from hydralign.models import make_policy
 from hydralign.models.backbones.causal import CausalModel
 from hydralign.models.backbones.decoding import check_decoding
-from hydralign.models.classifiers.training import make_scorer
+from hydralign.models.classifiers.training import wrap_classifier
 from hydralign.models.folders.from_scratch import make_classifier
 from hydralign.models.folders.loading import prepare_model
 from hydralign.models.kernels.cache import RoomyCache
@@ -193,4 +193,4 @@ def test_classifier_of_an_unknown_build_is_refused_with_a_way_out(tokenizer: Any
 
         model.forward = changed
         with pytest.raises(ModelError, match=f"{reason}.* Start from a language model such as gpt2, llama"):
-            make_scorer(model, tokenizer)
+            wrap_classifier(model, tokenizer)

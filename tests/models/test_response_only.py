@@ -11,15 +11,15 @@ from torch import Tensor, nn
 
 from hydralign.models.backbones.causal import CausalModel
 from hydralign.models.backbones.slicing import layers_of
-from hydralign.models.kernels.response_only import last_parts
+from hydralign.models.kernels.response_only import last_position_wise
 from hydralign.testing import tiny_model
-from hydralign.types import Rows
+from hydralign.types import TokenBatch
 from tests.models.test_slicing import FAMILIES, new_model
 
 
-def final_states(causal: CausalModel, rows: Rows) -> tuple[Tensor, Tensor]:
+def final_states(causal: CausalModel, rows: TokenBatch) -> tuple[Tensor, Tensor]:
     """hidden_ND as they are read, and by a plain pass."""
-    row_N, _, column_N = rows.places
+    row_N, _, column_N = rows.response_index
     with torch.no_grad():
         return causal.final_states(rows), causal.states(rows)[row_N, column_N - 1]
 
@@ -40,13 +40,13 @@ def mixing(layer: nn.Module) -> None:
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
 def test_parts_whose_other_positions_are_seen_above_are_left_out(
-    family: str, precision: str, rows: Rows, tokenizer: Any
+    family: str, precision: str, rows: TokenBatch, tokenizer: Any
 ) -> None:
     model = tiny_model(tokenizer, family=family)
-    assert len(CausalModel(model, precision=precision).last_parts) == 2
+    assert len(CausalModel(model, precision=precision).last_position_wise) == 2
     mixing(layers_of(model.base_model)[-1])
     causal = CausalModel(model, precision=precision)
-    assert causal.last_parts == []
+    assert causal.last_position_wise == []
     with causal.autocast():
         assert torch.equal(*final_states(causal, rows))
 
@@ -55,25 +55,25 @@ def test_parts_whose_other_positions_are_seen_above_are_left_out(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_found_by_name_is_also_used(family: str, precision: str) -> None:
     causal = CausalModel(new_model(family), precision=precision)
-    assert causal.last_parts == last_parts(causal.body)
-    assert len(causal.last_parts) == (0 if family == "opt" else 2)
+    assert causal.last_position_wise == last_position_wise(causal.body)
+    assert len(causal.last_position_wise) == (0 if family == "opt" else 2)
 
 
-def test_of_two_matrices_that_might_end_the_attention_none_is_taken(rows: Rows, tokenizer: Any) -> None:
+def test_of_two_matrices_that_might_end_the_attention_none_is_taken(rows: TokenBatch, tokenizer: Any) -> None:
     model = tiny_model(tokenizer, family="llama")
     layer = layers_of(model.base_model)[-1]
     attention: Any = layer.self_attn
-    assert last_parts(model.base_model) == [layer.mlp, attention.o_proj]
+    assert last_position_wise(model.base_model) == [layer.mlp, attention.o_proj]
     attention.dense = nn.Linear(32, 32)
-    assert last_parts(model.base_model) == [layer.mlp]
+    assert last_position_wise(model.base_model) == [layer.mlp]
     torch.testing.assert_close(*final_states(CausalModel(model), rows), atol=1e-5, rtol=0)
 
 
 def test_a_body_without_a_single_list_of_layers_has_no_such_parts(tokenizer: Any) -> None:
     body = tiny_model(tokenizer).base_model
-    assert last_parts(body) != []
+    assert last_position_wise(body) != []
     body.more = nn.ModuleList(nn.Identity() for _ in body.h)
-    assert last_parts(body) == []
+    assert last_position_wise(body) == []
     bare = nn.Linear(2, 2)
     bare.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(num_hidden_layers=1))  # type: ignore[assignment]
-    assert last_parts(bare) == []
+    assert last_position_wise(bare) == []

@@ -21,7 +21,7 @@ from hydralign.models.reader import Reader
 from hydralign.models.student import Student
 from hydralign.rewards.reward_model import RewardModel
 from hydralign.testing import tiny_prompts
-from hydralign.types import SamplingPlan
+from hydralign.types import SamplingParams
 from tests.conftest import make_rows
 from tests.models.test_slicing import SIZES
 
@@ -81,9 +81,9 @@ def test_policy_refuses_rows_and_answers_beyond_the_limit(form: str, tokenizer: 
     policy = make_policy(model_of("phi3"), tokenizer, form=FORMS[form])
     prompts = tiny_prompts(tokenizer)
     longest = max(len(prompt.token_ids) for prompt in prompts)
-    check_context(policy, prompts, SamplingPlan(max_new_tokens=16 - longest))
+    check_context(policy, prompts, SamplingParams(max_new_tokens=16 - longest))
     with pytest.raises(ConfigError, match=r"context holds 16: beyond 16 tokens its rotary positions .*max_new_tokens"):
-        check_context(policy, prompts, SamplingPlan(max_new_tokens=17 - longest))
+        check_context(policy, prompts, SamplingParams(max_new_tokens=17 - longest))
     short, long = make_rows([[5, 6, 7]], [[8, 9]]), make_rows([[5, 6, 7]], [[8] * 14])
     assert policy.evaluate(short).logprobs_BR.isfinite().all()
     for read in (policy.evaluate, policy.reference):

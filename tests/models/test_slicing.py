@@ -19,13 +19,13 @@ from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedConfig
 from hydralign.errors import ModelError
 from hydralign.models.backbones import slicing as split
 from hydralign.models.backbones.slicing import (
-    after_layers,
+    capture_output,
     check_split,
-    copy_of_trained,
-    entering,
+    copy_trained,
     layers_of,
-    leaving,
-    part,
+    modules_after_layers,
+    replace_input,
+    slice_layers,
 )
 
 LAYERS, WINDOW = 5, 8
@@ -101,11 +101,11 @@ def whole_and_parts(model: Any, top: int) -> tuple[Tensor, Tensor]:
     """Final states by the model itself, from ids, and by its two parts one after the other."""
     ids_BT, cut = some_ids(), LAYERS - top
     whole_BTD = model.base_model(input_ids=ids_BT, use_cache=False).last_hidden_state
-    trunk, branch = part(model.base_model, 0, cut), part(model.base_model, cut, LAYERS)
-    with leaving(layers_of(trunk)[-1]) as seen:
+    trunk, branch = slice_layers(model.base_model, 0, cut), slice_layers(model.base_model, cut, LAYERS)
+    with capture_output(layers_of(trunk)[-1]) as seen:
         trunk(inputs_embeds=model.get_input_embeddings()(ids_BT), use_cache=False)
     # What the branch is called with gives the shape alone.
-    with entering(layers_of(branch)[0], seen[0]):
+    with replace_input(layers_of(branch)[0], seen[0]):
         states = branch(inputs_embeds=torch.full_like(seen[0], 9.0), use_cache=False)
     return whole_BTD, states.last_hidden_state
 
@@ -210,12 +210,12 @@ def with_derived_types(family: str, derive: Callable[[Any], list[str]]) -> Any:
 def test_layer_types_that_cannot_be_set_are_no_obstacle_where_they_are_right_anyway() -> None:
     model = with_derived_types("llama", lambda config: ["full_attention"] * config.num_hidden_layers)
     assert check_split(model, 2) == LAYERS - 2
-    assert part(model.base_model, 3, LAYERS).config.layer_types == ["full_attention"] * 2
+    assert slice_layers(model.base_model, 3, LAYERS).config.layer_types == ["full_attention"] * 2
 
 
 def test_layer_types_that_cannot_be_set_to_those_of_a_part_are_refused_by_name() -> None:
     model = with_derived_types("gemma3_text", lambda config: MIXED[: config.num_hidden_layers])
-    for cut in (partial(check_split, model, 2), partial(part, model.base_model, 3, LAYERS)):
+    for cut in (partial(check_split, model, 2), partial(slice_layers, model.base_model, 3, LAYERS)):
         with pytest.raises(ModelError, match=r"Derived.layer_types cannot be set \(AttributeError: .*setter") as error:
             cut()
         assert "{type: full} or {type: lora} without unfrozen_layers" in str(error.value)
@@ -236,9 +236,9 @@ def test_cutting_leaves_the_model_as_it_was(family: str) -> None:
     with torch.no_grad():
         before = model(some_ids()).logits
         check_split(model, 2)
-        piece = part(model.base_model, 3, LAYERS, sliding_window=4)
+        piece = slice_layers(model.base_model, 3, LAYERS, sliding_window=4)
         piece(inputs_embeds=torch.ones(1, 3, 32), use_cache=False)
-        after_layers(model.base_model, torch.ones(1, 2, 32))
+        modules_after_layers(model.base_model, torch.ones(1, 2, 32))
         assert torch.equal(model(some_ids()).logits, before)
     assert list(model.state_dict()) == names
     assert all(a[0] == b[0] and a[1] is b[1] for a, b in zip(modules, model.named_modules(), strict=True))
@@ -256,7 +256,7 @@ def test_states_enter_by_position_and_by_name() -> None:
             return hidden_states + more
 
     layer, states = Adds(), torch.zeros(1, 2, 3)
-    with entering(layer, states):
+    with replace_input(layer, states):
         assert torch.equal(layer(states + 9, 1.0), states + 1)
         assert torch.equal(layer(hidden_states=states + 9, more=1.0), states + 1)
     assert torch.equal(layer(states + 9), states + 9)
@@ -265,10 +265,10 @@ def test_states_enter_by_position_and_by_name() -> None:
 def test_hooks_go_away_when_a_pass_fails() -> None:
     model = new_model("gpt2")
     first, last = layers_of(model.base_model)[0], layers_of(model.base_model)[-1]
-    with pytest.raises(ZeroDivisionError), entering(first, torch.ones(1, 2, 32)), leaving(last):
+    with pytest.raises(ZeroDivisionError), replace_input(first, torch.ones(1, 2, 32)), capture_output(last):
         raise ZeroDivisionError
     with pytest.raises(RuntimeError):
-        after_layers(model.base_model, torch.ones(1, 2, 31))
+        modules_after_layers(model.base_model, torch.ones(1, 2, 31))
     assert hooks(model) == 0
 
 
@@ -278,15 +278,15 @@ def test_what_runs_after_the_layers_is_the_final_norm_alone(family: str) -> None
     names = {"opt": "decoder.final_layer_norm", "gpt_neox": "final_layer_norm"}
     old = dict.fromkeys(("gpt2", "gptj", "gpt_neo", "bloom"), "ln_f")
     expected = body.get_submodule((names | old).get(family, "norm"))
-    assert after_layers(body, torch.ones(1, 2, 32)) == [expected]
+    assert modules_after_layers(body, torch.ones(1, 2, 32)) == [expected]
 
 
 def test_a_copy_owns_what_is_trained_and_shares_the_rest() -> None:
     model = new_model("llama").requires_grad_(False)
-    branch = part(model.base_model, 3, LAYERS)
+    branch = slice_layers(model.base_model, 3, LAYERS)
     for parameter in branch.layers[1].parameters():
         parameter.requires_grad_(True)
-    own = copy_of_trained(branch)
+    own = copy_trained(branch)
     for (name, a), b in zip(branch.named_parameters(), own.parameters(), strict=True):
         assert torch.equal(a, b)
         assert (a.data_ptr() == b.data_ptr()) == (not name.startswith("layers.1.")), name

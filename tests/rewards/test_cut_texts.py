@@ -13,7 +13,7 @@ from hydralign.rewards import ClassifierReward, RewardModel, RewardTerm
 from hydralign.rollout import collect
 from hydralign.runs.plans import _reward_lines
 from hydralign.testing import ScriptedSampler, tiny_policy
-from hydralign.types import Prompt, SamplingPlan
+from hydralign.types import Prompt, SamplingParams
 
 SHORT, LONG = "the film", "the film was " * 20
 
@@ -40,7 +40,7 @@ def test_share_of_cut_texts_is_a_metric_and_one_line_says_so(
     prompts = [Prompt(SHORT, ids), Prompt(LONG, ids), Prompt(SHORT, ids), Prompt(SHORT, ids)]
     sampler = ScriptedSampler((tuple(tokenizer("the film").input_ids),))
     for _ in range(2):
-        experience = collect(policy, prompts, terms, SamplingPlan(), sampler=sampler)
+        experience = collect(policy, prompts, terms, SamplingParams(), sampler=sampler)
     stats = estimate(experience).stats
     assert {name: value for name, value in stats.items() if name.endswith("/cut")} == {
         "reward/model/cut": 0.25,

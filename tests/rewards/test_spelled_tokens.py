@@ -13,7 +13,7 @@ from tokenizers import processors
 from hydralign.config import Recipe
 from hydralign.data.packing import sequences
 from hydralign.data.tokens import encode_prompts
-from hydralign.distributed import ALONE
+from hydralign.distributed import SINGLE_PROCESS
 from hydralign.errors import TokenizerError
 from hydralign.generation.sampler import check_context
 from hydralign.models import make_policy
@@ -24,7 +24,7 @@ from hydralign.rewards.reward_model import encode
 from hydralign.runs.preflight import Step, check_steps
 from hydralign.runs.sft import load_parts
 from hydralign.testing import tiny_model, tiny_tokenizer
-from hydralign.types import Demonstration, Prompt, SamplingPlan
+from hydralign.types import Demonstration, Prompt, SamplingParams
 from tests.tokenizers_of_every_kind import byte_level_tokenizer, llama_tokenizer
 
 BOS, EOS = 1, 2
@@ -83,11 +83,11 @@ def test_spelled_token_without_an_embedding_row_is_named_by_all_that_read_it(tmp
     ).resolved()
     prompt = Prompt(text, tuple(tokenizer(text).input_ids))
     readers: dict[str, Callable[[], Any]] = {
-        "policy": lambda: check_context(make_policy(model, tokenizer), [prompt], SamplingPlan(max_new_tokens=2)),
+        "policy": lambda: check_context(make_policy(model, tokenizer), [prompt], SamplingParams(max_new_tokens=2)),
         "classifier": lambda: ClassifierReward(judge, tokenizer, label="yes")([text], [" b"]),
         "reward model": lambda: RewardModel(score, tokenizer)([text], [" b"]),
-        "sft": lambda: load_parts(recipe, recipe.sft, ALONE),  # type: ignore[arg-type]
-        "check": lambda: check_steps(recipe, [Step("sft", "sft", recipe.sft)], ["sft"], ALONE),
+        "sft": lambda: load_parts(recipe, recipe.sft, SINGLE_PROCESS),  # type: ignore[arg-type]
+        "check": lambda: check_steps(recipe, [Step("sft", "sft", recipe.sft)], ["sft"], SINGLE_PROCESS),
     }
     for read in readers.values():
         with pytest.raises(TokenizerError, match=r"spells '<image>' \(id 300\).*replace: \{\"<image>\": \"\"\}"):

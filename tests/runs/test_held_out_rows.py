@@ -15,7 +15,7 @@ from hydralign.config import Recipe
 from hydralign.config.sft import SFTConfig
 from hydralign.data import DataSet, choose_rows
 from hydralign.data.report import DataReport
-from hydralign.distributed import ALONE
+from hydralign.distributed import SINGLE_PROCESS
 from hydralign.errors import DataError
 from hydralign.evaluation.comparison import compare_answers
 from hydralign.evaluation.held_out import Answers
@@ -40,7 +40,7 @@ def section(folder: Path, rows: Sequence[Mapping[str, Any]], tokenizer: Any, nam
         {"output": str(folder / "out"), "model": {"path": str(folder / "model")}, name: body}
     ).resolved()
     module: Any = {"sft": sft_run, "reward": reward_run}[name]
-    return module.load_parts(recipe, getattr(recipe, name), ALONE)
+    return module.load_parts(recipe, getattr(recipe, name), SINGLE_PROCESS)
 
 
 def words(n: int) -> str:
@@ -85,9 +85,9 @@ def test_measurement_of_other_rows_is_made_again_and_said(
 ) -> None:
     path = tmp_path / "before.json"
     path.write_text(json.dumps(old))
-    assert kept_numbers(path, "mine", lambda: [3.0], ALONE) == [3.0]
+    assert kept_numbers(path, "mine", lambda: [3.0], SINGLE_PROCESS) == [3.0]
     assert "before.json is about other held-out rows" in capsys.readouterr().err
-    assert kept_numbers(path, "mine", lambda: [4.0], ALONE) == [3.0]
+    assert kept_numbers(path, "mine", lambda: [4.0], SINGLE_PROCESS) == [3.0]
     assert capsys.readouterr().err == ""
 
 
@@ -97,7 +97,7 @@ def test_answers_to_other_prompts_are_made_again_and_never_paired(
     path = tmp_path / "before.json"
     Answers({"score": [1.0]}).save(path)
     mine = Answers({"score": [2.0]}, [], "mine")
-    assert kept_answers(path, "mine", lambda: mine, ALONE) == mine == Answers.load(path)
+    assert kept_answers(path, "mine", lambda: mine, SINGLE_PROCESS) == mine == Answers.load(path)
     assert "measured again" in capsys.readouterr().err
     with pytest.raises(DataError, match="cannot be paired"):
         compare_answers(Answers({"score": [1.0] * 9}, [], "mine"), Answers({"score": [1.0] * 9}, [], "others"))

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hydralign.config import Recipe
-from hydralign.distributed import ALONE
+from hydralign.distributed import SINGLE_PROCESS
 from hydralign.methods.reward import Judged
 from hydralign.runs.reward import as_record, run_reward, sentence
 from hydralign.testing import tiny_model
@@ -69,7 +69,7 @@ def test_run_that_learns_nothing_is_not_called_better(
     ).resolved()
     assert recipe.reward is not None
     assert not isinstance(recipe.reward, tuple)
-    run_reward(recipe, recipe.reward, tmp_path / "out/reward", ALONE)
+    run_reward(recipe, recipe.reward, tmp_path / "out/reward", SINGLE_PROCESS)
     record = json.loads((tmp_path / "out/reward/evaluation.json").read_text())
     assert ": better" not in record["sentence"]
     baseline = record["held_out"]["baseline"]

@@ -14,7 +14,7 @@ import torch
 from hydralign.config import Recipe
 from hydralign.config.model import LoraForm
 from hydralign.config.reward import Labels
-from hydralign.distributed import ALONE
+from hydralign.distributed import SINGLE_PROCESS
 from hydralign.errors import ModelError
 from hydralign.methods.reward import Labelled, Pair, outputs_of
 from hydralign.models.student import load_student
@@ -37,7 +37,7 @@ def loaded(folder: Path, rows: Sequence[Mapping[str, Any]], tokenizer: Any, **se
     ).resolved()
     assert recipe.reward is not None
     assert not isinstance(recipe.reward, tuple)
-    return load_parts(recipe, recipe.reward, ALONE)
+    return load_parts(recipe, recipe.reward, SINGLE_PROCESS)
 
 
 @pytest.mark.parametrize("end", ["<eos>", "<eos>\n", "<pad>\n<eos>", ""])
@@ -105,7 +105,7 @@ def test_temperature_at_the_end_of_its_search_is_told(
     texts: list[Any] = [*parts.train, *parts.held_out]
     choices = outputs_of(parts.scorer, [text.ids for text in texts], 4).argmax(-1).tolist()
     rows = [Labelled(text.ids, c ^ (n < wrong)) for n, (text, c) in enumerate(zip(texts, choices, strict=True))]
-    calibrated(replace(parts, held_out=rows), Labels(type="labels"), 4, 0, ALONE)
+    calibrated(replace(parts, held_out=rows), Labels(type="labels"), 4, 0, SINGLE_PROCESS)
     said = capsys.readouterr().err
     assert told in said
     assert ("that is tried" in said) is bool(told)

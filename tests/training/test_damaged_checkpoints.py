@@ -41,7 +41,7 @@ def cut(name: str, size: int) -> Callable[[Path], None]:
     return change
 
 
-def told(**values: Any) -> Callable[[Path], None]:
+def describe_error(**values: Any) -> Callable[[Path], None]:
     def change(path: Path) -> None:
         stored = json.loads((path / "state.json").read_text())
         (path / "state.json").write_text(json.dumps(stored | values))
@@ -70,12 +70,12 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "state is zeros": replaced(b"\0" * 99),
     "state is a list": replaced(b"[1]"),
     "state gone": lambda path: (path / "state.json").unlink(),
-    "step is text": told(step="4"),
-    "step of another": told(step=3),
-    "moments are null": told(moments=None),
-    "position is true": told(metrics_position=True),
-    "coefficient is NaN": told(kl_coefficient=float("nan")),
-    "environment is text": told(environment="cpu"),
+    "step is text": describe_error(step="4"),
+    "step of another": describe_error(step=3),
+    "moments are null": describe_error(moments=None),
+    "position is true": describe_error(metrics_position=True),
+    "coefficient is NaN": describe_error(kl_coefficient=float("nan")),
+    "environment is text": describe_error(environment="cpu"),
     "empty folder": emptied,
 }
 

@@ -20,14 +20,14 @@ from hydralign.demo.annotator import Answer, prefers_first
 from hydralign.demo.texts import demonstrations, prompts
 from hydralign.files import write_text
 from hydralign.generation import sample
-from hydralign.methods.ppo import sampling_plan
+from hydralign.methods.ppo import sampling_params
 from hydralign.models import load_policy
 from hydralign.models.policy import Policy
 from hydralign.progress import progress, say
 from hydralign.runs.lock import locked
 from hydralign.runs.recipes import claim_folder, run_section
 from hydralign.runs.section_files import read_result
-from hydralign.types import Prompt, SamplingPlan
+from hydralign.types import Prompt, SamplingParams
 
 DEMONSTRATIONS = 800
 """Openings that get an ending to imitate; the other openings are prompts only."""
@@ -87,7 +87,7 @@ def write_comparisons(recipe: Recipe, output: Path) -> None:
     assert recipe.data.prompts is not None
     policy = load_policy(str(output / "sft" / "model"))
     asked = load_prompts(recipe.data.prompts, policy.tokenizer, seed=recipe.seed).train
-    plan = sampling_plan(recipe.ppo.sampling, recipe.seed)
+    plan = sampling_params(recipe.ppo.sampling, recipe.seed)
     asked = tuple(prompt for prompt in asked for _ in range(PAIRS))
     first, second = sampled_answers(policy, asked, plan)
     rows = [
@@ -99,7 +99,7 @@ def write_comparisons(recipe: Recipe, output: Path) -> None:
     say(f"{len(rows):,} pairs labelled by the simulated annotator, about {WRONG:.0%} of them wrongly on purpose.")
 
 
-def sampled_answers(policy: Policy, asked: Sequence[Prompt], plan: SamplingPlan) -> tuple[list[Answer], list[Answer]]:
+def sampled_answers(policy: Policy, asked: Sequence[Prompt], plan: SamplingParams) -> tuple[list[Answer], list[Answer]]:
     """Two answers to each prompt, shown on a progress bar. How many rows are decoded together changes none of them."""
     sides: tuple[list[Answer], list[Answer]] = ([], [])
     with progress("answers", 2 * len(asked)) as shown:

@@ -19,15 +19,15 @@ from torch import Tensor
 
 from hydralign.algorithms.kl import gap_name, k1
 from hydralign.data import fingerprint
-from hydralign.distributed import ALONE, Processes
+from hydralign.distributed import SINGLE_PROCESS, Distributed
 from hydralign.files import write_text
 from hydralign.generation.sampler import Sampler, sample
-from hydralign.micro_batches import MicroRows
+from hydralign.micro_batches import MicroBatcher
 from hydralign.models.policy import Policy
 from hydralign.progress import progress
 from hydralign.rewards.combine import RewardTerm, require_applied
 from hydralign.rollout import collect
-from hydralign.types import Experience, Prompt, SamplingPlan
+from hydralign.types import Experience, Prompt, SamplingParams
 
 EVALUATION = 0xFFFF_FFFF
 """Iteration number that keys the generator of evaluations; no training iteration reaches it."""
@@ -64,12 +64,12 @@ def answer_held_out(
     policy: Policy,
     prompts: Sequence[Prompt],
     terms: Sequence[RewardTerm],
-    plan: SamplingPlan,
+    plan: SamplingParams,
     *,
     micro_rows: int = 16,
     samples: int | None = 8,
     label: str = "held out",
-    processes: Processes = ALONE,
+    processes: Distributed = SINGLE_PROCESS,
     sampler: Sampler = sample,
 ) -> Answers:
     """Answer every prompt once. Metrics: score, each reward if several, kl (k1 sum, nats), tokens, finished (0, 1).
@@ -79,7 +79,7 @@ def answer_held_out(
     The first `samples` answers are kept as text; None keeps all of them.
     """
     sizes = {"micro_rows": micro_rows, "decode_rows": plan.decode_rows}
-    fits = {name: MicroRows(rows, name=name, speaks=processes.main) for name, rows in sizes.items()}
+    fits = {name: MicroBatcher(rows, name=name, speaks=processes.main) for name, rows in sizes.items()}
     share = processes.share(len(prompts))
     own = list(prompts[share])
 
@@ -101,15 +101,15 @@ def answer_held_out(
                 bar.update(start + len(few), means)
         return {name: torch.cat(values) for name, values in parts.items()}, shown
 
-    measured, shown = processes.agreed(answer_share)
+    measured, shown = processes.raise_together(answer_share)
     for size in fits.values():
-        size.agree(processes)
+        size.use_smallest(processes)
     metrics = {name: processes.gather(values, len(prompts)).tolist() for name, values in measured.items()}
     rewards = [name for name in metrics if name.startswith("reward/")]
     counts = {name.removeprefix("reward/"): sum(not math.isnan(x) for x in metrics[name]) for name in rewards}
     require_applied(counts, len(prompts))
     alone = rewards if len(rewards) == 1 else []  # a single reward is the score
-    texts = [json.loads(row) for row in processes.join([json.dumps(row) for row in shown])]
+    texts = [json.loads(row) for row in processes.gather_strings([json.dumps(row) for row in shown])]
     kept = {name: values for name, values in metrics.items() if name not in alone}
     return Answers(kept, texts[:samples], fingerprint(prompts))
 

@@ -10,7 +10,7 @@ import torch
 from hydralign.data.detokenise import decode_completions
 from hydralign.generation.sampler import pack_rows
 from hydralign.models.policy import Policy
-from hydralign.types import Prompt, Rollout, SamplingPlan
+from hydralign.types import Prompt, Rollout, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class ScriptedSampler:
     answers: tuple[tuple[int, ...], ...]
 
     @torch.no_grad()
-    def __call__(self, policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan) -> Rollout:
+    def __call__(self, policy: Policy, prompts: Sequence[Prompt], plan: SamplingParams) -> Rollout:
         """The scripted answers as a rollout; a row is finished if its answer ends with a stop token."""
         answers = [self.answers[(plan.first_row + i) % len(self.answers)] for i in range(len(prompts))]
         prompt_ids = [prompt.token_ids for prompt in prompts]

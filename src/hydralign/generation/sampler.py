@@ -18,9 +18,9 @@ from hydralign.data.prompts import as_prompts
 from hydralign.errors import ConfigError, DataError, ModelError, NonFiniteError
 from hydralign.generation.keyed import drawn_lengths, keyed_uniforms
 from hydralign.models.folders.weights import require_ids_can_be_read
-from hydralign.models.kernels.logprobs import shape_logits
+from hydralign.models.kernels.logprobs import apply_temperature_and_min_length
 from hydralign.models.policy import Policy
-from hydralign.types import Prompt, Rollout, Rows, SamplingPlan
+from hydralign.types import Prompt, Rollout, SamplingParams, TokenBatch
 
 COMPACT_SHARE = 1 / 8
 """Rows leave the cache when at least this share of the batch has finished: each time copies what is left of it."""
@@ -33,20 +33,20 @@ DRAWN_ELEMENTS = 1 << 18
 class Sampler(Protocol):
     """Anything that answers prompts: the in-process sampler, a fake, later an engine elsewhere."""
 
-    def __call__(self, policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan) -> Rollout:
+    def __call__(self, policy: Policy, prompts: Sequence[Prompt], plan: SamplingParams) -> Rollout:
         """One answer per prompt, in order."""
 
 
 @torch.no_grad()
-def sample(policy: Policy, prompts: Sequence[Prompt | str], plan: SamplingPlan | None = None) -> Rollout:
+def sample(policy: Policy, prompts: Sequence[Prompt | str], plan: SamplingParams | None = None) -> Rollout:
     """One answer per prompt, by ancestral sampling from softmax(logits / temperature).
 
     Rows are decoded `plan.decode_rows` at a time, similar prompt lengths together. Raises ConfigError when a prompt
     and its answer do not fit the context, NonFiniteError when logits hold NaN or infinity, or overflow by a low
     temperature. Minus infinity for tokens that are not drawn is fine: it only says that they are impossible.
-    Texts are encoded as data sets are; `plan` None is `SamplingPlan()`.
+    Texts are encoded as data sets are; `plan` None is `SamplingParams()`.
     """
-    prompts, plan = encoded_prompts(policy, prompts), plan or SamplingPlan()
+    prompts, plan = encoded_prompts(policy, prompts), plan or SamplingParams()
     check_context(policy, prompts, plan)
     rows = np.arange(plan.first_row, plan.first_row + len(prompts))
     limits_B = _limits(plan, rows)
@@ -70,7 +70,7 @@ def encoded_prompts(policy: Policy, prompts: Sequence[Prompt | str]) -> list[Pro
     return as_prompts(prompts, policy.tokenizer)
 
 
-def check_context(policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan) -> None:
+def check_context(policy: Policy, prompts: Sequence[Prompt], plan: SamplingParams) -> None:
     """Raise ConfigError unless the longest prompt and answer fit the context together, DataError for empty prompts,
     TokenizerError for ids that the model cannot read.
     """
@@ -94,7 +94,7 @@ def check_context(policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan)
     require_ids_can_be_read(ids, policy.tokenizer, policy.vocabulary, "A prompt")
 
 
-def _limits(plan: SamplingPlan, rows: np.ndarray) -> Tensor:
+def _limits(plan: SamplingParams, rows: np.ndarray) -> Tensor:
     """The largest number of new tokens of each row."""
     if plan.lengths is None:
         return torch.full((len(rows),), plan.max_new_tokens)
@@ -138,7 +138,7 @@ class _Drawn:
         assert self.trunk_BTD is not None
         self.trunk_BTD[index_B, :columns] = trunk_BTD[:, :columns]
 
-    def rollout(self, policy: Policy, prompts: Sequence[Prompt], plan: SamplingPlan) -> Rollout:
+    def rollout(self, policy: Policy, prompts: Sequence[Prompt], plan: SamplingParams) -> Rollout:
         """The rows as a policy reads them, and the texts without special tokens."""
         prompt_ids = [prompt.token_ids for prompt in prompts]
         answers = [ids[:n].tolist() for ids, n in zip(self.tokens_BR, self.lengths_B.tolist(), strict=True)]
@@ -160,16 +160,16 @@ def pack_rows(
     prompt_ids: Sequence[Sequence[int]],
     answers: Sequence[Sequence[int]],
     *,
-    plan: SamplingPlan,
+    plan: SamplingParams,
     pad_id: int,
     device: torch.device,
-) -> Rows:
+) -> TokenBatch:
     """Prompt, answer and padding in one right-padded tensor. The pad id only fills; lengths say what is real."""
     both = [[*prompt, *answer] for prompt, answer in zip(prompt_ids, answers, strict=True)]
     tokens_BT = torch.full((len(both), max(map(len, both))), pad_id, dtype=torch.long)
     for row, ids in enumerate(both):
         tokens_BT[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
-    return Rows(
+    return TokenBatch(
         tokens_BT=tokens_BT.to(device),
         prompt_lengths_B=torch.tensor([len(ids) for ids in prompt_ids]),
         response_lengths_B=torch.tensor([len(ids) for ids in answers]),
@@ -181,7 +181,7 @@ def pack_rows(
 def _decode(
     policy: Policy,
     prompts: Sequence[Prompt],
-    plan: SamplingPlan,
+    plan: SamplingParams,
     index_B: Tensor,
     limits_B: Tensor,
     uniforms_BR: Tensor,
@@ -232,7 +232,7 @@ def _decode(
 
 
 def draw(
-    logits_BV: Tensor, uniforms_B: Tensor, plan: SamplingPlan, stop_ids: Sequence[int], position: int
+    logits_BV: Tensor, uniforms_B: Tensor, plan: SamplingParams, stop_ids: Sequence[int], position: int
 ) -> tuple[Tensor, Tensor]:
     """(tokens_B, logprobs_B): inverse of the cumulative distribution, summed in fp64, at `uniforms_B`.
 
@@ -248,11 +248,13 @@ def draw(
 
 
 def _draw(
-    logits_BV: Tensor, uniforms_B: Tensor, plan: SamplingPlan, stop_ids: Sequence[int], position: int
+    logits_BV: Tensor, uniforms_B: Tensor, plan: SamplingParams, stop_ids: Sequence[int], position: int
 ) -> tuple[Tensor, Tensor]:
     blocked_B = torch.full((len(logits_BV),), position < plan.min_new_tokens, device=logits_BV.device)
     blocking = stop_ids if position < plan.min_new_tokens else ()
-    logits_BV = shape_logits(logits_BV, temperature=plan.temperature, stop_ids=blocking, blocked_N=blocked_B)
+    logits_BV = apply_temperature_and_min_length(
+        logits_BV, temperature=plan.temperature, stop_ids=blocking, blocked_N=blocked_B
+    )
     logprobs_BV = torch.log_softmax(logits_BV, dim=-1)
     probabilities_BV = truncate(logprobs_BV.exp(), top_k=plan.top_k, top_p=plan.top_p)
     cumulative_BV = probabilities_BV.cumsum(-1, dtype=torch.float64)

@@ -12,12 +12,12 @@ from hydralign.algorithms.advantages import gae
 from hydralign.algorithms.kl import gap_name, k1, k3
 from hydralign.algorithms.masked import masked_moments, masked_sum, mean_and_variance, whiten
 from hydralign.algorithms.rewards import token_rewards
-from hydralign.distributed import ALONE, Processes
+from hydralign.distributed import SINGLE_PROCESS, Distributed
 from hydralign.errors import ConfigError, did_you_mean
 from hydralign.rewards.combine import require_applied
 from hydralign.rewards.normalise import shape_scores
 from hydralign.training.metrics import Sums, variance
-from hydralign.types import Estimates, Experience
+from hydralign.types import Advantages, Experience
 
 
 def estimate(
@@ -32,8 +32,8 @@ def estimate(
     score_std: float | None = None,
     score_clip: float | None = None,
     missing_eos_penalty: float | None = None,
-    processes: Processes = ALONE,
-) -> Estimates:
+    processes: Distributed = SINGLE_PROCESS,
+) -> Advantages:
     """Rewards (score on the last real token, KL leash on every token), advantages and returns.
 
     Scores are divided by `score_std`, clipped, then lowered for answers that no stop token ended. Whitening uses
@@ -66,10 +66,10 @@ def estimate(
     stats = _stats(experience, advantages_BR, returns_BR, kl_BR, kl_coefficient, processes)
     if whiten_advantages:
         advantages_BR = _whitened(advantages_BR, mask_BR, processes, subtract_mean=True)
-    return Estimates(rewards_BR, advantages_BR, returns_BR, stats)
+    return Advantages(rewards_BR, advantages_BR, returns_BR, stats)
 
 
-def _whitened(x_BR: Tensor, mask_BR: Tensor, processes: Processes, *, subtract_mean: bool) -> Tensor:
+def _whitened(x_BR: Tensor, mask_BR: Tensor, processes: Distributed, *, subtract_mean: bool) -> Tensor:
     mean, variance = mean_and_variance(processes.sum(masked_moments(x_BR, mask_BR)))
     return whiten(x_BR, mask_BR, mean=mean, variance=variance, subtract_mean=subtract_mean).to(x_BR.dtype)
 
@@ -93,7 +93,7 @@ def _stats(
     returns_BR: Tensor,
     kl_BR: Tensor,
     kl_coefficient: float,
-    processes: Processes,
+    processes: Distributed,
 ) -> dict[str, float]:
     """Global means under the names that classic TRL gave them; kl is the k1 sum per answer, in nats.
 

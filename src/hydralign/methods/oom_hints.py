@@ -7,19 +7,19 @@ from hydralign.config.ppo import PPOConfig
 from hydralign.config.reward import RewardConfig
 from hydralign.config.sft import SFTConfig
 from hydralign.config.training import SupervisedConfig
-from hydralign.micro_batches import REMEDIES
+from hydralign.micro_batches import OOM_HINTS
 
 ADAPTERS = "LoRA (model.form: {type: lora})"
 SMALLER = "a smaller model"
 
 
-def ppo_remedies(config: PPOConfig, device: str) -> list[str]:
+def ppo_oom_hints(config: PPOConfig, device: str) -> list[str]:
     """Settings that lower what PPO needs, those that cost least first; `device` is a kind, such as cpu or cuda.
 
     The general ones when the config does not say which model is trained.
     """
     if config.model is None:
-        return list(REMEDIES)
+        return list(OOM_HINTS)
     form = config.model.form
     if isinstance(form, FullForm):
         fewer = ["training the top layers only (model.form: {type: hydra})", *_adapters(config.model)]
@@ -37,10 +37,10 @@ def ppo_remedies(config: PPOConfig, device: str) -> list[str]:
     return [*fewer, *_rounding(config.model), f"shorter prompts or answers (ppo.sampling.{length})", SMALLER]
 
 
-def supervised_remedies(config: SupervisedConfig) -> list[str]:
+def supervised_oom_hints(config: SupervisedConfig) -> list[str]:
     """The same for sft and reward sections, in which a hydra form trains every layer."""
     if not isinstance(config, SFTConfig | RewardConfig) or config.model is None:
-        return list(REMEDIES)
+        return list(OOM_HINTS)
     form, section = config.model.form, "sft" if isinstance(config, SFTConfig) else "reward"
     if isinstance(config, RewardConfig):
         fewer = [] if isinstance(form, LoraForm) else [ADAPTERS]

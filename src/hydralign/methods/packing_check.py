@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hydralign.errors import ModelError
 from hydralign.micro_batches import is_out_of_memory
-from hydralign.models.backbones.slicing import STRANGE, told
+from hydralign.models.backbones.slicing import ARCHITECTURE_ERRORS, describe_error
 from hydralign.models.precision import held_in_fp32
 from hydralign.models.student import Student
 
@@ -37,12 +37,12 @@ def require_apart(student: Student) -> None:
     try:
         with held_in_fp32(student.causal.model):
             leak, gap, scale = packing_gaps(student)
-    except STRANGE as error:
+    except ARCHITECTURE_ERRORS as error:
         if is_out_of_memory(error):
             raise
         raise ModelError(
-            f"{kind} cannot read several demonstrations in one row ({told(error)}): positions that begin anew are not "
-            f"understood. {way_out}"
+            f"{kind} cannot read several demonstrations in one row ({describe_error(error)}): positions that "
+            f"begin anew are not understood. {way_out}"
         ) from error
     if not max(leak, gap) <= ROUNDING * max(1.0, scale):
         raise ModelError(

@@ -19,15 +19,15 @@ from hydralign.algorithms.kl import k1
 from hydralign.algorithms.masked import Average, aggregate, masked_sum
 from hydralign.algorithms.policy_losses import clipped_policy_loss
 from hydralign.algorithms.value_losses import clipped_value_loss
-from hydralign.distributed import ALONE, Processes
+from hydralign.distributed import SINGLE_PROCESS, Distributed
 from hydralign.errors import ConfigError, NonFiniteError
 from hydralign.generation.keyed import SHUFFLE, keyed_uniforms
-from hydralign.micro_batches import MicroRows
+from hydralign.micro_batches import MicroBatcher
 from hydralign.models.policy import Policy
-from hydralign.rollout import count_anew
+from hydralign.rollout import keep_trunk_count
 from hydralign.training.metrics import Sums
 from hydralign.training.optimizer import apply_gradients
-from hydralign.types import Estimates, Experience, Rows, TrunkUse
+from hydralign.types import Advantages, Experience, TokenBatch, TrunkUse
 
 
 @dataclass(frozen=True)
@@ -45,23 +45,23 @@ def update(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
     experience: Experience,
-    estimates: Estimates,
+    estimates: Advantages,
     *,
     epochs: int = 4,
     minibatches: int = 4,
-    micro_rows: int | MicroRows = 16,
+    micro_rows: int | MicroBatcher = 16,
     loss: LossWeights | None = None,
     target_kl: float | None = None,
     max_grad_norm: float = 1.0,
     seed: int = 0,
     iteration: int = 0,
-    processes: Processes = ALONE,
+    processes: Distributed = SINGLE_PROCESS,
 ) -> dict[str, float]:
     """Train the policy on one experience; returns global means of the update's metrics.
 
     Takes `epochs · minibatches` optimizer steps, fewer when after one of them the k3 estimate of KL(old, new) per
     token exceeds `target_kl` on the next minibatch, whose step is then not taken. `micro_rows` are halved whenever
-    memory runs out, and a `MicroRows` remembers it for the next call. Raises NonFiniteError, with the weights as the
+    memory runs out, and a `MicroBatcher` remembers it for the next call. Raises NonFiniteError, with the weights as the
     last good step left them, when a loss or a gradient is NaN or infinite; MemoryLimitError when one row at a time is
     too many; ConfigError when the rows do not divide among the minibatches.
     """
@@ -75,7 +75,7 @@ def update(
             f"{len(experience)} rows are not a multiple of minibatches={minibatches}: some would never be trained on. "
             "Collect another number of rows, or change minibatches."
         )
-    weights, fits = loss or LossWeights(), MicroRows.of(micro_rows)
+    weights, fits = loss or LossWeights(), MicroBatcher.of(micro_rows)
     trained = policy.trained()
     sums, steps, stopped = Sums(), 0, False
     before = policy.trunk and policy.trunk.use
@@ -102,7 +102,7 @@ def update(
     return _named(sums.means(processes), steps, stopped, truncated=experience.truncated)
 
 
-def _add_trunk_use(sums: Sums, rows: Rows, collecting: TrunkUse, updating: TrunkUse) -> None:
+def _add_trunk_use(sums: Sums, rows: TokenBatch, collecting: TrunkUse, updating: TrunkUse) -> None:
     """What one iteration took of the trunk: passes per real token, and the share of padding."""
     real, pad = collecting.real + updating.real, collecting.pad + updating.pad
     sums.add("trunk_passes_per_token", real, int(rows.lengths_B.sum()))
@@ -110,7 +110,7 @@ def _add_trunk_use(sums: Sums, rows: Rows, collecting: TrunkUse, updating: Trunk
 
 
 def minibatch_rows(
-    rows: int, minibatches: int, *, seed: int, iteration: int, epoch: int, processes: Processes = ALONE
+    rows: int, minibatches: int, *, seed: int, iteration: int, epoch: int, processes: Distributed = SINGLE_PROCESS
 ) -> Iterator[Tensor]:
     """This process's rows of each minibatch of one epoch, as indices into its own rows.
 
@@ -147,12 +147,12 @@ class _Step:
 def accumulate(
     policy: Policy,
     experience: Experience,
-    estimates: Estimates,
+    estimates: Advantages,
     index_B: Tensor,
-    micro_rows: int | MicroRows,
+    micro_rows: int | MicroBatcher,
     weights: LossWeights,
     optimizer: torch.optim.Optimizer,
-    processes: Processes,
+    processes: Distributed,
 ) -> _Step:
     """Gradients of one minibatch's loss, in micro-batches of rows of like length. No backward on a poisoned loss.
 
@@ -165,7 +165,7 @@ def accumulate(
     tokens, answers = processes.sum(local.to(processes.device)).tolist()
     count = tokens if weights.average == "token" else answers
     by_length_B = index_B[rows.lengths_B[index_B].argsort(stable=True)]
-    forget, recount = partial(optimizer.zero_grad, set_to_none=True), count_anew(policy)
+    forget, recount = partial(optimizer.zero_grad, set_to_none=True), keep_trunk_count(policy)
 
     def undo() -> None:
         forget()
@@ -185,7 +185,7 @@ def accumulate(
         return stats, losses, drift, ""
 
     forget()
-    stats, losses, drift, where = MicroRows.of(micro_rows).run(gradients, processes, total=len(index_B), undo=undo)
+    stats, losses, drift, where = MicroBatcher.of(micro_rows).run(gradients, processes, total=len(index_B), undo=undo)
     if processes.any(bool(where)):
         forget()
         raise NonFiniteError(
@@ -212,7 +212,7 @@ class _Micro(NamedTuple):
 def micro_loss(
     policy: Policy,
     experience: Experience,
-    estimates: Estimates,
+    estimates: Advantages,
     index_B: Tensor,
     weights: LossWeights,
     count: float,

@@ -22,15 +22,15 @@ import torch
 from hydralign.algorithms.kl import adapt_coefficient, gap_name, k1
 from hydralign.config.ppo import AdaptiveKL, PPOConfig, SamplingConfig
 from hydralign.data import PromptStream
-from hydralign.distributed import ALONE, Processes
+from hydralign.distributed import SINGLE_PROCESS, Distributed
 from hydralign.errors import ConfigError, HydralignError, NonFiniteError, StorageError
 from hydralign.generation.sampler import Sampler, sample
 from hydralign.methods.advantages import estimate
-from hydralign.methods.oom_hints import ppo_remedies
+from hydralign.methods.oom_hints import ppo_oom_hints
 from hydralign.methods.policy_update import LossWeights, update
 from hydralign.methods.ppo_state import PPOState, read_ppo_state, save_checkpoint
 from hydralign.methods.start_checks import check_start
-from hydralign.micro_batches import MicroRows
+from hydralign.micro_batches import MicroBatcher
 from hydralign.models.policy import Policy
 from hydralign.progress import progress, say
 from hydralign.rewards.combine import RewardTerm
@@ -41,7 +41,7 @@ from hydralign.training.checkpoints import checkpoints, resume
 from hydralign.training.interruption import interruptible
 from hydralign.training.optimizer import make_optimizer
 from hydralign.training.schedule import learning_rate_at, set_learning_rate
-from hydralign.types import Estimates, Experience, SamplingPlan
+from hydralign.types import Advantages, Experience, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class PPOParts:
     tracker: Tracker
     record: JsonLines | None = None
     """The local metrics file, cut back when a run resumes; None on processes that do not write."""
-    processes: Processes = ALONE
+    processes: Distributed = SINGLE_PROCESS
     sampler: Sampler = sample
     on_step: Callable[[int, Policy], None] | None = None
     """Called after every iteration, with the number of iterations done. An error in it must come on every process."""
@@ -69,7 +69,7 @@ def train(config: PPOConfig, parts: PPOParts, *, seed: int = 0) -> PPOState:
     """
     policy, processes = parts.policy, parts.processes
     processes.require_shares(config.batch.minibatch_rows, "ppo rows per minibatch")
-    plan = sampling_plan(config.sampling, seed)
+    plan = sampling_params(config.sampling, seed)
     optimizer = _optimizer(config, policy)
     state = _resumed(config, parts, optimizer)
     micro, decode = _rows_at_once(config, parts, lambda: state.step)
@@ -90,12 +90,12 @@ def train(config: PPOConfig, parts: PPOParts, *, seed: int = 0) -> PPOState:
             try:
                 # 1. Sample answers, score them, read the reference.
                 with _saved_on_failure(config, parts, state, optimizer):
-                    experience = processes.agreed(partial(_collect, config, parts, plan, step, micro, decode))
-                decode.agree(processes)
+                    experience = processes.raise_together(partial(_collect, config, parts, plan, step, micro, decode))
+                decode.use_smallest(processes)
                 collected = time.perf_counter()
                 if not measured:
                     check = partial(check_start, policy, experience, fresh=fresh, micro_rows=micro)
-                    measured = processes.agreed(check)
+                    measured = processes.raise_together(check)
                 # 2. Estimate advantages.
                 batch = _batch_moments(config, experience, processes)
                 state = replace(state, moments=state.moments.merged(batch))
@@ -123,9 +123,9 @@ def train(config: PPOConfig, parts: PPOParts, *, seed: int = 0) -> PPOState:
     return state
 
 
-def sampling_plan(config: SamplingConfig, seed: int) -> SamplingPlan:
+def sampling_params(config: SamplingConfig, seed: int) -> SamplingParams:
     """The sampler's plain arguments out of a recipe's section."""
-    return SamplingPlan(
+    return SamplingParams(
         temperature=config.temperature,
         min_new_tokens=config.min_new_tokens,
         max_new_tokens=config.max_new_tokens,
@@ -137,22 +137,22 @@ def sampling_plan(config: SamplingConfig, seed: int) -> SamplingPlan:
     )
 
 
-def _rows_at_once(config: PPOConfig, parts: PPOParts, step: Callable[[], int]) -> tuple[MicroRows, MicroRows]:
+def _rows_at_once(config: PPOConfig, parts: PPOParts, step: Callable[[], int]) -> tuple[MicroBatcher, MicroBatcher]:
     """(micro_rows, decode_rows) of the whole run: what once ran out of memory is not tried again. Events name both."""
 
-    remedies = ppo_remedies(config, parts.processes.device.type)
+    remedies = ppo_oom_hints(config, parts.processes.device.type)
 
-    def begin(name: str, rows: int) -> MicroRows:
+    def begin(name: str, rows: int) -> MicroBatcher:
         def note(fewer: int) -> None:
             parts.tracker.event(step(), "out_of_memory", {name: fewer})
 
-        return MicroRows(rows, name=name, speaks=parts.processes.main, on_change=note, remedies=remedies)
+        return MicroBatcher(rows, name=name, speaks=parts.processes.main, on_change=note, remedies=remedies)
 
     return begin("micro_rows", config.batch.micro_rows), begin("decode_rows", config.sampling.decode_rows)
 
 
 def _collect(
-    config: PPOConfig, parts: PPOParts, plan: SamplingPlan, step: int, micro: MicroRows, decode: MicroRows
+    config: PPOConfig, parts: PPOParts, plan: SamplingParams, step: int, micro: MicroBatcher, decode: MicroBatcher
 ) -> Experience:
     """This process's share of the iteration's rows: each prompt `samples_per_prompt` times, neighbours."""
     batch = config.batch
@@ -169,14 +169,14 @@ def _collect(
     )
 
 
-def _batch_moments(config: PPOConfig, experience: Experience, processes: Processes) -> RunningMoments:
+def _batch_moments(config: PPOConfig, experience: Experience, processes: Distributed) -> RunningMoments:
     """Moments of this iteration's scores, those of all processes, dense ones summed per answer."""
     return RunningMoments().updated(processes.gather(experience.scores.totals_B, config.batch.rows))
 
 
 def _estimate(
-    config: PPOConfig, state: PPOState, experience: Experience, batch: RunningMoments, processes: Processes
-) -> Estimates:
+    config: PPOConfig, state: PPOState, experience: Experience, batch: RunningMoments, processes: Distributed
+) -> Advantages:
     shaping, advantages = config.shaping, config.advantages
     return estimate(
         experience,
@@ -198,8 +198,8 @@ def _update(
     parts: PPOParts,
     optimizer: torch.optim.Optimizer,
     experience: Experience,
-    estimates: Estimates,
-    micro: MicroRows,
+    estimates: Advantages,
+    micro: MicroBatcher,
     *,
     seed: int,
     iteration: int,
@@ -308,7 +308,7 @@ def _save(config: PPOConfig, parts: PPOParts, state: PPOState, optimizer: torch.
     due = saving.checkpoint_every and state.step % saving.checkpoint_every == 0
     if parts.processes.main and (due or last or state.step == config.steps):
         _write(config, parts, state, optimizer)
-    parts.processes.wait()
+    parts.processes.barrier()
 
 
 def _write(config: PPOConfig, parts: PPOParts, state: PPOState, optimizer: torch.optim.Optimizer) -> None:
@@ -336,7 +336,7 @@ def _saved_on_failure(
     except Exception as error:
         unsafe = not isinstance(error, HydralignError) or isinstance(error, StorageError)
         if not parts.processes.any(unsafe) and state.step:
-            parts.processes.agreed(partial(_keep_done, config, parts, state, optimizer))
+            parts.processes.raise_together(partial(_keep_done, config, parts, state, optimizer))
         raise
 
 

@@ -21,12 +21,12 @@ from hydralign.algorithms.preference_losses import pairwise_logistic_loss
 from hydralign.config.reward import CropsConfig, RewardConfig
 from hydralign.data.detokenise import decode_completion
 from hydralign.data.stream import Stream
-from hydralign.distributed import ALONE, Processes
+from hydralign.distributed import SINGLE_PROCESS, Distributed
 from hydralign.errors import NonFiniteError
 from hydralign.generation.keyed import CROPS, keyed_uniforms
-from hydralign.methods.supervised import Lesson, learn, steps_of
-from hydralign.micro_batches import MicroRows
-from hydralign.models.classifiers.training import Scorer
+from hydralign.methods.supervised import SupervisedTask, learn, steps_of
+from hydralign.micro_batches import MicroBatcher
+from hydralign.models.classifiers.training import SequenceClassifier
 from hydralign.rewards.classifier import encode_text
 from hydralign.training.records import Records
 
@@ -56,18 +56,18 @@ Row = TypeVar("Row", Pair, Labelled)
 class RewardParts(Generic[Row]):
     """What a run of reward training is made of: pairs on both sides, or labelled texts on both."""
 
-    scorer: Scorer
+    scorer: SequenceClassifier
     train: Sequence[Row]
     held_out: Sequence[Row]
     folder: Path
     records: Records
-    processes: Processes = ALONE
+    processes: Distributed = SINGLE_PROCESS
 
 
 def train_on_pairs(config: RewardConfig, parts: RewardParts[Pair], *, seed: int = 0) -> None:
     """Learn to score the chosen answer above the rejected one. Resumes and raises as `supervised.learn` does."""
     stream = Stream(tuple(parts.train), seed)
-    lesson: Lesson[Pair] = Lesson(
+    lesson: SupervisedTask[Pair] = SupervisedTask(
         name="reward",
         trained=parts.scorer.trained(),
         steps=steps_of(config, len(parts.train)),
@@ -100,7 +100,7 @@ def train_on_labels(
             for (text, copy), uniform in zip(drawn, uniform_B2, strict=True)
         ]
 
-    lesson: Lesson[Labelled] = Lesson(
+    lesson: SupervisedTask[Labelled] = SupervisedTask(
         name="classifier",
         trained=parts.scorer.trained(),
         steps=steps_of(config, len(stream.rows)),
@@ -113,14 +113,14 @@ def train_on_labels(
     learn(lesson, config, parts.folder, parts.records, processes=parts.processes)
 
 
-def pair_loss(scorer: Scorer, pairs: Sequence[Pair], count: float) -> tuple[Tensor, dict[str, Tensor]]:
+def pair_loss(scorer: SequenceClassifier, pairs: Sequence[Pair], count: float) -> tuple[Tensor, dict[str, Tensor]]:
     """The pairwise logistic loss of these pairs ÷ `count`, and sums of wins (a tie is half of one), ties and margin."""
     both = [*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]
     chosen_B, rejected_B = scorer.outputs(both)[:, 0].split(len(pairs))
     return pairwise_logistic_loss(chosen_B, rejected_B, count=count)
 
 
-def label_loss(scorer: Scorer, texts: Sequence[Labelled], count: float) -> tuple[Tensor, dict[str, Tensor]]:
+def label_loss(scorer: SequenceClassifier, texts: Sequence[Labelled], count: float) -> tuple[Tensor, dict[str, Tensor]]:
     """Σ cross-entropy in nats of these texts ÷ `count`, and the sum of those that were named rightly."""
     logits_BC = scorer.outputs([text.ids for text in texts])
     label_B = torch.tensor([text.label for text in texts], device=logits_BC.device)
@@ -150,7 +150,9 @@ def cropped_once(texts: Sequence[Labelled], crops: CropsConfig, tokenizer: Any, 
 
 
 @torch.no_grad()
-def outputs_of(scorer: Scorer, rows: Sequence[Ids], micro_rows: int, processes: Processes = ALONE) -> Tensor:
+def outputs_of(
+    scorer: SequenceClassifier, rows: Sequence[Ids], micro_rows: int, processes: Distributed = SINGLE_PROCESS
+) -> Tensor:
     """logits_NC of all rows in order, float64 on the CPU, the same on every process. Raises NonFiniteError."""
     share = processes.share(len(rows))
     own = rows[share]
@@ -163,7 +165,7 @@ def outputs_of(scorer: Scorer, rows: Sequence[Ids], micro_rows: int, processes: 
             batch = order[start : start + micro]
             logits_NC[batch] = scorer.outputs([own[n] for n in batch]).double().cpu()
 
-    MicroRows(micro_rows).run(read, processes, total=len(own))
+    MicroBatcher(micro_rows).run(read, processes, total=len(own))
     columns = [processes.gather(column_N.to(processes.device), len(rows)).cpu() for column_N in logits_NC.unbind(1)]
     gathered_NC = torch.stack(columns, dim=1)
     if not bool(torch.isfinite(gathered_NC).all()):
@@ -194,7 +196,9 @@ class Judged:
         return told if self.margin_N is None else told | {"eval/margin": float(self.margin_N.mean())}
 
 
-def judge_pairs(scorer: Scorer, pairs: Sequence[Pair], micro_rows: int, processes: Processes = ALONE) -> Judged:
+def judge_pairs(
+    scorer: SequenceClassifier, pairs: Sequence[Pair], micro_rows: int, processes: Distributed = SINGLE_PROCESS
+) -> Judged:
     """The scorer's choice in each comparison; σ(|margin|) is its confidence."""
     chosen_N, rejected_N = (
         outputs_of(scorer, side, micro_rows, processes)[:, 0]
@@ -205,7 +209,9 @@ def judge_pairs(scorer: Scorer, pairs: Sequence[Pair], micro_rows: int, processe
     return Judged(right_N, margin_N.abs().sigmoid(), -logsigmoid(margin_N), margin_N)
 
 
-def judge_labels(scorer: Scorer, texts: Sequence[Labelled], micro_rows: int, processes: Processes = ALONE) -> Judged:
+def judge_labels(
+    scorer: SequenceClassifier, texts: Sequence[Labelled], micro_rows: int, processes: Distributed = SINGLE_PROCESS
+) -> Judged:
     """The scorer's label for each text."""
     return judge_logits(outputs_of(scorer, [text.ids for text in texts], micro_rows, processes), texts)
 
@@ -218,7 +224,7 @@ def judge_logits(logits_NC: Tensor, texts: Sequence[Labelled]) -> Judged:
     return Judged((choice_N == label_N).double(), confidence_N, loss_N, label_N=label_N, choice_N=choice_N)
 
 
-Judge = Callable[[Scorer, Any, int, Processes], Judged]
+Judge = Callable[[SequenceClassifier, Any, int, Distributed], Judged]
 
 
 def _measure(parts: RewardParts[Row], micro_rows: int, judge: Judge) -> Mapping[str, float]:

@@ -21,11 +21,11 @@ from torch import Tensor
 from hydralign.config.sft import SFTConfig
 from hydralign.data.packing import TokenSequence, packed
 from hydralign.data.stream import Stream
-from hydralign.distributed import ALONE, Processes
+from hydralign.distributed import SINGLE_PROCESS, Distributed
 from hydralign.errors import DataError, NonFiniteError
 from hydralign.methods.packing_check import require_apart
-from hydralign.methods.supervised import Lesson, learn, steps_of
-from hydralign.micro_batches import MicroRows
+from hydralign.methods.supervised import SupervisedTask, learn, steps_of
+from hydralign.micro_batches import MicroBatcher
 from hydralign.models.kernels.logprobs import token_logprobs
 from hydralign.models.student import Student
 from hydralign.training.records import Records
@@ -45,7 +45,7 @@ class SFTParts:
     held_out: Sequence[TokenSequence]
     folder: Path
     records: Records
-    processes: Processes = ALONE
+    processes: Distributed = SINGLE_PROCESS
 
 
 def train(config: SFTConfig, parts: SFTParts, *, seed: int = 0) -> None:
@@ -66,7 +66,7 @@ def train(config: SFTConfig, parts: SFTParts, *, seed: int = 0) -> None:
         loss = float(nll_N.sum() / tokens_N.sum())
         return {"eval/loss": loss, "eval/perplexity": math.exp(min(loss, 700.0))}
 
-    lesson: Lesson[Row] = Lesson(
+    lesson: SupervisedTask[Row] = SupervisedTask(
         name="sft",
         trained=student.trained(),
         steps=steps_of(config, len(rows)),
@@ -139,7 +139,7 @@ def _tensors(rows: Sequence[Row], pad_id: int, device: torch.device) -> tuple[Te
 
 @torch.no_grad()
 def held_out_losses(
-    student: Student, sequences: Sequence[TokenSequence], micro_rows: int, processes: Processes = ALONE
+    student: Student, sequences: Sequence[TokenSequence], micro_rows: int, processes: Distributed = SINGLE_PROCESS
 ) -> tuple[Tensor, Tensor]:
     """(nll_N, tokens_N) of each sequence by itself, in order: Σ −log p in nats, and over how many tokens.
 
@@ -157,7 +157,7 @@ def held_out_losses(
             sums_B = torch.zeros(len(batch), dtype=torch.float64, device=student.device)
             nll_N[batch] = sums_B.index_add(0, row_M, losses_M.double()).cpu()
 
-    MicroRows(micro_rows).run(measure, processes, total=len(own))
+    MicroBatcher(micro_rows).run(measure, processes, total=len(own))
     nll_N = processes.gather(nll_N.to(processes.device), len(sequences)).cpu()
     if not bool(torch.isfinite(nll_N).all()):
         raise NonFiniteError("held-out loss", "The held-out loss is NaN or infinite: the model's weights are broken.")

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from hydralign.errors import StartCheckError
-from hydralign.micro_batches import MicroRows
+from hydralign.micro_batches import MicroBatcher
 from hydralign.models.policy import Policy
-from hydralign.rollout import count_anew, evaluate_rows, reference_rows, require_finite
+from hydralign.rollout import evaluate_rows, keep_trunk_count, reference_rows, require_finite
 from hydralign.types import Experience
 
 DRIFT_LIMITS = {"fp32": (1e-4, 1e-3), "bf16": (3e-2, 0.5)}
@@ -31,14 +31,14 @@ PROBED_ROWS = 4
 
 
 def check_start(
-    policy: Policy, experience: Experience, *, fresh: bool, micro_rows: int | MicroRows = 16
+    policy: Policy, experience: Experience, *, fresh: bool, micro_rows: int | MicroBatcher = 16
 ) -> dict[str, float]:
     """Run both checks on an experience that was collected before any update; returns what was measured.
 
     `fresh` is False for a resumed run, whose policy has left its reference already. The experience must have been
     collected with the same `micro_rows`. Raises StartCheckError, or NonFiniteError for NaN in the forward pass.
     """
-    rows, fits = experience.rollout.rows, MicroRows.of(micro_rows)
+    rows, fits = experience.rollout.rows, MicroBatcher.of(micro_rows)
     mask_BR, collected_with = rows.mask_BR, fits.rows
 
     def read(at_once: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -99,7 +99,7 @@ def _logit_size(policy: Policy, experience: Experience) -> float:
     """
     rollout = experience.rollout
     prompt_ids = [prompt.token_ids for prompt in rollout.prompts[:PROBED_ROWS]]
-    restore = count_anew(policy)
+    restore = keep_trunk_count(policy)
     # One row at a time, which fits wherever anything does.
     largest = max(float(policy.start([ids], 1).predict()[0].abs().max()) for ids in prompt_ids)
     restore()

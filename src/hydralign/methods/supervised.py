@@ -1,7 +1,7 @@
 """Learning from given rows: gradients of one loss, an optimizer step, now and then a measure and a checkpoint.
 
-SFT and reward training both run through `learn`; each says in a `Lesson` what its rows and its loss are. A step's
-loss is a local sum over the global count of the step, so micro-batches and processes add up to the same gradient.
+SFT and reward training both run through `learn`; each says in a `SupervisedTask` what its rows and its loss are. A
+step's loss is a local sum over the global count of the step, so micro-batches and processes add up to one gradient.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from hydralign.config.training import SupervisedConfig
-from hydralign.distributed import ALONE, Processes
+from hydralign.distributed import SINGLE_PROCESS, Distributed
 from hydralign.errors import ConfigError, NonFiniteError
-from hydralign.methods.oom_hints import supervised_remedies
-from hydralign.micro_batches import MicroRows
+from hydralign.methods.oom_hints import supervised_oom_hints
+from hydralign.micro_batches import MicroBatcher
 from hydralign.progress import progress
 from hydralign.training.checkpoints import resume, whole_number, write_checkpoint
 from hydralign.training.interruption import interruptible
@@ -33,7 +33,7 @@ Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
-class Lesson(Generic[Item]):
+class SupervisedTask(Generic[Item]):
     """What is learned."""
 
     name: str
@@ -58,7 +58,12 @@ def steps_of(config: SupervisedConfig, rows: int) -> int:
 
 
 def learn(
-    lesson: Lesson[Any], config: SupervisedConfig, folder: Path, records: Records, *, processes: Processes = ALONE
+    lesson: SupervisedTask[Any],
+    config: SupervisedConfig,
+    folder: Path,
+    records: Records,
+    *,
+    processes: Distributed = SINGLE_PROCESS,
 ) -> None:
     """Take the lesson's optimizer steps, from the newest checkpoint in `folder` or from the start.
 
@@ -75,10 +80,10 @@ def learn(
             f"The run in {folder} ended with {bad} poisoned steps in a row, so it has not learned. Lower the "
             "learning rate or use precision fp32, delete that folder, and run again.",
         )
-    fits = MicroRows(
+    fits = MicroBatcher(
         config.batch.micro_rows,
         on_change=lambda rows: _short_of_memory(records, step, rows),
-        remedies=supervised_remedies(config),
+        remedies=supervised_oom_hints(config),
     )
     with (
         interruptible() as interrupted,
@@ -114,11 +119,11 @@ def learn(
 
 
 def accumulate(
-    lesson: Lesson[Any],
+    lesson: SupervisedTask[Any],
     items: Sequence[Any],
     optimizer: torch.optim.Optimizer,
-    fits: MicroRows,
-    processes: Processes = ALONE,
+    fits: MicroBatcher,
+    processes: Distributed = SINGLE_PROCESS,
 ) -> dict[str, float]:
     """Gradients of one step's loss from this process's share of the rows; returns the step's global means.
 
@@ -152,7 +157,7 @@ def accumulate(
     return {name: total / count for name, total in zip(totals, sums.tolist(), strict=True)}
 
 
-def _measure(lesson: Lesson[Any], records: Records, step: int) -> None:
+def _measure(lesson: SupervisedTask[Any], records: Records, step: int) -> None:
     """Log the held-out metrics after `step` steps; poison there is an event, and training goes on."""
     try:
         metrics = lesson.measure()
@@ -185,12 +190,16 @@ def _adam(config: SupervisedConfig) -> dict[str, Any]:
     return config.optimizer.model_dump(include={"type", "betas", "eps", "weight_decay"})
 
 
-def _quiet(processes: Processes) -> io.StringIO | None:
+def _quiet(processes: Distributed) -> io.StringIO | None:
     return None if processes.main else io.StringIO()
 
 
 def _resumed(
-    lesson: Lesson[Any], folder: Path, records: Records, optimizer: torch.optim.Optimizer, processes: Processes
+    lesson: SupervisedTask[Any],
+    folder: Path,
+    records: Records,
+    optimizer: torch.optim.Optimizer,
+    processes: Distributed,
 ) -> tuple[int, int]:
     """(steps done, bad steps in a row) of the newest checkpoint, put back into place; (0, 0) of a fresh run."""
     resumed = resume(folder / "checkpoints", lesson.trained, optimizer, _counts, main=processes.main)
@@ -204,21 +213,21 @@ def _counts(about: Mapping[str, Any]) -> tuple[int, int]:
 
 
 def _save(
-    lesson: Lesson[Any],
+    lesson: SupervisedTask[Any],
     config: SupervisedConfig,
     folder: Path,
     records: Records,
     optimizer: torch.optim.Optimizer,
     step: int,
     bad: int,
-    processes: Processes,
+    processes: Distributed,
 ) -> None:
     """A checkpoint, written by the main process; all wait for it."""
     if processes.main:
         position = records.local.position() if records.local else 0
         about = {"step": step, "bad_steps": bad, "metrics_position": position}
         write_checkpoint(folder / "checkpoints", step, about, lesson.trained, optimizer, keep=config.saving.keep)
-    processes.wait()
+    processes.barrier()
 
 
 def _diagnosis(bad: int, error: NonFiniteError, folder: Path) -> NonFiniteError:

@@ -2,7 +2,7 @@
 
 A loop and a sampler see this face only; they never learn whether all weights are trained, adapters, or the
 top layers of a shared trunk. Every log-probability is that of softmax(logits / temperature) with the stop
-tokens masked below the row's minimum length, in every pass alike (`logprobs.shape_logits`).
+tokens masked below the row's minimum length, in every pass alike (`logprobs.apply_temperature_and_min_length`).
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hydralign.models.backbones.trunk import Trunk
-from hydralign.types import Evaluation, Rows
+from hydralign.types import PolicyOutput, TokenBatch
 
 
 class Decoding(Protocol):
@@ -60,17 +60,17 @@ class Policy(Protocol):
     def device(self) -> torch.device:
         """Where its rows must lie."""
 
-    def evaluate(self, rows: Rows, *, entropy_gradient: bool = False) -> Evaluation:
+    def evaluate(self, rows: TokenBatch, *, entropy_gradient: bool = False) -> PolicyOutput:
         """Log-probabilities, values and entropies of the responses, with gradient where grad mode is on.
 
         Rows that bring trunk states spare the trunk. Gradients are made for a full `backward()`: `torch.autograd.grad`
         misses the look-up's part of a trained embedding that is tied to the head (`models/kernels/tied_embedding.py`).
         """
 
-    def read_values(self, rows: Rows) -> Tensor:
+    def read_values(self, rows: TokenBatch) -> Tensor:
         """values_BR alone, those of `evaluate` to the bit, without the output head's work."""
 
-    def reference(self, rows: Rows) -> Tensor:
+    def reference(self, rows: TokenBatch) -> Tensor:
         """ref_logprobs_BR of the frozen reference, by the same path as `evaluate`; no gradient."""
 
     def start(self, prompt_ids: list[tuple[int, ...]], new_tokens: int) -> Decoding:

@@ -21,7 +21,7 @@ from hydralign.models.folders.loading import context_of, stop_ids_of
 from hydralign.models.folders.weights import embedding_rows
 from hydralign.models.heads.value import ValueHead
 from hydralign.models.precision import store_matrices_in_bf16
-from hydralign.types import Evaluation, Rows
+from hydralign.types import PolicyOutput, TokenBatch
 
 
 class Reader:
@@ -62,17 +62,17 @@ class Reader:
         return self.causal.device
 
     @torch.no_grad()
-    def evaluate(self, rows: Rows, *, entropy_gradient: bool = False) -> Evaluation:
+    def evaluate(self, rows: TokenBatch, *, entropy_gradient: bool = False) -> PolicyOutput:
         """Log-probabilities and entropies of the responses; values are 0."""
         return self.causal.evaluate(rows, self._no_values, self.stop_ids, entropy_gradient=entropy_gradient)
 
     @torch.no_grad()
-    def read_values(self, rows: Rows) -> Tensor:
+    def read_values(self, rows: TokenBatch) -> Tensor:
         """Zeros."""
         return self.causal.read_values(rows, self._no_values)
 
     @torch.no_grad()
-    def reference(self, rows: Rows) -> Tensor:
+    def reference(self, rows: TokenBatch) -> Tensor:
         """ref_logprobs_BR of the other model."""
         return self._reference.reference(rows, self.stop_ids)
 

@@ -15,9 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from hydralign.models.backbones.causal import CausalModel
-from hydralign.models.backbones.slicing import after_layers, layers_of, part
+from hydralign.models.backbones.slicing import layers_of, modules_after_layers, slice_layers
 from hydralign.models.kernels.cache import RoomyCache
-from hydralign.models.kernels.response_only import last_parts, only_at
+from hydralign.models.kernels.response_only import last_position_wise, only_at_positions
 from hydralign.models.precision import store_matrices_in_bf16
 from hydralign.models.versions import LORA_TARGETS, Conv1D, cache_argument
 
@@ -89,7 +89,7 @@ def sizes_of(causal: CausalModel, *, columns: int, answer: int, targets: Collect
     named = targets or LORA_TARGETS.get(model.config.model_type, ())
     layers = tuple(_layer_size(layer, named) for layer in layers_of(body))
     with causal.autocast():
-        after = [p for module in after_layers(body, _states(causal, 1, 2)) for p in module.parameters()]
+        after = [p for module in modules_after_layers(body, _states(causal, 1, 2)) for p in module.parameters()]
     head = {id(p): p.numel() for p in causal.head.linear.parameters()}
     own_head = sum(head[i] for i in head.keys() - {id(p) for p in body.parameters()})
     final = sum(p.numel() for p in {id(p): p for p in after}.values())
@@ -137,7 +137,7 @@ def _states(causal: CausalModel, rows: int, columns: int) -> Tensor:
 def _top_layer_alone(causal: CausalModel, *, trained: bool) -> tuple[Any, nn.Module]:
     """(a body of one layer, that layer): a copy of the model's top layer, in fp32 or as a frozen one is stored."""
     count = len(layers_of(causal.body))
-    body = part(causal.body, count - 1, count)
+    body = slice_layers(causal.body, count - 1, count)
     layers = layers_of(body)
     layers[0] = _without_adapters(copy.deepcopy(layers[0])).float().requires_grad_(trained)
     if not trained and causal.precision == "bf16":
@@ -154,7 +154,7 @@ def _without_adapters(module: nn.Module) -> nn.Module:
 
 def _saved(causal: CausalModel, columns: int, answer: int, *, trained: bool) -> Saved:
     body, layer = _top_layer_alone(causal, trained=trained)
-    parts = last_parts(body) if causal.last_parts else []
+    parts = last_position_wise(body) if causal.last_position_wise else []
     per_token: list[float] = []
     for first in (0, columns - answer):
         read = [_bytes_saved(causal, body, layer, parts if first else [], rows, columns, first) for rows in (1, 2)]
@@ -189,7 +189,7 @@ def _bytes_saved(
     ((args, kwargs),) = calls
     # The first pass has ended its autocast, and with it the bf16 copies of weights: this one makes its own.
     saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with torch.enable_grad(), causal.autocast(), only_at(parts, row_N, column_N + first), saving:
+    with torch.enable_grad(), causal.autocast(), only_at_positions(parts, row_N, column_N + first), saving:
         layer(*args, **kwargs)
     own = {p.untyped_storage().data_ptr() for p in layer.parameters()}
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hydralign.errors import RewardError
-from hydralign.micro_batches import MicroRows
+from hydralign.micro_batches import MicroBatcher
 
 
 def require_rows(**lists: Sequence[Any]) -> None:
@@ -26,7 +26,10 @@ def require_rows(**lists: Sequence[Any]) -> None:
 
 
 def score_batched(
-    rows: Sequence[Sequence[int]], forward: Callable[[Sequence[Sequence[int]]], Tensor], *, batch_rows: int | MicroRows
+    rows: Sequence[Sequence[int]],
+    forward: Callable[[Sequence[Sequence[int]]], Tensor],
+    *,
+    batch_rows: int | MicroBatcher,
 ) -> list[float]:
     """`forward` (rows of ids to `scores_B`) over all rows, without gradients; the result is in the rows' order.
 
@@ -43,5 +46,5 @@ def score_batched(
                 scores[row] = score
 
     with torch.no_grad():
-        MicroRows.of(batch_rows).run(read, total=len(rows))
+        MicroBatcher.of(batch_rows).run(read, total=len(rows))
     return scores

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 
 from hydralign.data import tokens
 from hydralign.errors import ModelError, did_you_mean
-from hydralign.micro_batches import MicroRows
+from hydralign.micro_batches import MicroBatcher
 from hydralign.models.classifiers.labels import (
     are_independent,
     find_label,
@@ -88,7 +88,7 @@ class ClassifierReward:
             )
         config.pad_token_id = require_pad_row(pad_id, getattr(config.get_text_config(), "vocab_size", None))
         self.model, self.tokenizer, self.output, self.text = model, tokenizer, output, text
-        self.batch_rows = MicroRows(batch_rows, name="batch_rows")
+        self.batch_rows = MicroBatcher(batch_rows, name="batch_rows")
         self.truncated = 0
         self._pad_id = int(pad_id)
         self._independent = independent

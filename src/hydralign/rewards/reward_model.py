@@ -19,7 +19,7 @@ from torch import nn
 
 from hydralign.data.tokens import encode_text
 from hydralign.errors import ModelError, RewardError
-from hydralign.micro_batches import MicroRows
+from hydralign.micro_batches import MicroBatcher
 from hydralign.models.backbones.rope import explain_rope_limit, rope_limit
 from hydralign.models.classifiers.loading import load_classifier, longest_text, require_pad_row
 from hydralign.models.folders.weights import embedding_rows, require_ids_can_be_read
@@ -112,7 +112,7 @@ class RewardModel:
         """Takes a model in eval mode; `max_tokens` None is the longest text that it can read. Raises ModelError."""
         self._pad_id = require_reward_model(model, tokenizer)
         self.model, self.tokenizer = model, tokenizer
-        self.batch_rows = MicroRows(batch_rows, name="batch_rows")
+        self.batch_rows = MicroBatcher(batch_rows, name="batch_rows")
         limit = rope_limit(model)
         if max_tokens is not None and limit is not None and max_tokens > limit:
             raise ModelError(

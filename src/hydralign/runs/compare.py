@@ -17,14 +17,14 @@ from hydralign.config import PPOConfig, Recipe
 from hydralign.config.compare import CompareConfig
 from hydralign.config.ppo import SamplingConfig
 from hydralign.data import encode_prompts, fingerprint, load_prompts
-from hydralign.distributed import Processes
+from hydralign.distributed import Distributed
 from hydralign.errors import ConfigError, TokenizerError
 from hydralign.evaluation.comparison import FACTS, Comparison, Share, as_record, check_shares, compare_answers
 from hydralign.evaluation.held_out import Answers, answer_held_out
 from hydralign.evaluation.report import AnswerPair, Report, write_report
 from hydralign.evaluation.statistics import Difference
 from hydralign.generation.sampler import check_context
-from hydralign.methods.ppo import sampling_plan
+from hydralign.methods.ppo import sampling_params
 from hydralign.models.folders.merged import load_whole
 from hydralign.models.reader import Reader
 from hydralign.progress import say
@@ -34,7 +34,7 @@ from hydralign.runs.ppo import choose_prompts, kept_answers, required_prompts, t
 from hydralign.runs.provenance import held_out_source, reward_results
 from hydralign.runs.section_files import RESULT, read_lines, write_json
 from hydralign.runs.standing import delete_outdated_measurements, record_start
-from hydralign.types import Prompt, SamplingPlan
+from hydralign.types import Prompt, SamplingParams
 
 PROBES = ("The film was good, and its 2nd end  bad.\n\tWhy?", "Été à Zürich – 東京 🙂", "def f(x):\n    return x+1")
 """Texts on which two tokenizers that are the same agree: letters, blanks, digits, marks, other scripts."""
@@ -51,16 +51,16 @@ class Loaded:
     """The score's terms, then the judges with weight 0."""
     names: dict[str, str]
     """Metric as the answers call it: as the report does."""
-    plan: SamplingPlan
+    plan: SamplingParams
 
 
-def run_compare(recipe: Recipe, config: CompareConfig, folder: Path, processes: Processes) -> list[Difference]:
+def run_compare(recipe: Recipe, config: CompareConfig, folder: Path, processes: Distributed) -> list[Difference]:
     """Compare as the recipe's `compare` section says; writes OUT/report.json and OUT/report.html."""
     loaded = load_parts(recipe, config, processes)
     if processes.main:
         delete_outdated_measurements(recipe, config, folder)
         record_start(recipe, config, folder)
-    processes.wait()
+    processes.barrier()
 
     def answers(reader: Reader, label: str) -> Answers:
         given = answer_held_out(
@@ -92,7 +92,7 @@ def run_compare(recipe: Recipe, config: CompareConfig, folder: Path, processes: 
         write_json(folder / RESULT, record)
         tell(comparison)
         say(f"{conclusion(comparison)} The report lies in {page}.")
-    processes.wait()
+    processes.barrier()
     return list(comparison.metrics)
 
 
@@ -102,7 +102,7 @@ def conclusion(comparison: Comparison) -> str:
     return f"After training, the score is {verdict}{' from before' if verdict == 'not distinguishable' else ''}."
 
 
-def load_parts(recipe: Recipe, config: CompareConfig, processes: Processes) -> Loaded:
+def load_parts(recipe: Recipe, config: CompareConfig, processes: Distributed) -> Loaded:
     """Everything that a comparison needs, with every check that can be made before the first answer."""
     before_path, after_path, sampling, score = required_settings(recipe.ppo, config)
     source = required_prompts(recipe)
@@ -117,7 +117,7 @@ def load_parts(recipe: Recipe, config: CompareConfig, processes: Processes) -> L
         for judge in (build_terms(config.judges, processes.device) if config.judges else ())
     )
     seed = recipe.seed if config.seed is None else config.seed
-    plan = sampling_plan(sampling, seed)
+    plan = sampling_params(sampling, seed)
     told = [[term.name for term in some] for some in (terms, judges)]
     require_shares(config, *told, truncated=plan.truncated)
     names = {f"reward/{judge.name}": judge.name for judge in judges}
@@ -172,7 +172,7 @@ def require_shares(
     check_shares(_shares(config), ["score", *several, *judges, *facts])
 
 
-def _shape(plan: SamplingPlan) -> str:
+def _shape(plan: SamplingParams) -> str:
     """What is made of the model's distribution before a token is drawn."""
     cuts = {"top-k": plan.top_k, "top-p": plan.top_p if plan.top_p < 1 else 0}
     told = [f"{name} {value:g}" for name, value in cuts.items() if value]

@@ -25,7 +25,7 @@ from hydralign.config.model import HydraForm, LoraForm, ModelConfig
 from hydralign.config.reward import RewardConfig
 from hydralign.errors import ModelError
 from hydralign.models.backbones.rope import explain_rope_limit
-from hydralign.models.backbones.slicing import STRANGE
+from hydralign.models.backbones.slicing import ARCHITECTURE_ERRORS
 from hydralign.models.classifiers.starting import require_classifier_kind
 from hydralign.models.folders.load_errors import named_load_errors
 from hydralign.models.folders.loading import (
@@ -214,7 +214,7 @@ def require_rows_for_ids(tokenizer: Any, config: Any, subject: str, *, writes: b
     try:
         with torch.device("meta"):
             model = kind.from_config(config, trust_remote_code=False)
-    except STRANGE:
+    except ARCHITECTURE_ERRORS:
         return
     require_ids_have_rows(tokenizer, model, subject)
 
@@ -251,7 +251,7 @@ def _require_targets(facts: ModelFacts, form: LoraForm) -> None:
     try:
         with torch.device("meta"):
             model = AutoModelForCausalLM.from_config(facts.config, trust_remote_code=False)
-    except STRANGE:  # an architecture that cannot be made without weights is examined when it is loaded
+    except ARCHITECTURE_ERRORS:  # an architecture that cannot be made without weights is examined when it is loaded
         return
     linear = [n for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))]
     targets = form.targets or ()

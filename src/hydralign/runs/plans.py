@@ -18,10 +18,10 @@ from hydralign.config.sft import SFTConfig
 from hydralign.data.detokenise import decode_completions
 from hydralign.data.packing import TokenSequence, packed
 from hydralign.data.tokens import encode_text
-from hydralign.distributed import Processes
+from hydralign.distributed import Distributed
 from hydralign.evaluation.statistics import fewest_changes
 from hydralign.methods.packing_check import require_apart
-from hydralign.methods.ppo import sampling_plan
+from hydralign.methods.ppo import sampling_params
 from hydralign.methods.reward import Pair
 from hydralign.methods.sft import max_tokens_of
 from hydralign.methods.supervised import steps_of
@@ -40,7 +40,7 @@ from hydralign.runs.same_settings import comparable_text
 from hydralign.types import Prompt
 
 
-def plan_sft(recipe: Recipe, config: SFTConfig, processes: Processes) -> list[str]:
+def plan_sft(recipe: Recipe, config: SFTConfig, processes: Distributed) -> list[str]:
     """Lines about an sft section, with one sequence rendered: what is read, and what of it is learned."""
     loaded = sft_run.load_parts(recipe, config, processes)
     student = loaded.student
@@ -61,7 +61,7 @@ def plan_sft(recipe: Recipe, config: SFTConfig, processes: Processes) -> list[st
     ]
 
 
-def plan_reward(recipe: Recipe, config: RewardConfig, processes: Processes) -> list[str]:
+def plan_reward(recipe: Recipe, config: RewardConfig, processes: Distributed) -> list[str]:
     """Lines about a reward section, with one row as the scorer reads it."""
     loaded = reward_run.load_parts(recipe, config, processes)
     scorer = loaded.scorer
@@ -82,7 +82,7 @@ def plan_reward(recipe: Recipe, config: RewardConfig, processes: Processes) -> l
     ]
 
 
-def plan_ppo(recipe: Recipe, config: PPOConfig, processes: Processes) -> list[str]:
+def plan_ppo(recipe: Recipe, config: PPOConfig, processes: Distributed) -> list[str]:
     """Lines about a ppo section, with one prompt as the policy reads it."""
     loaded = ppo_run.load_parts(recipe, config, processes)
     source = recipe.data.prompts
@@ -97,8 +97,8 @@ def plan_ppo(recipe: Recipe, config: PPOConfig, processes: Processes) -> list[st
         *_start_lines(config.model or recipe.model),
         f"{parameter_line(policy.trained(), policy.fixed())}{_copied(config.model or recipe.model)}",
         *_memory_of_ppo(recipe, config, loaded, processes),
-        f"answers    up to {sampling_plan(config.sampling, recipe.seed).longest} tokens; context {policy.context}",
-        *_reward_lines(loaded.terms, loaded.prompts.train, sampling_plan(config.sampling, recipe.seed).longest),
+        f"answers    up to {sampling_params(config.sampling, recipe.seed).longest} tokens; context {policy.context}",
+        *_reward_lines(loaded.terms, loaded.prompts.train, sampling_params(config.sampling, recipe.seed).longest),
         f"prompt     {ppo_run.prompt_preview(loaded.prompts.train[0], source)}",
     ]
 
@@ -177,7 +177,7 @@ def _maker(recipe: Recipe, model: ModelConfig) -> ModelConfig | None:
     return None
 
 
-def _memory_of_ppo(recipe: Recipe, config: PPOConfig, loaded: ppo_run.Loaded, processes: Processes) -> list[str]:
+def _memory_of_ppo(recipe: Recipe, config: PPOConfig, loaded: ppo_run.Loaded, processes: Distributed) -> list[str]:
     """What one process needs, by part, and what it would in every other form."""
     model = config.model or recipe.model
     policy, on_cpu = loaded.policy, processes.device.type == "cpu"
@@ -185,7 +185,7 @@ def _memory_of_ppo(recipe: Recipe, config: PPOConfig, loaded: ppo_run.Loaded, pr
     held_out = min(config.sampling.decode_rows, -(-len(loaded.held_out) // processes.count))
     work = Work(
         prompt=max(len(prompt.token_ids) for prompt in [*loaded.prompts.train, *loaded.held_out]),
-        answer=sampling_plan(config.sampling, recipe.seed).longest,
+        answer=sampling_params(config.sampling, recipe.seed).longest,
         rows=max(share[0], held_out),
         decode_rows=max(min(config.sampling.decode_rows, share[0]), held_out),
         micro_rows=min(config.batch.micro_rows, share[1]),
@@ -207,7 +207,7 @@ def _memory_of_ppo(recipe: Recipe, config: PPOConfig, loaded: ppo_run.Loaded, pr
     return memory_lines(own, model.form, others, work)
 
 
-def plan_compare(recipe: Recipe, config: CompareConfig, processes: Processes) -> list[str]:
+def plan_compare(recipe: Recipe, config: CompareConfig, processes: Distributed) -> list[str]:
     """Lines about a compare section."""
     loaded = compare_run.load_parts(recipe, config, processes)
     terms = ", ".join(f"{term.name} (weight {term.weight:g})" for term in loaded.terms)

@@ -15,13 +15,13 @@ from hydralign.config import PPOConfig, Recipe
 from hydralign.config.data import PromptSourceConfig
 from hydralign.config.model import ModelConfig
 from hydralign.data import DataSet, PromptStream, choose_rows, fingerprint, load_prompts, training_texts
-from hydralign.distributed import Processes
+from hydralign.distributed import Distributed
 from hydralign.errors import ConfigError, DataError, NonFiniteError
 from hydralign.evaluation.comparison import Comparison, as_record, compare_answers, fact_sentence
 from hydralign.evaluation.held_out import Answers, answer_held_out
 from hydralign.evaluation.statistics import Difference
 from hydralign.generation.sampler import check_context
-from hydralign.methods.ppo import PPOParts, sampling_plan, train
+from hydralign.methods.ppo import PPOParts, sampling_params, train
 from hydralign.models import load_policy, make_model, make_policy, train_tokenizer
 from hydralign.models.policy import Policy
 from hydralign.progress import say
@@ -32,7 +32,7 @@ from hydralign.tracking import Tracker
 from hydralign.types import Prompt
 
 
-def run_ppo(recipe: Recipe, config: PPOConfig, folder: Path, processes: Processes) -> list[Difference]:
+def run_ppo(recipe: Recipe, config: PPOConfig, folder: Path, processes: Distributed) -> list[Difference]:
     """Train as the recipe's `ppo` section says, into `folder`; returns the paired differences, the score first."""
     loaded = load_parts(recipe, config, processes)
     policy, held_out, terms = loaded.policy, loaded.held_out, loaded.terms
@@ -44,7 +44,7 @@ def run_ppo(recipe: Recipe, config: PPOConfig, folder: Path, processes: Processe
             policy,
             held_out,
             terms,
-            sampling_plan(config.sampling, recipe.seed),
+            sampling_params(config.sampling, recipe.seed),
             micro_rows=config.batch.micro_rows,
             label=label,
             processes=processes,
@@ -71,7 +71,7 @@ def run_ppo(recipe: Recipe, config: PPOConfig, folder: Path, processes: Processe
         write_json(folder / RESULT, as_record(comparison))
         tell(comparison)
         say(f"Model, metrics and samples lie in {folder}.")
-    processes.wait()
+    processes.barrier()
     return list(comparison.metrics)
 
 
@@ -108,7 +108,7 @@ def required_prompts(recipe: Recipe) -> PromptSourceConfig:
     return recipe.data.prompts
 
 
-def load_parts(recipe: Recipe, config: PPOConfig, processes: Processes) -> Loaded:
+def load_parts(recipe: Recipe, config: PPOConfig, processes: Distributed) -> Loaded:
     """Everything that a ppo section needs, with every check that can be made before the first answer is sampled."""
     source = required_prompts(recipe)
     processes.require_shares(config.batch.minibatch_rows, "ppo rows per minibatch")
@@ -116,11 +116,11 @@ def load_parts(recipe: Recipe, config: PPOConfig, processes: Processes) -> Loade
     policy = _policy(recipe, config.model or recipe.model, processes)
     prompts = load_prompts(source, policy.tokenizer, seed=recipe.seed)
     held_out = proof_prompts(prompts, config, at_least=max(2, processes.count))
-    check_context(policy, [*prompts.train, *held_out], sampling_plan(config.sampling, recipe.seed))
+    check_context(policy, [*prompts.train, *held_out], sampling_params(config.sampling, recipe.seed))
     return Loaded(policy, prompts, held_out, terms)
 
 
-def _policy(recipe: Recipe, model: ModelConfig, processes: Processes) -> Policy:
+def _policy(recipe: Recipe, model: ModelConfig, processes: Distributed) -> Policy:
     """The model in its form."""
     if model.path is not None:
         return load_policy(
@@ -164,7 +164,7 @@ def tell(comparison: Comparison) -> None:
         say(fact_sentence(fact))
 
 
-def kept_answers(path: Path, rows: str, make: Callable[[], Answers], processes: Processes) -> Answers:
+def kept_answers(path: Path, rows: str, make: Callable[[], Answers], processes: Distributed) -> Answers:
     """`kept`, for answers to held-out prompts."""
 
     def load(file: Path) -> tuple[str, Answers]:

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 from hydralign.config import Config, Recipe
 from hydralign.config.compare import CompareConfig
 from hydralign.config.loading import load_config
-from hydralign.distributed import Processes
+from hydralign.distributed import Distributed
 from hydralign.errors import ConfigError
 from hydralign.models import bf16_speed as measuring
 from hydralign.models.bf16_speed import Precision, describe_speed, faster_precision
@@ -20,13 +20,13 @@ from hydralign.models.bf16_speed import Precision, describe_speed, faster_precis
 C = TypeVar("C", bound=Config)
 
 
-def resolve_precision(recipe: Recipe, config: C, folder: Path, processes: Processes) -> tuple[Recipe, C, str | None]:
+def resolve_precision(recipe: Recipe, config: C, folder: Path, processes: Distributed) -> tuple[Recipe, C, str | None]:
     """The recipe and the section's config with fp32 or bf16 in place of `auto`, the same on every process, and a line.
 
     The line tells what `auto` became, or that the bf16 that was asked for is slow here; None where nothing is to be
     told, and on other processes than the main one.
     """
-    chosen, line = processes.agreed(
+    chosen, line = processes.raise_together(
         lambda: choose_precision(recipe, config, folder, processes.device.type) if processes.main else ("fp32", None)
     )
     rounded = processes.any(chosen == "bf16")

@@ -24,10 +24,10 @@ from hydralign.config.sft import SFTConfig
 from hydralign.data import DataSet, choose_rows, load_comparisons, load_demonstrations, load_labelled, load_prompts
 from hydralign.data.kept import tables_kept
 from hydralign.data.packing import sequences
-from hydralign.distributed import Processes
+from hydralign.distributed import Distributed
 from hydralign.errors import ConfigError, HydralignError, TokenizerError
 from hydralign.generation.sampler import check_context
-from hydralign.methods.ppo import sampling_plan
+from hydralign.methods.ppo import sampling_params
 from hydralign.methods.sft import max_tokens_of
 from hydralign.models.folders.from_scratch import train_tokenizer
 from hydralign.models.folders.weights import require_ids_can_be_read
@@ -57,7 +57,7 @@ class Step:
 
 
 @tables_kept()
-def check_steps(recipe: Recipe, steps: Sequence[Step], wanted: Sequence[str], processes: Processes) -> None:
+def check_steps(recipe: Recipe, steps: Sequence[Step], wanted: Sequence[str], processes: Distributed) -> None:
     """Check the steps with the `wanted` titles; `steps` are all of the recipe in the order in which they run.
 
     Raises the error that the step would end with, which names the step; writes nothing.
@@ -79,7 +79,7 @@ def errors_naming(title: str) -> Iterator[None]:
         raise
 
 
-def _check_step(recipe: Recipe, steps: Sequence[Step], step: Step, processes: Processes) -> None:
+def _check_step(recipe: Recipe, steps: Sequence[Step], step: Step, processes: Distributed) -> None:
     place = steps.index(step)
     folders = {f"{OUTPUT}/{one.title}/model": one for one in steps}
     _check_order(recipe, step, folders, steps[place:])
@@ -139,7 +139,7 @@ def read_rows(
     return data, False
 
 
-def _check_sft(recipe: Recipe, config: SFTConfig, models: ModelSource, processes: Processes) -> None:
+def _check_sft(recipe: Recipe, config: SFTConfig, models: ModelSource, processes: Distributed) -> None:
     source, model = sft_run.required_source(recipe, config), config.model or recipe.model
     processes.require_shares(config.batch.rows, "batch.rows")
     facts = models.of_config(model)
@@ -158,7 +158,7 @@ def _check_sft(recipe: Recipe, config: SFTConfig, models: ModelSource, processes
     require_ids_can_be_read(ids, facts.tokenizer, facts.vocabulary, "A demonstration")
 
 
-def _check_reward(recipe: Recipe, config: RewardConfig, models: ModelSource, processes: Processes) -> None:
+def _check_reward(recipe: Recipe, config: RewardConfig, models: ModelSource, processes: Distributed) -> None:
     source, model = reward_run.required_source(recipe, config), config.model or recipe.model
     processes.require_shares(config.batch.rows, "batch.rows")
     facts = models.of_config(model, writes=False)
@@ -207,7 +207,7 @@ def _labels_of(recipe: Recipe, config: RewardConfig) -> list[str]:
     return sorted({row.label for row in data.train}) if whole else []
 
 
-def _check_ppo(recipe: Recipe, config: PPOConfig, models: ModelSource, processes: Processes) -> None:
+def _check_ppo(recipe: Recipe, config: PPOConfig, models: ModelSource, processes: Distributed) -> None:
     ppo_run.required_prompts(recipe)
     processes.require_shares(config.batch.minibatch_rows, "ppo rows per minibatch")
     model = config.model or recipe.model
@@ -222,7 +222,7 @@ def _check_ppo(recipe: Recipe, config: PPOConfig, models: ModelSource, processes
     check_terms(config.rewards, columns_of(prompts, whole=whole), models)
 
 
-def _check_compare(recipe: Recipe, config: CompareConfig, models: ModelSource, processes: Processes) -> None:
+def _check_compare(recipe: Recipe, config: CompareConfig, models: ModelSource, processes: Distributed) -> None:
     before, after, sampling, score = compare_run.required_settings(recipe.ppo, config)
     ppo_run.required_prompts(recipe)
     sides = []
@@ -237,7 +237,7 @@ def _check_compare(recipe: Recipe, config: CompareConfig, models: ModelSource, p
     columns = columns_of(prompts, whole=whole)
     names = check_terms(score, columns, models)
     judges = [f"judge/{name}" for name in check_terms(config.judges, columns, models)]
-    compare_run.require_shares(config, names, judges, truncated=sampling_plan(sampling, recipe.seed).truncated)
+    compare_run.require_shares(config, names, judges, truncated=sampling_params(sampling, recipe.seed).truncated)
 
 
 def _prompts(recipe: Recipe, facts: ModelFacts) -> tuple[DataSet[Prompt] | None, bool]:
@@ -266,7 +266,7 @@ def _check_length(facts: ModelFacts, prompts: Sequence[Prompt], sampling: Any, s
     """Raise ConfigError when a prompt and its answer do not fit the model's context."""
     if facts.context is None or not prompts:
         return
-    plan = sampling_plan(sampling, seed)
+    plan = sampling_params(sampling, seed)
     if facts.tokenizer is not None:
         check_context(facts, prompts, plan)  # type: ignore[arg-type]
     elif plan.longest >= facts.context:

@@ -21,7 +21,7 @@ from hydralign.config import Recipe, describe, diff, dump_recipe, load_recipe, r
 from hydralign.config.paths import file_of, paths_of, require_usable_paths
 from hydralign.config.recipe import OUTPUT
 from hydralign.data.kept import tables_kept
-from hydralign.distributed import Processes, launched_processes
+from hydralign.distributed import Distributed, launched_processes
 from hydralign.errors import ConfigError, RunFolderError, did_you_mean
 from hydralign.evaluation.statistics import Difference
 from hydralign.files import delete, write_text
@@ -57,8 +57,8 @@ from hydralign.training.checkpoints import telling_what_stands
 class Section:
     """One kind of section: what runs it, and what tells beforehand what that would do."""
 
-    run: Callable[[Recipe, Any, Path, Processes], list[Difference]]
-    plan: Callable[[Recipe, Any, Processes], list[str]]
+    run: Callable[[Recipe, Any, Path, Distributed], list[Difference]]
+    plan: Callable[[Recipe, Any, Distributed], list[str]]
     data: tuple[str, ...]
     """Kinds of data that it reads."""
 
@@ -99,14 +99,14 @@ def run_recipe(recipe: Recipe | str | os.PathLike[str]) -> RunResult:
     output, names, processes = Path(recipe.output).expanduser(), present_sections(recipe), launched_processes()
     check_before(recipe, names, processes)
     with alone_in(output, processes):
-        for line in processes.agreed(lambda: _precision_lines(recipe, output, processes)):
+        for line in processes.raise_together(lambda: _precision_lines(recipe, output, processes)):
             say(line)
         differences = {name: _run_items(recipe, name, tell_settings=True, tell_precision=False) for name in names}
     titles = [item.title for name in names for item in items_of(recipe, name)]
     return read_results(output, titles, differences)
 
 
-def _precision_lines(recipe: Recipe, output: Path, processes: Processes) -> list[str]:
+def _precision_lines(recipe: Recipe, output: Path, processes: Distributed) -> list[str]:
     """What is to be said of the precision of unfinished sections before the first one runs; nothing on other ranks."""
     titles: dict[str, list[str]] = {}
     for item in (item for name in SECTIONS for item in items_of(recipe, name) if processes.main):
@@ -118,10 +118,10 @@ def _precision_lines(recipe: Recipe, output: Path, processes: Processes) -> list
 
 
 @contextmanager
-def alone_in(output: Path, processes: Processes) -> Iterator[None]:
+def alone_in(output: Path, processes: Distributed) -> Iterator[None]:
     """Hold the output folder, locked by the main process, with output that cannot end the run."""
     with lasting_output(), ExitStack() as held:
-        processes.agreed(lambda: held.enter_context(locked(output)) if processes.main else None)
+        processes.raise_together(lambda: held.enter_context(locked(output)) if processes.main else None)
         yield
 
 
@@ -151,7 +151,7 @@ def _run_items(recipe: Recipe, name: str, *, tell_settings: bool, tell_precision
     with alone_in(output, processes):
         if processes.main:
             claim_folder(output, recipe)
-        processes.wait()
+        processes.barrier()
         for item in items:
             folder = output / item.title
             used, config, line = resolve_precision(recipe, item.config, folder, processes)
@@ -168,7 +168,7 @@ def _run_items(recipe: Recipe, name: str, *, tell_settings: bool, tell_precision
     return differences
 
 
-def make_room(recipe: Recipe, item: Item, folder: Path, processes: Processes) -> bool:
+def make_room(recipe: Recipe, item: Item, folder: Path, processes: Distributed) -> bool:
     """Move an outdated result of the item out of the way; returns whether the item is to be run. Says what it finds.
 
     Raises RunFolderError when its inputs changed since it was trained, or are not there yet.
@@ -193,7 +193,7 @@ def make_room(recipe: Recipe, item: Item, folder: Path, processes: Processes) ->
             delete(folder / RESULT)
         return found
 
-    found = processes.agreed(check)
+    found = processes.raise_together(check)
     return not processes.any(found is not None and found.state == "finished")
 
 
@@ -202,7 +202,7 @@ def folder_of(recipe: Recipe, title: str) -> Path:
     return Path(recipe.output).expanduser() / title
 
 
-def check_before(recipe: Recipe, names: Sequence[str], processes: Processes, *, dry: bool = False) -> None:
+def check_before(recipe: Recipe, names: Sequence[str], processes: Distributed, *, dry: bool = False) -> None:
     """Refuse what can be refused before anything is written, in every unfinished item of these sections.
 
     `dry` allows models that a section outside of `names` has yet to make. Raises the error that the run would end with.
@@ -231,7 +231,7 @@ def required_items(recipe: Recipe, name: str) -> list[Item]:
     return items
 
 
-def describe_item(recipe: Recipe, item: Item, processes: Processes) -> str:
+def describe_item(recipe: Recipe, item: Item, processes: Distributed) -> str:
     """The settings that the item uses: the recipe's own, its kinds of data, and its section's."""
     others = {name: None for name in SECTIONS if name != item.section}
     unread = {kind: None for kind in type(recipe.data).model_fields if kind not in SECTIONS[item.section].data}

@@ -15,7 +15,7 @@ from hydralign.config.model import ModelConfig
 from hydralign.config.reward import Comparisons, Labels, RewardConfig
 from hydralign.data import DataSet, choose_rows, fingerprint, load_comparisons, load_labelled
 from hydralign.data.spelled import with_spelled
-from hydralign.distributed import Processes
+from hydralign.distributed import Distributed
 from hydralign.errors import ConfigError, DataError
 from hydralign.evaluation import baselines
 from hydralign.evaluation.calibration import (
@@ -40,7 +40,7 @@ from hydralign.methods.reward import (
     train_on_pairs,
 )
 from hydralign.models import train_tokenizer
-from hydralign.models.classifiers.training import Scorer, load_scorer, make_scorer
+from hydralign.models.classifiers.training import SequenceClassifier, load_sequence_classifier, wrap_classifier
 from hydralign.models.folders.from_scratch import make_classifier
 from hydralign.models.folders.merged import load_tokenizer
 from hydralign.progress import say
@@ -57,7 +57,7 @@ EQUAL = "have answers that are equal as the model reads them"
 class Loaded:
     """What a reward section works with."""
 
-    scorer: Scorer
+    scorer: SequenceClassifier
     report: str
     train: Sequence[Pair] | Sequence[Labelled]
     held_out: Sequence[Pair] | Sequence[Labelled]
@@ -74,7 +74,7 @@ class Loaded:
         return self.report + shortened
 
 
-def run_reward(recipe: Recipe, config: RewardConfig, folder: Path, processes: Processes) -> list[Difference]:
+def run_reward(recipe: Recipe, config: RewardConfig, folder: Path, processes: Distributed) -> list[Difference]:
     """Train as one item of the `reward` section says, into `folder`; returns the paired difference of accuracy to the
     one before training, and to the baseline.
     """
@@ -113,12 +113,12 @@ def run_reward(recipe: Recipe, config: RewardConfig, folder: Path, processes: Pr
             if rows:
                 say(f"On {side} rows: {sentence(rows, scorer.labels)}")
         say(f"The model lies in {folder / 'model'}.")
-    processes.wait()
+    processes.barrier()
     return [difference, *([baseline.above] if baseline.above else [])]
 
 
 def calibrated(
-    loaded: Loaded, task: Labels, micro: int, seed: int, processes: Processes
+    loaded: Loaded, task: Labels, micro: int, seed: int, processes: Distributed
 ) -> tuple[float, Judged] | None:
     """Fit a temperature on held-out texts and pieces of them and divide the outputs by it; None when not asked for.
 
@@ -191,7 +191,7 @@ def sentence(judged: Judged, labels: Sequence[str] = ()) -> str:
     return "\n".join(lines)
 
 
-def load_parts(recipe: Recipe, config: RewardConfig, processes: Processes) -> Loaded:
+def load_parts(recipe: Recipe, config: RewardConfig, processes: Distributed) -> Loaded:
     """Everything that a reward section needs, with every check that can be made before the first step."""
     model = config.model or recipe.model
     if isinstance(config.task, Comparisons):
@@ -212,7 +212,7 @@ def required_source(recipe: Recipe, config: RewardConfig) -> SourceConfig:
 
 
 def _load_pairs(
-    recipe: Recipe, config: RewardConfig, source: SourceConfig, model: ModelConfig, processes: Processes
+    recipe: Recipe, config: RewardConfig, source: SourceConfig, model: ModelConfig, processes: Distributed
 ) -> Loaded:
     data: DataSet[Preference] | None = load_comparisons(source) if model.new else None
     texts = [row.prompt + row.chosen for row in data.train] if data else []
@@ -234,7 +234,7 @@ def _whole(source: SourceConfig) -> SourceConfig:
     return source.model_copy(update={"held_out": NoSplit(by="none")})
 
 
-def _pairs(records: Sequence[Preference], scorer: Scorer) -> tuple[list[Pair], int, int]:
+def _pairs(records: Sequence[Preference], scorer: SequenceClassifier) -> tuple[list[Pair], int, int]:
     """The comparisons as token ids, how many were too long, and how many are left out as EQUAL. Columns
     chosen_finished and rejected_finished say whether an answer ended by itself (EOS follows); without them, both did.
     """
@@ -270,7 +270,7 @@ def _finished(value: Any, side: str) -> bool:
 
 
 def _load_labels(
-    recipe: Recipe, config: RewardConfig, source: SourceConfig, model: ModelConfig, processes: Processes
+    recipe: Recipe, config: RewardConfig, source: SourceConfig, model: ModelConfig, processes: Distributed
 ) -> Loaded:
     assert isinstance(config.task, Labels)
     data = load_labelled(source, load_tokenizer(model.path) if model.path else None)
@@ -312,7 +312,7 @@ def label_columns(task: Labels, found: Sequence[str]) -> dict[str, str]:
 
 
 def _labelled(
-    records: Sequence[LabelledText], column_of: Mapping[str, int], scorer: Scorer
+    records: Sequence[LabelledText], column_of: Mapping[str, int], scorer: SequenceClassifier
 ) -> tuple[list[Labelled], int]:
     """The texts as token ids with their columns, and how many were too long: those keep their end."""
     scorer.tokenizer.truncation_side = "left"
@@ -354,8 +354,8 @@ def _scorer(
     labels: tuple[str, ...],
     texts: Sequence[str],
     seed: int,
-    processes: Processes,
-) -> Scorer:
+    processes: Distributed,
+) -> SequenceClassifier:
     shared: dict[str, Any] = {
         "form": model.form,
         "precision": model.precision,
@@ -364,9 +364,11 @@ def _scorer(
         "seed": seed,
     }
     if model.path is not None:
-        return load_scorer(model.path, labels=labels, pad_token=model.pad_token, device=processes.device, **shared)
+        return load_sequence_classifier(
+            model.path, labels=labels, pad_token=model.pad_token, device=processes.device, **shared
+        )
     assert model.new is not None
     tokenizer = train_tokenizer(texts, vocabulary=model.new.vocabulary)
     sizes = model.new.model_dump(exclude={"vocabulary"})
     fresh = make_classifier(tokenizer, **sizes, labels=labels, seed=seed)
-    return make_scorer(fresh.to(processes.device), tokenizer, **shared)
+    return wrap_classifier(fresh.to(processes.device), tokenizer, **shared)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hydralign.config import Recipe
-from hydralign.distributed import Processes
+from hydralign.distributed import Distributed
 from hydralign.progress import say
 from hydralign.runs.section_files import RESULT as RESULT
 from hydralign.runs.section_files import write_json as write_json
@@ -21,18 +21,18 @@ Made = TypeVar("Made")
 
 
 @contextmanager
-def opened(recipe: Recipe, config: Any, folder: Path, processes: Processes) -> Iterator[Records]:
+def opened(recipe: Recipe, config: Any, folder: Path, processes: Distributed) -> Iterator[Records]:
     """The section's folder with its config and the record of its inputs in it, its metrics file and mirrors, closed at
     the end.
     """
     if not processes.main:
-        processes.wait()
+        processes.barrier()
         yield Records(Silent(), None)
         return
     delete_outdated_measurements(recipe, config, folder)
     record_start(recipe, config, folder)
     trackers = open_trackers(folder, config.trackers, folder.parent.name, config.model_dump())
-    processes.wait()
+    processes.barrier()
     try:
         yield Records(trackers, trackers.primary)
     finally:
@@ -43,7 +43,7 @@ def kept(
     path: Path,
     rows: str,
     make: Callable[[], Made],
-    processes: Processes,
+    processes: Distributed,
     *,
     load: Callable[[Path], tuple[str, Made]],
     save: Callable[[Path, Made], None],
@@ -70,14 +70,14 @@ def kept(
         if processes.main:
             say(told)
     made = make()
-    processes.wait()
+    processes.barrier()
     if processes.main:
         save(path, made)
-    processes.wait()
+    processes.barrier()
     return made
 
 
-def kept_numbers(path: Path, rows: str, make: Callable[[], list[float]], processes: Processes) -> list[float]:
+def kept_numbers(path: Path, rows: str, make: Callable[[], list[float]], processes: Distributed) -> list[float]:
     """`kept`, for one number per held-out row."""
 
     def load(file: Path) -> tuple[str, list[float]]:

@@ -18,7 +18,7 @@ from hydralign.config.sft import SFTConfig
 from hydralign.data import DataSet, choose_rows, fingerprint, load_demonstrations
 from hydralign.data.packing import TokenSequence, sequences
 from hydralign.data.spelled import with_spelled
-from hydralign.distributed import Processes
+from hydralign.distributed import Distributed
 from hydralign.errors import ConfigError, DataError
 from hydralign.evaluation.statistics import Difference, compare_paired
 from hydralign.methods.packing_check import require_apart
@@ -54,7 +54,7 @@ class Loaded:
         return "\n".join(lines)
 
 
-def run_sft(recipe: Recipe, config: SFTConfig, folder: Path, processes: Processes) -> list[Difference]:
+def run_sft(recipe: Recipe, config: SFTConfig, folder: Path, processes: Distributed) -> list[Difference]:
     """Train as one item of the `sft` section says, into `folder`; returns the paired difference of held-out loss."""
     loaded = load_parts(recipe, config, processes)
     student, rows = loaded.student, config.batch.micro_rows
@@ -83,7 +83,7 @@ def run_sft(recipe: Recipe, config: SFTConfig, folder: Path, processes: Processe
         say(difference.sentence())
         perplexity = f"Held-out perplexity {record['perplexity']:.2f} over {record['tokens']:,} tokens."
         say(f"{perplexity} The model lies in {folder / 'model'}.")
-    processes.wait()
+    processes.barrier()
     return [difference]
 
 
@@ -113,7 +113,7 @@ def required_source(recipe: Recipe, config: SFTConfig) -> SourceConfig:
     return source
 
 
-def load_parts(recipe: Recipe, config: SFTConfig, processes: Processes) -> Loaded:
+def load_parts(recipe: Recipe, config: SFTConfig, processes: Distributed) -> Loaded:
     """Everything that an sft section needs, with every check that can be made before the first step."""
     source = required_source(recipe, config)
     model = config.model or recipe.model
@@ -154,7 +154,7 @@ def account(data: DataSet[Demonstration], shortened: Mapping[str, int]) -> str:
     return "\n".join(lines)
 
 
-def _student(model: ModelConfig, data: DataSet[Demonstration] | None, seed: int, processes: Processes) -> Student:
+def _student(model: ModelConfig, data: DataSet[Demonstration] | None, seed: int, processes: Distributed) -> Student:
     if model.path is not None:
         return load_student(
             model.path,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hydralign.distributed import Processes
+from hydralign.distributed import Distributed
 
 
 @dataclass
@@ -34,7 +34,7 @@ class Sums:
         for name, total in sums.items():
             self.add(name, total, count)
 
-    def means(self, processes: Processes) -> dict[str, float]:
+    def means(self, processes: Distributed) -> dict[str, float]:
         """Each total ÷ its count, both summed over processes in one message; 0 for a count of 0."""
         if not self.totals:
             return {}

@@ -9,7 +9,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from hydralign.distributed import ALONE, Processes
+from hydralign.distributed import SINGLE_PROCESS, Distributed
 from hydralign.errors import ConfigError, MemoryLimitError, NonFiniteError
 from hydralign.micro_batches import is_out_of_memory
 from hydralign.models.policy import Policy
@@ -52,7 +52,7 @@ def apply_gradients(
     optimizer: torch.optim.Optimizer,
     trained: dict[str, torch.nn.Parameter],
     max_grad_norm: float,
-    processes: Processes = ALONE,
+    processes: Distributed = SINGLE_PROCESS,
 ) -> Tensor:
     """Sum gradients over processes, clip them to `max_grad_norm`, step; returns the norm before clipping.
 
@@ -76,7 +76,7 @@ def _clip_and_step(
     optimizer: torch.optim.Optimizer,
     trained: dict[str, torch.nn.Parameter],
     max_grad_norm: float,
-    processes: Processes,
+    processes: Distributed,
 ) -> Tensor:
     parameters = list(trained.values())
     processes.sum_gradients(parameters)

@@ -16,14 +16,14 @@ from torch import Tensor, nn
 from hydralign.errors import ModelError
 from hydralign.micro_batches import is_out_of_memory
 from hydralign.models.backbones.rope import explain_rope_limit, rope_limit
-from hydralign.models.backbones.slicing import STRANGE, entering, told
+from hydralign.models.backbones.slicing import ARCHITECTURE_ERRORS, describe_error, replace_input
 from hydralign.models.heads.token import OutputHead, absent_ids
 from hydralign.models.heads.value import ValueHead
 from hydralign.models.kernels import response_only as narrow
 from hydralign.models.kernels.logprobs import token_logprobs
-from hydralign.models.kernels.tied_embedding import looked_up
+from hydralign.models.kernels.tied_embedding import look_up
 from hydralign.models.outputs import require_finite_outputs
-from hydralign.types import Evaluation, Rows
+from hydralign.types import PolicyOutput, TokenBatch
 
 OTHER_ARCHITECTURES = (
     "Name a model of an architecture that can be read so, such as gpt2, llama, mistral, qwen2, qwen3, gemma2 or phi3; "
@@ -55,7 +55,9 @@ class CausalModel:
         self.head = OutputHead(model, absent_ids=absent)
         self.precision, self.rope_limit = precision, rope_limit(model)
         with self.autocast():
-            self.last_parts = narrow.tried(narrow.last_parts(self.body), self.body, partial(allowed_gap, precision))
+            self.last_position_wise = narrow.tried(
+                narrow.last_position_wise(self.body), self.body, partial(allowed_gap, precision)
+            )
         self.takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
 
     @property
@@ -74,9 +76,9 @@ class CausalModel:
 
     def embed(self, tokens_BT: Tensor) -> Tensor:
         """Input states_BTD, fp32. Passing states instead of ids also spares transformers' own search for pad ids."""
-        return looked_up(self.model.get_input_embeddings(), tokens_BT, head=self.head.linear)
+        return look_up(self.model.get_input_embeddings(), tokens_BT, head=self.head.linear)
 
-    def states(self, rows: Rows) -> Tensor:
+    def states(self, rows: TokenBatch) -> Tensor:
         """states_BTD after the final norm, at every position of the rows.
 
         Raises ModelError for rows that are too long to read the same in any batch.
@@ -92,27 +94,27 @@ class CausalModel:
         trunk_BTD = rows.trunk_BTD
         assert trunk_BTD is not None, "a branch reads trunk states"
         trunk_BTD = trunk_BTD.float()
-        with entering(self.entry, trunk_BTD):
+        with replace_input(self.entry, trunk_BTD):
             return self.body(inputs_embeds=trunk_BTD, use_cache=False).last_hidden_state
 
-    def final_states(self, rows: Rows) -> Tensor:
+    def final_states(self, rows: TokenBatch) -> Tensor:
         """hidden_ND after the final norm, at the position before each real response token, row by row."""
-        row_N, _, column_N = rows.places
-        with self.autocast(), narrow.only_at(self.last_parts, row_N, column_N - 1):
+        row_N, _, column_N = rows.response_index
+        with self.autocast(), narrow.only_at_positions(self.last_position_wise, row_N, column_N - 1):
             states_BTD = self.states(rows)
         return states_BTD[row_N, column_N - 1]
 
     def logprobs(
         self,
         hidden_ND: Tensor,
-        rows: Rows,
+        rows: TokenBatch,
         stop_ids: tuple[int, ...],
         *,
         entropy: bool = True,
         entropy_gradient: bool = False,
     ) -> tuple[Tensor, Tensor]:
         """(logprobs_N, entropy_N) of the real response tokens of `rows`, row by row."""
-        row_N, position_N, column_N = rows.places
+        row_N, position_N, column_N = rows.response_index
         with self.autocast():
             return token_logprobs(
                 hidden_ND,
@@ -127,13 +129,13 @@ class CausalModel:
 
     def evaluate(
         self,
-        rows: Rows,
+        rows: TokenBatch,
         value_head: ValueHead,
         stop_ids: tuple[int, ...],
         *,
         entropy_gradient: bool = False,
         values: CausalModel | None = None,
-    ) -> Evaluation:
+    ) -> PolicyOutput:
         """Log-probabilities, values and entropies of the responses; one pass through body and head.
 
         Values are read from the same states, or from those of another model, `values`.
@@ -141,13 +143,13 @@ class CausalModel:
         hidden_ND = self.final_states(rows)
         logprobs_N, entropy_N = self.logprobs(hidden_ND, rows, stop_ids, entropy_gradient=entropy_gradient)
         values_N = value_head(hidden_ND if values is None else values.final_states(rows))
-        return Evaluation(*(spread(x_N, rows) for x_N in (logprobs_N, values_N, entropy_N)))
+        return PolicyOutput(*(spread(x_N, rows) for x_N in (logprobs_N, values_N, entropy_N)))
 
-    def read_values(self, rows: Rows, value_head: ValueHead) -> Tensor:
+    def read_values(self, rows: TokenBatch, value_head: ValueHead) -> Tensor:
         """values_BR alone, by the same path as `evaluate`."""
         return spread(value_head(self.final_states(rows)), rows)
 
-    def reference(self, rows: Rows, stop_ids: tuple[int, ...]) -> Tensor:
+    def reference(self, rows: TokenBatch, stop_ids: tuple[int, ...]) -> Tensor:
         """logprobs_BR alone, by the same path as `evaluate`."""
         logprobs_N, _ = self.logprobs(self.final_states(rows), rows, stop_ids, entropy=False)
         return spread(logprobs_N, rows)
@@ -159,12 +161,12 @@ class CausalModel:
             with torch.no_grad(), self.autocast():
                 whole = self.model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT)).logits.float()
                 states_BTD = self.body(inputs_embeds=self.embed(ids_BT), use_cache=False).last_hidden_state
-        except STRANGE as error:
+        except ARCHITECTURE_ERRORS as error:
             if is_out_of_memory(error):
                 raise
             raise ModelError(
-                f"{type(self.model).__name__} cannot be read as a body with a head ({told(error)}): values and "
-                f"log-probabilities start from its final states. {OTHER_ARCHITECTURES}"
+                f"{type(self.model).__name__} cannot be read as a body with a head ({describe_error(error)}): values "
+                f"and log-probabilities start from its final states. {OTHER_ARCHITECTURES}"
             ) from error
         width = self.model.config.get_text_config().hidden_size
         if states_BTD.shape[-1] != width:
@@ -190,8 +192,8 @@ def allowed_gap(precision: str, scale: float) -> float:
     return (1e-3 if precision == "fp32" else 3e-2) * max(1.0, scale)
 
 
-def spread(x_N: Tensor, rows: Rows) -> Tensor:
+def spread(x_N: Tensor, rows: TokenBatch) -> Tensor:
     """Numbers of real response tokens, row by row, back in their columns; zero elsewhere."""
-    row_N, position_N, _ = rows.places
+    row_N, position_N, _ = rows.response_index
     out_BR = torch.zeros(len(rows), rows.width, dtype=x_N.dtype, device=x_N.device)
     return out_BR.index_put((row_N, position_N), x_N)

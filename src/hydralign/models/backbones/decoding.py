@@ -15,12 +15,12 @@ from torch import Tensor
 from hydralign.errors import ModelError
 from hydralign.micro_batches import is_out_of_memory
 from hydralign.models.backbones.causal import CausalModel, allowed_gap
-from hydralign.models.backbones.slicing import STRANGE, leaving, told
+from hydralign.models.backbones.slicing import ARCHITECTURE_ERRORS, capture_output, describe_error
 from hydralign.models.backbones.trunk import Trunk
 from hydralign.models.heads.token import PACKED_FROM
 from hydralign.models.heads.value import ValueHead
 from hydralign.models.kernels.cache import RoomyCache
-from hydralign.models.kernels.response_only import only_at
+from hydralign.models.kernels.response_only import only_at_positions
 from hydralign.models.outputs import require_finite_outputs
 from hydralign.models.versions import cache_argument
 
@@ -59,7 +59,7 @@ class CachedDecoding:
         self.cache = RoomyCache(causal.model.config.get_text_config().num_hidden_layers, columns + new_tokens)
         self.harvest_BTD: Tensor | None = None
         positions_BQ = mask_BQ.cumsum(1) - 1
-        with only_at(causal.last_parts, self.place_B, torch.full_like(self.place_B, columns - 1)):
+        with only_at_positions(causal.last_position_wise, self.place_B, torch.full_like(self.place_B, columns - 1)):
             self.hidden_BD, trunk_BQD = self._forward(tokens_BQ.to(device), positions_BQ.clamp(min=0).to(device))
         if trunk is not None and trunk_BQD is not None:
             real = int(lengths_B.sum())
@@ -111,7 +111,7 @@ class CachedDecoding:
             inputs["attention_mask"] = self.mask_BT[:, : self.columns]
         body = self.causal.body if body is None else body
         inputs |= cache_argument(body, self.cache)
-        caught = nullcontext(list[Tensor]()) if self.trunk is None else leaving(self.trunk.last)
+        caught = nullcontext(list[Tensor]()) if self.trunk is None else capture_output(self.trunk.last)
         with self.causal.autocast(), caught as seen:
             states_BCD = body(inputs_embeds=self.causal.embed(tokens_BC), use_cache=True, **inputs).last_hidden_state
         return states_BCD[:, -1], seen[0] if seen else None
@@ -136,12 +136,12 @@ def check_decoding(causal: CausalModel) -> None:
     )
     try:
         gap, scale = _decoding_gap(causal)
-    except STRANGE as error:
+    except ARCHITECTURE_ERRORS as error:
         if is_out_of_memory(error):
             raise
         raise ModelError(
-            f"{name} cannot be sampled with a key-value cache ({told(error)}): {cause}, and no answer could be drawn. "
-            f"{way_out}"
+            f"{name} cannot be sampled with a key-value cache ({describe_error(error)}): {cause}, and no answer "
+            f"could be drawn. {way_out}"
         ) from error
     require_finite_outputs(scale, causal.model)
     if not gap <= allowed_gap(causal.precision, scale):

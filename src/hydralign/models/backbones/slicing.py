@@ -20,11 +20,11 @@ from hydralign.micro_batches import is_out_of_memory
 from hydralign.models.folders.loading import context_of
 from hydralign.models.outputs import require_finite_outputs
 
-STRANGE = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
+ARCHITECTURE_ERRORS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """What an architecture raises that is not built the way a caller takes for granted."""
 
 
-def told(error: Exception) -> str:
+def describe_error(error: Exception) -> str:
     """The error's class and the first line of what it says."""
     return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
 
@@ -51,7 +51,7 @@ def layers_of(body: nn.Module) -> nn.ModuleList:
     return layers
 
 
-def part(body: Any, first: int, last: int, **settings: Any) -> Any:
+def slice_layers(body: Any, first: int, last: int, **settings: Any) -> Any:
     """A body that runs layers `first` to `last - 1` only, between the same embedding and final norm.
 
     Every module is shared but those that hold the list. `settings` replace entries of the part's config.
@@ -68,7 +68,7 @@ def part(body: Any, first: int, last: int, **settings: Any) -> Any:
     return top
 
 
-def after_layers(body: Any, states_BTD: Tensor) -> list[nn.Module]:
+def modules_after_layers(body: Any, states_BTD: Tensor) -> list[nn.Module]:
     """The body's modules that run after its last layer, such as the final norm; found by running it on some states."""
     layers = layers_of(body)
     inside = {id(module) for module in layers.modules()}
@@ -85,7 +85,7 @@ def after_layers(body: Any, states_BTD: Tensor) -> list[nn.Module]:
     return called
 
 
-def copy_of_trained(body: Any) -> Any:
+def copy_trained(body: Any) -> Any:
     """A copy of a part that shares every tensor with it but the trained ones, which are its own."""
     tensors = [*body.buffers(), *(p for p in body.parameters() if not p.requires_grad)]
     return copy.deepcopy(body, {id(tensor): tensor for tensor in tensors})
@@ -115,14 +115,14 @@ def _shortened(config: Any, first: int, last: int) -> Any:
             setattr(short, name, kinds[first:last])
         except AttributeError as error:
             raise ModelError(
-                f"{type(config).__name__}.{name} cannot be set ({told(error)}): a part of the model would take its "
-                "layers for others. Use model.form: {type: full} or {type: lora} without unfrozen_layers."
+                f"{type(config).__name__}.{name} cannot be set ({describe_error(error)}): a part of the model would "
+                "take its layers for others. Use model.form: {type: full} or {type: lora} without unfrozen_layers."
             ) from error
     return short
 
 
 @contextmanager
-def entering(layer: nn.Module, states_BTD: Tensor) -> Iterator[None]:
+def replace_input(layer: nn.Module, states_BTD: Tensor) -> Iterator[None]:
     """Within the block the layer reads these states in place of those that it is called with."""
 
     def swap(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -138,7 +138,7 @@ def entering(layer: nn.Module, states_BTD: Tensor) -> Iterator[None]:
 
 
 @contextmanager
-def leaving(layer: nn.Module) -> Iterator[list[Tensor]]:
+def capture_output(layer: nn.Module) -> Iterator[list[Tensor]]:
     """Collects the states that the layer hands on within the block, one per call."""
     seen: list[Tensor] = []
     handle = layer.register_forward_hook(lambda _, __, out: seen.append(out[0] if isinstance(out, tuple) else out))
@@ -179,12 +179,12 @@ def check_split(model: Any, top: int) -> int:
     for settings in [{}, narrow] if narrow else [{}]:
         try:
             gap, scale = _gap(body, layers.start, layers.stop, states_BTD, settings)
-        except STRANGE as error:
+        except ARCHITECTURE_ERRORS as error:
             if is_out_of_memory(error):
                 raise
             raise ModelError(
-                f"{type(model).__name__} cannot be run in two parts ({told(error)}): what stands between its layers is "
-                "not known here. Use model.form: {type: full} or {type: lora} without unfrozen_layers."
+                f"{type(model).__name__} cannot be run in two parts ({describe_error(error)}): what stands between its "
+                "layers is not known here. Use model.form: {type: full} or {type: lora} without unfrozen_layers."
             ) from error
         require_finite_outputs(scale, model)
         if not gap <= 1e-5 * max(1.0, scale):
@@ -198,11 +198,11 @@ def check_split(model: Any, top: int) -> int:
 
 def _gap(body: Any, cut: int, end: int, states_BTD: Tensor, settings: dict[str, Any]) -> tuple[float, float]:
     """Largest difference between the whole and its two parts, and the largest final state."""
-    whole = part(body, 0, end, **settings) if settings else body
+    whole = slice_layers(body, 0, end, **settings) if settings else body
     whole_BTD = whole(inputs_embeds=states_BTD, use_cache=False).last_hidden_state
-    trunk, branch = part(body, 0, cut, **settings), part(body, cut, end, **settings)
-    with leaving(layers_of(trunk)[-1]) as seen:
+    trunk, branch = slice_layers(body, 0, cut, **settings), slice_layers(body, cut, end, **settings)
+    with capture_output(layers_of(trunk)[-1]) as seen:
         trunk(inputs_embeds=states_BTD, use_cache=False)
-    with entering(layers_of(branch)[0], seen[0]):
+    with replace_input(layers_of(branch)[0], seen[0]):
         parts_BTD = branch(inputs_embeds=seen[0], use_cache=False).last_hidden_state
     return float((whole_BTD - parts_BTD).abs().max()), float(whole_BTD.abs().max())

@@ -6,8 +6,8 @@ import torch
 from torch import Tensor
 
 from hydralign.models.backbones.causal import CausalModel
-from hydralign.models.backbones.slicing import layers_of, leaving, part
-from hydralign.types import Rows, TrunkUse
+from hydralign.models.backbones.slicing import capture_output, layers_of, slice_layers
+from hydralign.types import TokenBatch, TrunkUse
 
 
 class Trunk:
@@ -18,7 +18,7 @@ class Trunk:
     ) -> None:
         """Kept states have this dtype; with `offload` they lie on the CPU."""
         self.causal, self.dtype, self.offload = causal, dtype, offload
-        self.body = part(causal.body, 0, layers)
+        self.body = slice_layers(causal.body, 0, layers)
         self.last = layers_of(self.body)[-1]
         self.use = TrunkUse()
 
@@ -31,9 +31,9 @@ class Trunk:
         return states_BTD.to(torch.device("cpu") if self.offload else states_BTD.device, self.dtype)
 
     @torch.no_grad()
-    def states(self, rows: Rows) -> Tensor:
+    def states(self, rows: TokenBatch) -> Tensor:
         """trunk_BTD of rows that bring none."""
-        with self.causal.autocast(), leaving(self.last) as seen:
+        with self.causal.autocast(), capture_output(self.last) as seen:
             self.body(inputs_embeds=self.causal.embed(rows.tokens_BT), use_cache=False)
         real = int(rows.lengths_B.sum())
         self.count(real, rows.tokens_BT.numel() - real)

@@ -1,7 +1,7 @@
 """Which output of a classifier bears which name, and whether it can be read in the way that is asked for.
 
-The check before a run reads config.json, `ClassifierReward` and `Scorer` a loaded config; all of them judge here, so
-that none accepts what another one refuses.
+The check before a run reads config.json, `ClassifierReward` and `SequenceClassifier` a loaded config; all of them judge
+here, so that none accepts what another one refuses.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from hydralign.config.model import Form, LoraForm
 from hydralign.errors import ModelError
 from hydralign.micro_batches import is_out_of_memory
 from hydralign.models.backbones.rope import explain_rope_limit
-from hydralign.models.backbones.slicing import STRANGE, told
+from hydralign.models.backbones.slicing import ARCHITECTURE_ERRORS, describe_error
 from hydralign.models.bf16_speed import concrete_precision
 from hydralign.models.classifiers.labels import label_names
 from hydralign.models.classifiers.loading import longest_text
@@ -46,8 +46,8 @@ OTHER_CLASSIFIERS = (
 """The way out where an architecture is refused."""
 
 
-class Scorer:
-    """A classifier with what is trained in it; `make_scorer` and `load_scorer` make one.
+class SequenceClassifier:
+    """A classifier with what is trained in it; `wrap_classifier` and `load_sequence_classifier` make one.
 
     `labels` names the outputs in their order, `max_tokens` is the longest text it reads, `pad_id` what it pads with.
     """
@@ -133,16 +133,16 @@ def refused_by_name(name: str) -> Iterator[None]:
     """Turns what an architecture raises that is built in another way into a ModelError that names it."""
     try:
         yield
-    except STRANGE as error:
+    except ARCHITECTURE_ERRORS as error:
         if is_out_of_memory(error):
             raise
         raise ModelError(
-            f"{name} cannot be read as a classifier of texts ({told(error)}): its outputs are found in another way "
-            f"than is known here. {OTHER_CLASSIFIERS}"
+            f"{name} cannot be read as a classifier of texts ({describe_error(error)}): its outputs are found in "
+            f"another way than is known here. {OTHER_CLASSIFIERS}"
         ) from error
 
 
-def make_scorer(
+def wrap_classifier(
     model: Any,
     tokenizer: Any,
     *,
@@ -152,7 +152,7 @@ def make_scorer(
     freeze_layers: int = 0,
     max_tokens: int | None = None,
     seed: int = 0,
-) -> Scorer:
+) -> SequenceClassifier:
     """A scorer around a classifier in memory; it takes over the model, and sets the tokenizer's pad token in place.
 
     `freeze_layers` fixes the embeddings and that many blocks from below (LoRA then adapts the others only, and of them
@@ -174,12 +174,12 @@ def make_scorer(
     elif freeze_layers:
         for module in _embeddings_and(model, frozen):
             module.requires_grad_(False)
-    scorer = Scorer(model, tokenizer, precision=precision, max_tokens=max_tokens)
+    scorer = SequenceClassifier(model, tokenizer, precision=precision, max_tokens=max_tokens)
     scorer.check_readout()
     return scorer
 
 
-def load_scorer(
+def load_sequence_classifier(
     path: str,
     *,
     labels: Sequence[str],
@@ -190,10 +190,10 @@ def load_scorer(
     max_tokens: int | None = None,
     device: str | torch.device = "cpu",
     seed: int = 0,
-) -> Scorer:
-    """A scorer with these labels from a folder or hub id: `load_start`, then `make_scorer`. Raises as they do."""
+) -> SequenceClassifier:
+    """A scorer with these labels from a folder or hub id: `load_start`, then `wrap_classifier`. Raises as they do."""
     model, tokenizer = load_start(path, labels, seed=seed)
-    return make_scorer(
+    return wrap_classifier(
         model.to(device),
         tokenizer,
         form=form,

@@ -18,7 +18,7 @@ from hydralign.models.folders.saving import save_policy_folder
 from hydralign.models.folders.weights import embedding_rows
 from hydralign.models.heads.value import ValueHead
 from hydralign.models.precision import store_matrices_in_bf16
-from hydralign.types import Evaluation, Rows
+from hydralign.types import PolicyOutput, TokenBatch
 
 
 class FullPolicy:
@@ -44,16 +44,16 @@ class FullPolicy:
         """Where its rows must lie."""
         return self.causal.device
 
-    def evaluate(self, rows: Rows, *, entropy_gradient: bool = False) -> Evaluation:
+    def evaluate(self, rows: TokenBatch, *, entropy_gradient: bool = False) -> PolicyOutput:
         """Log-probabilities, values and entropies of the responses."""
         return self.causal.evaluate(rows, self.value_head, self.stop_ids, entropy_gradient=entropy_gradient)
 
-    def read_values(self, rows: Rows) -> Tensor:
+    def read_values(self, rows: TokenBatch) -> Tensor:
         """Values of the responses."""
         return self.causal.read_values(rows, self.value_head)
 
     @torch.no_grad()
-    def reference(self, rows: Rows) -> Tensor:
+    def reference(self, rows: TokenBatch) -> Tensor:
         """ref_logprobs_BR of the model as it was at the start."""
         return self.frozen.reference(rows, self.stop_ids)
 

@@ -20,7 +20,7 @@ from hydralign.errors import ModelError
 from hydralign.models.backbones.causal import CausalModel
 from hydralign.models.backbones.decoding import CachedDecoding
 from hydralign.models.backbones.rope import explain_rope_limit
-from hydralign.models.backbones.slicing import after_layers, check_split, copy_of_trained, layers_of, part
+from hydralign.models.backbones.slicing import check_split, copy_trained, layers_of, modules_after_layers, slice_layers
 from hydralign.models.backbones.trunk import Trunk
 from hydralign.models.fixed import freeze_fixed
 from hydralign.models.folders.loading import context_of, prepare_model, stop_ids_of
@@ -29,7 +29,7 @@ from hydralign.models.folders.weights import embedding_rows
 from hydralign.models.forms.lora import adapt, save_adapter
 from hydralign.models.heads.value import ValueHead
 from hydralign.models.precision import store_frozen_in_bf16
-from hydralign.types import Evaluation, Rows
+from hydralign.types import PolicyOutput, TokenBatch
 
 
 class HydraPolicy:
@@ -70,10 +70,10 @@ class HydraPolicy:
         self.whole = CausalModel(model, tokenizer=tokenizer, precision=precision)
         dtype = torch.bfloat16 if (states or precision) == "bf16" else torch.float32
         self.trunk = Trunk(self.whole, first, dtype=dtype, offload=offload)
-        top = part(model.base_model, first, first + unfrozen_layers)
+        top = slice_layers(model.base_model, first, first + unfrozen_layers)
         self.causal = self._branch(top)
-        self.values = self._branch(copy_of_trained(top)) if value == "branch" else None
-        self.frozen = self._branch(copy_of_trained(top))
+        self.values = self._branch(copy_trained(top)) if value == "branch" else None
+        self.frozen = self._branch(copy_trained(top))
         self.frozen.body.requires_grad_(False)
         if precision == "bf16":
             store_frozen_in_bf16(self.frozen.body)
@@ -92,10 +92,10 @@ class HydraPolicy:
         """Whether sampling tells values: not when they have a branch of their own."""
         return self.values is None
 
-    def _with_states(self, rows: Rows) -> Rows:
+    def _with_states(self, rows: TokenBatch) -> TokenBatch:
         return rows if rows.trunk_BTD is not None else rows.with_trunk(self.trunk.states(rows))
 
-    def evaluate(self, rows: Rows, *, entropy_gradient: bool = False) -> Evaluation:
+    def evaluate(self, rows: TokenBatch, *, entropy_gradient: bool = False) -> PolicyOutput:
         """Log-probabilities, values and entropies of the responses, from the branches alone."""
         return self.causal.evaluate(
             self._with_states(rows),
@@ -105,12 +105,12 @@ class HydraPolicy:
             values=self.values,
         )
 
-    def read_values(self, rows: Rows) -> Tensor:
+    def read_values(self, rows: TokenBatch) -> Tensor:
         """Values of the responses, from the branch that has them."""
         return (self.values or self.causal).read_values(self._with_states(rows), self.value_head)
 
     @torch.no_grad()
-    def reference(self, rows: Rows) -> Tensor:
+    def reference(self, rows: TokenBatch) -> Tensor:
         """ref_logprobs_BR of the branch as it was at the start."""
         return self.frozen.reference(self._with_states(rows), self.stop_ids)
 
@@ -153,7 +153,7 @@ def _train_top(model: Any, first: int, adapters: LoraForm | None, seed: int) -> 
     if adapters is None:
         model.requires_grad_(False)
         ids_BT = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-        for module in [*top, *after_layers(model.base_model, model.get_input_embeddings()(ids_BT))]:
+        for module in [*top, *modules_after_layers(model.base_model, model.get_input_embeddings()(ids_BT))]:
             module.requires_grad_(True)
         # A module above the layers may share a weight with the embeddings, which belong to the trunk.
         model.get_input_embeddings().requires_grad_(False)

@@ -31,7 +31,7 @@ from hydralign.models.folders.weights import embedding_rows
 from hydralign.models.heads.value import ValueHead
 from hydralign.models.precision import store_frozen_in_bf16
 from hydralign.models.versions import Conv1D
-from hydralign.types import Evaluation, Rows
+from hydralign.types import PolicyOutput, TokenBatch
 
 
 class LoraPolicy:
@@ -70,16 +70,16 @@ class LoraPolicy:
         """Where its rows must lie."""
         return self.causal.device
 
-    def evaluate(self, rows: Rows, *, entropy_gradient: bool = False) -> Evaluation:
+    def evaluate(self, rows: TokenBatch, *, entropy_gradient: bool = False) -> PolicyOutput:
         """Log-probabilities, values and entropies of the responses."""
         return self.causal.evaluate(rows, self.value_head, self.stop_ids, entropy_gradient=entropy_gradient)
 
-    def read_values(self, rows: Rows) -> Tensor:
+    def read_values(self, rows: TokenBatch) -> Tensor:
         """Values of the responses."""
         return self.causal.read_values(rows, self.value_head)
 
     @torch.no_grad()
-    def reference(self, rows: Rows) -> Tensor:
+    def reference(self, rows: TokenBatch) -> Tensor:
         """ref_logprobs_BR with the adapters off, or set to the adapter that training started from."""
         with self._start.in_place() if self._start else self.peft.disable_adapter():
             return self.causal.reference(rows, self.stop_ids)

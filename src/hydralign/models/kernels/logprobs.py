@@ -31,7 +31,9 @@ IMPOSSIBLE = -1e4
 number, and 0 · this is."""
 
 
-def shape_logits(logits_NV: Tensor, *, temperature: float, stop_ids: Sequence[int], blocked_N: Tensor) -> Tensor:
+def apply_temperature_and_min_length(
+    logits_NV: Tensor, *, temperature: float, stop_ids: Sequence[int], blocked_N: Tensor
+) -> Tensor:
     """The logits whose softmax is the sampling distribution: divided by temperature, stop tokens masked.
 
     `blocked_N` is True where the row is still below its minimum length. Sampler, policy and reference all call
@@ -114,7 +116,7 @@ class _Read(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         chosen_N, entropy_N = (logits_NV.new_empty(len(targets_N)) for _ in range(2))
         for row_n in _few_rows(logits_NV):
-            z_nV = shape_logits(
+            z_nV = apply_temperature_and_min_length(
                 logits_NV[row_n], temperature=temperature, stop_ids=stop_ids, blocked_N=blocked_N[row_n]
             )
             z_nV = z_nV - z_nV.amax(-1, keepdim=True)
@@ -181,7 +183,9 @@ def _passed(
         for tokens in head.blocks(max(1024, elements // len(targets_N))):
             raw_NB = head.block(hidden_ND, tokens)
             stops = [stop - tokens.start for stop in stop_ids if stop in tokens]
-            logits_NB = shape_logits(raw_NB, temperature=temperature, stop_ids=stops, blocked_N=blocked_N)
+            logits_NB = apply_temperature_and_min_length(
+                raw_NB, temperature=temperature, stop_ids=stops, blocked_N=blocked_N
+            )
             inside_N = (targets_N >= tokens.start) & (targets_N < tokens.stop)
             at_N1 = (targets_N - tokens.start).clamp(0, len(tokens) - 1)[:, None]
             target_N = torch.where(inside_N, logits_NB.gather(1, at_N1).squeeze(1), target_N)

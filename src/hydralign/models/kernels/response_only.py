@@ -17,14 +17,14 @@ from torch import Tensor, nn
 
 from hydralign.errors import ModelError
 from hydralign.micro_batches import is_out_of_memory
-from hydralign.models.backbones.slicing import STRANGE, layers_of, part
+from hydralign.models.backbones.slicing import ARCHITECTURE_ERRORS, layers_of, slice_layers
 from hydralign.models.versions import Conv1D
 
 OUTPUT_PROJECTIONS = ("c_proj", "o_proj", "out_proj", "dense")
 """What architectures call the matrix behind their attention."""
 
 
-def last_parts(body: Any) -> list[nn.Module]:
+def last_position_wise(body: Any) -> list[nn.Module]:
     """The position-wise parts of the last layer, where they bear the usual names and are made of matrices.
 
     Of several matrices with the name of an output projection none is taken: which one ends the attention is unknown.
@@ -56,11 +56,11 @@ def tried(parts: list[nn.Module], body: Any, allowed: Callable[[float], float]) 
     row_N, column_N = torch.tensor([[0, 0, 1], [1, 3, 2]], device=device)
     last = len(layers_of(body)) - 1
     try:
-        top = part(body, last, last + 1)
+        top = slice_layers(body, last, last + 1)
         plain_BTD = top(inputs_embeds=states_BTD, use_cache=False).last_hidden_state
-        with only_at(parts, row_N, column_N):
+        with only_at_positions(parts, row_N, column_N):
             narrow_BTD = top(inputs_embeds=states_BTD, use_cache=False).last_hidden_state
-    except STRANGE as error:
+    except ARCHITECTURE_ERRORS as error:
         if is_out_of_memory(error):
             raise
         return []
@@ -74,7 +74,7 @@ def _of_matrices(module: nn.Module) -> bool:
 
 
 @contextmanager
-def only_at(parts: Sequence[nn.Module], row_N: Tensor, column_N: Tensor) -> Iterator[None]:
+def only_at_positions(parts: Sequence[nn.Module], row_N: Tensor, column_N: Tensor) -> Iterator[None]:
     """Within the block these modules read these positions only, and hand on zeros elsewhere."""
     shape: list[torch.Size] = []
 

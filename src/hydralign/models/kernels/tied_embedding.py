@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 
-def looked_up(lookup: nn.Module, tokens_BT: Tensor, *, head: nn.Module) -> Tensor:
+def look_up(lookup: nn.Module, tokens_BT: Tensor, *, head: nn.Module) -> Tensor:
     """Input states_BTD, fp32.
 
     Of a trained embedding that is the head's matrix too, their gradient goes into the weight's `.grad` when a full
