@@ -22,7 +22,8 @@ from transformers import PreTrainedTokenizerFast
 from hydralign.config import FullForm, HydraForm, LoraForm
 from hydralign.config.model import Form
 from hydralign.models import make_model
-from hydralign.models.backbones.causal import CausalModel
+from hydralign.models.backbones.causal import CausalBackbone
+from hydralign.models.branch import Branch
 from hydralign.models.sizes import ModelSizes, sizes_of
 from hydralign.runs.memory_plan import MB, SEPARATE, MemoryPlan, Separate, Work, plan_memory
 
@@ -76,7 +77,9 @@ def sizes_in(geometry: str, precision: str) -> ModelSizes:
     model = make_model(
         tokenizer, family="gpt2", layers=shape["layers"], width=shape["dim"], heads=shape["heads"], context=1024
     )
-    return sizes_of(CausalModel(model, precision=precision), columns=shape["q"] + shape["r"], answer=shape["r"])
+    return sizes_of(
+        Branch(CausalBackbone(model, precision=precision)), columns=shape["q"] + shape["r"], answer=shape["r"]
+    )
 
 
 def plan_of(sizes: ModelSizes, geometry: str, form: str, precision: str) -> MemoryPlan:

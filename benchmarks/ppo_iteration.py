@@ -24,7 +24,7 @@ from typing import Any
 
 import torch
 from geometry import add_geometry, fill, floor_gflop, matrices, matrix_rate
-from separate import FullSizeReward, SeparatePolicy
+from separate import FullSizeReward, separate_policy
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast
 
@@ -127,7 +127,7 @@ def _told(
     policy: Policy, seconds: dict[str, float], stats: dict[str, float], arguments: argparse.Namespace, *, rate: float
 ) -> dict[str, Any]:
     total = seconds["total"]
-    model = policy.causal.model  # type: ignore[attr-defined]
+    model = policy.model
     head = model.get_output_embeddings().weight.numel()
     floor = floor_gflop(matrices(layers_of(model.base_model)[0]), head, arguments)
     phases = {
@@ -157,7 +157,7 @@ def build(arguments: argparse.Namespace) -> tuple[Policy, FullSizeReward | None]
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0", eos_token="0")
     model = make_model(tokenizer, family=a.family, layers=a.layers, width=a.dim, heads=a.heads, context=1024)
     if a.form == "separate":
-        return SeparatePolicy(model, tokenizer, precision=a.dtype), FullSizeReward(model)
+        return separate_policy(model, tokenizer, precision=a.dtype), FullSizeReward(model)
     forms: dict[str, Form] = {
         "full": FullForm(),
         "lora": LoraForm(),

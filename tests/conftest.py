@@ -17,9 +17,10 @@ import pytest
 import torch
 
 from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
+from hydralign.models.backbones.causal import CausalTrunkStates
 from hydralign.models.policy import Policy
 from hydralign.testing import tiny_policy, tiny_prompts, tiny_tokenizer
-from hydralign.types import Prompt, TokenBatch
+from hydralign.types import Experience, PolicyOutput, Prompt, Rollout, TokenBatch
 
 torch.set_num_threads(1)
 
@@ -78,23 +79,29 @@ def prompts(tokenizer: Any) -> list[Prompt]:
     return tiny_prompts(tokenizer)
 
 
-def make_rows(prompt_ids: list[list[int]], answers: list[list[int]], *, pad: int = 1, **plan: Any) -> TokenBatch:
-    """Rows out of token lists, padded on the right with `pad`."""
-    both = [p + a for p, a in zip(prompt_ids, answers, strict=True)]
-    width = max(map(len, both))
-    return TokenBatch(
-        torch.tensor([row + [pad] * (width - len(row)) for row in both]),
-        torch.tensor([len(p) for p in prompt_ids]),
-        torch.tensor([len(a) for a in answers]),
-        **plan,
-    )
+def cut_rows(ids_BT: torch.Tensor, prompts: list[int], responses: list[int], **more: Any) -> TokenBatch:
+    """A batch out of rows of ids, each a prompt of the given length and then a response."""
+    cuts = list(zip(ids_BT.tolist(), prompts, responses, strict=True))
+    return TokenBatch.of([ids[:q] for ids, q, _ in cuts], [ids[q : q + r] for ids, q, r in cuts], **more)
+
+
+def values_of(told: PolicyOutput | Rollout | Experience) -> torch.Tensor:
+    """values_BR of a policy with a critic."""
+    assert told.values_BR is not None
+    return told.values_BR
+
+
+def states_of(batch: TokenBatch) -> torch.Tensor:
+    """trunk_BTD that a batch carries."""
+    assert isinstance(batch.trunk, CausalTrunkStates)
+    return batch.trunk.states_BTD
 
 
 @pytest.fixture
 def rows() -> TokenBatch:
     """Four rows of unequal prompt and answer lengths."""
-    return make_rows(
-        [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15]], [[20, 21], [22, 23, 24, 25, 26], [27], [28, 29, 30]]
+    return TokenBatch.of(
+        [[5, 6, 7], [8], [9, 10, 11, 12, 13], [14, 15]], [[20, 21], [22, 23, 24, 25, 26], [27], [28, 29, 30]], pad_id=1
     )
 
 

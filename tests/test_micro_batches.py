@@ -26,12 +26,14 @@ from hydralign.methods.policy_update import update
 from hydralign.methods.ppo import PPOParts, train
 from hydralign.methods.start_checks import check_start
 from hydralign.micro_batches import MicroBatcher, is_out_of_memory
+from hydralign.models.backbones.causal import lay_out
 from hydralign.models.policy import Policy
 from hydralign.rewards.combine import RewardTerm
 from hydralign.rollout import collect
 from hydralign.testing import LengthReward, tiny_policy, tiny_prompts
 from hydralign.tracking import JsonLines
 from hydralign.training.optimizer import make_optimizer
+from hydralign.training.records import Records
 from hydralign.types import Prompt, SamplingParams, TokenBatch
 from tests.conftest import FORMS, shake
 
@@ -188,7 +190,7 @@ def test_collecting_in_fewer_rows_gives_the_same_experience(precision: str, toke
     parts, sizes = experience(3)
     assert sizes == (2, 2)
     assert parts.rollout.completions == whole.rollout.completions
-    assert torch.equal(parts.rollout.rows.tokens_BT, whole.rollout.rows.tokens_BT)
+    assert torch.equal(lay_out(parts.rollout.rows), lay_out(whole.rollout.rows))
     tolerance = 1e-5 if precision == "fp32" else 0.05
     for name in ("old_logprobs_BR", "ref_logprobs_BR", "values_BR"):
         torch.testing.assert_close(getattr(parts, name), getattr(whole, name), atol=tolerance, rtol=0)
@@ -250,7 +252,7 @@ def test_ppo_run_goes_on_in_fewer_rows_to_the_same_weights(
         folder = tmp_path / str(most)
         policy = cramp(tiny_policy(form=FORMS[form], tokenizer=tokenizer), most)
         record, prompts = JsonLines(folder), PromptStream(tuple(many(policy)))
-        parts = PPOParts(policy, prompts, (RewardTerm("length", LengthReward(3)),), folder, record, record=record)
+        parts = PPOParts(policy, prompts, (RewardTerm("length", LengthReward(3)),), folder, Records(record, record))
         train(config, parts, seed=0)
         record.close()
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

@@ -16,8 +16,8 @@ import yaml
 
 import hydralign
 from hydralign.models.classifiers.training import SequenceClassifier, wrap_classifier
+from hydralign.models.forms.build import make_supervised_policy
 from hydralign.models.policy import Policy
-from hydralign.models.student import Student
 from hydralign.rewards import RewardModel
 from hydralign.testing import LengthReward, tiny_model, tiny_policy, tiny_tokenizer
 from tests.conftest import FORMS
@@ -47,8 +47,8 @@ def paths_that_take_no_string() -> list[str]:
     function: Any
     for name, function in [
         *public_callables(),
-        ("Student.export", Student.export),
-        ("SequenceClassifier.export", SequenceClassifier.export),
+        ("Policy.save", Policy.save),
+        ("SequenceClassifier.save", SequenceClassifier.save),
     ]:
         if "pydantic" in (inspect.getmodule(function) or SimpleNamespace(__name__="")).__name__:
             continue
@@ -99,26 +99,26 @@ def test_policy_is_exported_to_any_kind_of_path(
     as_given: Callable[[Path], Any], folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     policy = hy.load_policy(as_given(folder))
-    policy.export(as_given(tmp_path / "new" / "mine"))
+    policy.save(as_given(tmp_path / "new" / "mine"))
     assert hy.load_policy(as_given(tmp_path / "new" / "mine")).context == policy.context
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
-    policy.export("here")
-    policy.export("~/home")
+    policy.save("here")
+    policy.save("~/home")
     assert {"here", "home"} <= {part.name for part in tmp_path.iterdir()}
 
 
 @pytest.mark.parametrize("form", FORMS)
 def test_every_form_is_exported_to_text(form: str, tmp_path: Path) -> None:
     policy: Policy = tiny_policy(form=FORMS[form])
-    policy.export(str(tmp_path / "mine"))
+    policy.save(str(tmp_path / "mine"))
     assert (tmp_path / "mine" / "value_head.safetensors").exists()
 
 
 def test_student_and_scorer_are_exported_to_text(scorer: SequenceClassifier, tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
-    Student(tiny_model(tokenizer), tokenizer).export(str(tmp_path / "student"))
-    scorer.export(str(tmp_path / "scorer"))
+    make_supervised_policy(tiny_model(tokenizer), tokenizer).save(str(tmp_path / "student"))
+    scorer.save(str(tmp_path / "scorer"))
     assert {"student", "scorer"} <= {part.name for part in tmp_path.iterdir()}
 
 
@@ -128,11 +128,11 @@ def test_export_into_a_folder_of_other_things_leaves_them(tmp_path: Path, monkey
     monkeypatch.chdir(tmp_path)
     for place in (tmp_path, ".", "..", "file", "file/below"):
         with pytest.raises(hy.HydralignError, match="(?i)name another"):
-            tiny_policy().export(place)
+            tiny_policy().save(place)
     assert sorted(part.name for part in tmp_path.iterdir()) == ["file", "thesis.txt"]
     (tmp_path / "empty").mkdir()
     for _ in range(2):  # the second takes the place of the first
-        tiny_policy().export("empty")
+        tiny_policy().save("empty")
 
 
 @pytest.mark.parametrize("form", ["full", "lora", "hydra"])
@@ -294,8 +294,8 @@ MISTAKES: dict[str, Callable[[], Any]] = {
     "policy of a number": lambda: hy.load_policy(3),
     "policy of an empty name": lambda: hy.load_policy(""),
     "unknown precision": lambda: hy.load_policy("gpt2", precision="fp16"),
-    "export to a number": lambda: POLICY.export(3),
-    "export to nothing": lambda: POLICY.export(""),
+    "export to a number": lambda: POLICY.save(3),
+    "export to nothing": lambda: POLICY.save(""),
 }
 
 

@@ -22,7 +22,7 @@ from hydralign.micro_batches import MicroBatcher
 from hydralign.models.backbones.trunk import Trunk
 from hydralign.models.policy import Policy
 from hydralign.rewards.combine import RewardTerm, as_terms, score_rollout
-from hydralign.types import Experience, PolicyOutput, Prompt, Rollout, SamplingParams, Scores, TokenBatch
+from hydralign.types import Experience, PolicyOutput, Prompt, Rollout, SamplingParams, Scores, TokenBatch, TrunkStates
 
 
 def collect(
@@ -51,13 +51,14 @@ def collect(
         total=len(prompts),
         undo=keep_trunk_count(policy),
     )
-    if policy.trunk is not None and rollout.rows.trunk_BTD is None:
+    if policy.trunk is not None and rollout.rows.trunk is None:
         states = partial(trunk_states, policy.trunk, rollout.rows)
-        trunk_BTD = reading.run(states, total=len(rollout), undo=keep_trunk_count(policy))
-        rollout = replace(rollout, rows=rollout.rows.with_trunk(trunk_BTD))
+        trunk = reading.run(states, total=len(rollout), undo=keep_trunk_count(policy))
+        rollout = replace(rollout, rows=rollout.rows.with_trunk(trunk))
     scores = score(rollout, terms, policy.tokenizer)
     old_logprobs_BR, ref_logprobs_BR, values_BR = reading.run(partial(_read, policy, rollout), total=len(rollout))
-    require_finite({"old/logprobs": old_logprobs_BR, "reference/logprobs": ref_logprobs_BR, "old/values": values_BR})
+    named = {"old/logprobs": old_logprobs_BR, "reference/logprobs": ref_logprobs_BR, "old/values": values_BR}
+    require_finite({name: tensor for name, tensor in named.items() if tensor is not None})
     used = policy.trunk.use.since(before) if policy.trunk and before else None
     return Experience(
         rollout, scores, old_logprobs_BR, ref_logprobs_BR, values_BR, trunk_use=used, truncated=plan.truncated
@@ -70,7 +71,7 @@ def keep_trunk_count(policy: Policy) -> Callable[[], None]:
     return (lambda: None) if trunk is None else partial(setattr, trunk, "use", trunk.use)
 
 
-def _read(policy: Policy, rollout: Rollout, micro_rows: int) -> tuple[Tensor, Tensor, Tensor]:
+def _read(policy: Policy, rollout: Rollout, micro_rows: int) -> tuple[Tensor, Tensor, Tensor | None]:
     """(old_logprobs_BR, ref_logprobs_BR, values_BR), all from micro-batches of one size."""
     ref_logprobs_BR = reference_rows(policy, rollout.rows, micro_rows)
     if policy.precision != "fp32":
@@ -102,7 +103,7 @@ def score(rollout: Rollout, reward: Callable[..., Any] | Sequence[RewardTerm], t
         finished=rollout.finished_B.tolist(),
         completion_tokens=completion_tokens(rollout.rows, tokenizer),
     )
-    return replace(scores, scores_B=scores.scores_B.to(rollout.rows.tokens_BT.device))
+    return replace(scores, scores_B=scores.scores_B.to(rollout.rows.device))
 
 
 def shared_columns(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
@@ -119,11 +120,13 @@ def shared_columns(prompts: Sequence[Prompt]) -> dict[str, list[Any]]:
 
 def completion_tokens(rows: TokenBatch, tokenizer: Any) -> list[list[str]]:
     """The text of every real response token, end-of-sequence tokens included, so that lists match `_BR` columns."""
-    prompts, answers = [], []
-    lengths = zip(rows.prompt_lengths_B.tolist(), rows.response_lengths_B.tolist(), strict=True)
-    for ids, (prompt, answer) in zip(rows.tokens_BT.tolist(), lengths, strict=True):
-        prompts.append(ids[:prompt])
-        answers.append(ids[prompt : prompt + answer])
+    prompts, answers = (
+        [ids[:length] for ids, length in zip(tokens.tolist(), lengths_B.tolist(), strict=True)]
+        for tokens, lengths_B in (
+            (rows.prompt_BQ, rows.prompt_lengths_B),
+            (rows.response_BR, rows.response_lengths_B),
+        )
+    )
     return decode_tokens(tokenizer, prompts, answers)
 
 
@@ -140,22 +143,20 @@ def by_micro_batch(rows: TokenBatch, micro_rows: int, read: Callable[[TokenBatch
     return out
 
 
-def trunk_states(trunk: Trunk, rows: TokenBatch, micro_rows: int) -> Tensor:
-    """trunk_BTD of any number of rows, each crossing the trunk once."""
-    whole_BTD: Tensor | None = None
+def trunk_states(trunk: Trunk, rows: TokenBatch, micro_rows: int) -> TrunkStates:
+    """The trunk's states of any number of rows, each crossing the trunk once."""
+    whole = trunk.collector(len(rows))
     for index_B in rows.lengths_B.argsort(stable=True).split(micro_rows):
-        part_BTD = trunk.states(rows.select(index_B))
-        if whole_BTD is None:
-            whole_BTD = part_BTD.new_zeros(*rows.tokens_BT.shape, part_BTD.shape[2])
-        whole_BTD[index_B, : part_BTD.shape[1]] = part_BTD
-    assert whole_BTD is not None
-    return whole_BTD
+        whole.add(index_B, trunk.states(rows.select(index_B)))
+    return whole.states()
 
 
 @torch.no_grad()
 def evaluate_rows(policy: Policy, rows: TokenBatch, micro_rows: int) -> PolicyOutput:
     """`policy.evaluate` on any number of rows, without gradient, by the very path that updates use."""
-    return PolicyOutput(*by_micro_batch(rows, micro_rows, policy.evaluate))
+    return PolicyOutput(
+        *by_micro_batch(rows, micro_rows, lambda few: [x for x in policy.evaluate(few) if x is not None])
+    )
 
 
 @torch.no_grad()
@@ -165,5 +166,5 @@ def value_rows(policy: Policy, rows: TokenBatch, micro_rows: int) -> Tensor:
 
 
 def reference_rows(policy: Policy, rows: TokenBatch, micro_rows: int) -> Tensor:
-    """`policy.reference` on any number of rows."""
-    return by_micro_batch(rows, micro_rows, lambda few: [policy.reference(few)])[0]
+    """`policy.reference_logprobs` on any number of rows."""
+    return by_micro_batch(rows, micro_rows, lambda few: [policy.reference_logprobs(few)])[0]

@@ -15,7 +15,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -128,35 +128,71 @@ class SamplingParams:
 
 
 class ResponseIndex(NamedTuple):
-    """Where the real response tokens of some rows stand, row by row; on the rows' device."""
+    """Where the real response tokens of a batch stand, row by row; on the batch's device."""
 
     row_N: Tensor
     position_N: Tensor
     """Counted from the first response token: the column of `_BR` tensors."""
-    column_N: Tensor
-    """Counted from the first prompt token: the column of `_BT` tensors."""
+
+
+class TrunkStates(Protocol):
+    """What a frozen trunk gave the tokens of a batch. Only the backbone that made it knows what is inside."""
+
+    def select(self, index_B: Tensor, device: torch.device) -> TrunkStates:
+        """Of these rows only, on this device. `index_B` lies on the CPU."""
+
+    @property
+    def nbytes(self) -> int:
+        """What it takes of memory."""
 
 
 @dataclass(frozen=True)
 class TokenBatch:
-    """Token rows as a policy reads them: prompt, then response, then padding, each row from column 0.
+    """Prompts and responses as token ids, each padded on the right. How a network reads them is up to its backbone.
 
-    A causal model needs no attention mask for such rows: real positions never look right.
-    `temperature` and `min_new_tokens` shape every log-probability of these rows in the same way: policy, old
-    and reference. Lengths lie on the CPU wherever the tokens lie, so that no shape waits for a device.
-    `trunk_BTD` may carry the states that a frozen trunk gave these tokens (right-padded like them); it may lie on
-    the CPU to spare the device's memory.
+    `temperature` and `min_new_tokens` shape every log-probability of the batch in the same way: policy, old and
+    reference. Lengths lie on the CPU wherever the tokens lie, so that no shape waits for a device; they alone say what
+    is real, so the ids that pad mean nothing. `trunk` may carry the states that a frozen trunk gave these tokens; they
+    may lie on the CPU to spare the device's memory.
     """
 
-    tokens_BT: Tensor
+    prompt_BQ: Tensor
+    response_BR: Tensor
     prompt_lengths_B: Tensor
     response_lengths_B: Tensor
     temperature: float = 1.0
     min_new_tokens: int = 0
-    trunk_BTD: Tensor | None = None
+    trunk: TrunkStates | None = None
+
+    @classmethod
+    def of(
+        cls,
+        prompts: Sequence[Sequence[int]],
+        responses: Sequence[Sequence[int]],
+        *,
+        pad_id: int = 0,
+        device: torch.device | str = "cpu",
+        temperature: float = 1.0,
+        min_new_tokens: int = 0,
+    ) -> TokenBatch:
+        """A batch of these token ids, one prompt and one response a row."""
+        prompt_BQ, response_BR = (_padded(rows, pad_id).to(device) for rows in (prompts, responses))
+        return cls(
+            prompt_BQ,
+            response_BR,
+            prompt_lengths_B=torch.tensor([len(ids) for ids in prompts], dtype=torch.long),
+            response_lengths_B=torch.tensor([len(ids) for ids in responses], dtype=torch.long),
+            temperature=temperature,
+            min_new_tokens=min_new_tokens,
+        )
 
     def __len__(self) -> int:
-        return self.tokens_BT.shape[0]
+        return self.prompt_BQ.shape[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the tokens lie."""
+        return self.prompt_BQ.device
 
     @property
     def lengths_B(self) -> Tensor:
@@ -165,35 +201,26 @@ class TokenBatch:
 
     @property
     def width(self) -> int:
-        """R: response columns of every `_BR` tensor of these rows (the longest response)."""
+        """R: columns of every `_BR` tensor of this batch (the longest response)."""
         return int(self.response_lengths_B.max()) if len(self) else 0
 
     @cached_property
     def mask_BR(self) -> Tensor:
         """True for real response tokens, the end-of-sequence token included."""
-        return self._cpu_mask_BR.to(self.tokens_BT.device, non_blocking=True)
+        return self._cpu_mask_BR.to(self.device, non_blocking=True)
 
     @cached_property
     def response_index(self) -> ResponseIndex:
         """Where the real response tokens stand."""
-        row_N, position_N = self._cpu_mask_BR.nonzero(as_tuple=True)
-        both = torch.stack([row_N, position_N, self.prompt_lengths_B[row_N] + position_N])
-        return ResponseIndex(*both.to(self.tokens_BT.device, non_blocking=True))
+        return ResponseIndex(*self._cpu_mask_BR.nonzero().t().to(self.device, non_blocking=True))
 
     @property
     def _cpu_mask_BR(self) -> Tensor:
         return torch.arange(self.width) < self.response_lengths_B[:, None]
 
-    def with_trunk(self, trunk_BTD: Tensor | None) -> TokenBatch:
-        """The same rows with these trunk states."""
-        return replace(self, trunk_BTD=trunk_BTD)
-
-    @property
-    def response_BR(self) -> Tensor:
-        """Token ids of the responses; entries outside `mask_BR` mean nothing."""
-        columns_BR = self.prompt_lengths_B[:, None] + torch.arange(self.width)
-        inside_BR = columns_BR.clamp(max=self.tokens_BT.shape[1] - 1)
-        return self.tokens_BT.gather(1, inside_BR.to(self.tokens_BT.device))
+    def with_trunk(self, trunk: TrunkStates | None) -> TokenBatch:
+        """The same batch with these trunk states."""
+        return replace(self, trunk=trunk)
 
     def select(self, index_B: Tensor) -> TokenBatch:
         """These rows only, in this order, with the padding trimmed to the longest of them. `index_B` lies on the CPU.
@@ -201,27 +228,38 @@ class TokenBatch:
         Trunk states come to the tokens' device.
         """
         prompt, response = self.prompt_lengths_B[index_B], self.response_lengths_B[index_B]
-        longest = int((prompt + response).max()) if len(index_B) else 0
-        device = self.tokens_BT.device
-        trunk = None if self.trunk_BTD is None else self.trunk_BTD[index_B, :longest].to(device)
+        longest_prompt, longest_response = (int(x.max()) if len(index_B) else 0 for x in (prompt, response))
         return replace(
             self,
-            tokens_BT=self.tokens_BT[index_B, :longest],
+            prompt_BQ=self.prompt_BQ[index_B, :longest_prompt],
+            response_BR=self.response_BR[index_B, :longest_response],
             prompt_lengths_B=prompt,
             response_lengths_B=response,
-            trunk_BTD=trunk,
+            trunk=None if self.trunk is None else self.trunk.select(index_B, self.device),
         )
+
+    def scatter(self, x_N: Tensor) -> Tensor:
+        """`x_BR`: numbers of the real response tokens, row by row, in their columns; zero elsewhere."""
+        out_BR = torch.zeros(len(self), self.width, dtype=x_N.dtype, device=x_N.device)
+        return out_BR.index_put(tuple(self.response_index), x_N)
+
+
+def _padded(rows: Sequence[Sequence[int]], pad_id: int) -> Tensor:
+    tokens = torch.full((len(rows), max(map(len, rows), default=0)), pad_id, dtype=torch.long)
+    for row, ids in enumerate(rows):
+        tokens[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
+    return tokens
 
 
 class PolicyOutput(NamedTuple):
-    """What a policy says of given rows; zero outside the rows' mask."""
+    """What a policy says of a batch, all `_BR`, fp32, zero outside the batch's mask."""
 
     logprobs_BR: Tensor
-    """Log-probability of each response token, fp32."""
-    values_BR: Tensor
-    """Predicted return before each response token, fp32."""
+    """Log-probability of each response token."""
     entropy_BR: Tensor
     """Entropy of the distribution that each response token was drawn from, in nats."""
+    values_BR: Tensor | None = None
+    """Predicted return before each response token; None of a policy without a critic."""
 
 
 class TrunkUse(NamedTuple):
@@ -239,12 +277,14 @@ class TrunkUse(NamedTuple):
 
 @dataclass(frozen=True)
 class Rollout:
-    """What the sampler returns. Log-probabilities and values are those of the sampling pass itself."""
+    """What the sampler returns. Log-probabilities and values are those of the sampling pass itself; values are None
+    where that gives none.
+    """
 
     prompts: tuple[Prompt, ...]
     rows: TokenBatch
     old_logprobs_BR: Tensor
-    values_BR: Tensor
+    values_BR: Tensor | None
     finished_B: Tensor
     completions: tuple[str, ...]
 
@@ -278,13 +318,14 @@ class Scores:
 
 @dataclass(frozen=True)
 class Experience:
-    """A rollout with everything that PPO learns from: rewards, values and reference log-probabilities."""
+    """A rollout with everything that is learned from: scores, reference log-probabilities, and values of a critic."""
 
     rollout: Rollout
     scores: Scores
     old_logprobs_BR: Tensor
     ref_logprobs_BR: Tensor
-    values_BR: Tensor
+    values_BR: Tensor | None = None
+    """None of a policy without a critic."""
     trunk_use: TrunkUse | None = None
     """What collecting this took of a frozen trunk, where there is one."""
     truncated: bool = False
@@ -296,9 +337,10 @@ class Experience:
 
 @dataclass(frozen=True)
 class Advantages:
-    """What PPO computes from an experience before it updates: all `_BR`, zero outside the mask."""
+    """What is computed from an experience before the policy is updated: all `_BR`, zero outside the mask."""
 
     rewards_BR: Tensor
     advantages_BR: Tensor
-    returns_BR: Tensor
+    returns_BR: Tensor | None = None
+    """What values are to predict; None where no critic is trained."""
     stats: Mapping[str, float] = field(default_factory=dict)

@@ -5,12 +5,12 @@ from torch import Tensor
 from hydralign.algorithms.masked import (
     Average,
     aggregate,
-    kept,
     masked_mean,
     masked_moments,
     masked_sum,
     mean_and_variance,
     whiten,
+    zero_masked,
 )
 from hydralign.errors import ConfigError
 
@@ -26,7 +26,7 @@ def with_junk(x_BR: Tensor, mask_BR: Tensor, junk: float) -> Tensor:
 @pytest.mark.parametrize("junk", [float("nan"), float("inf"), 1e30])
 def test_masked_junk_changes_no_sum_mean_or_moment_and_gets_no_gradient(junk: float) -> None:
     x_BR = with_junk(X_BR, MASK_BR, junk).requires_grad_()
-    assert kept(x_BR, MASK_BR).tolist() == [[1.0, 2.0, 3.0, 0.0], [5.0, 0.0, 0.0, 0.0]]
+    assert zero_masked(x_BR, MASK_BR).tolist() == [[1.0, 2.0, 3.0, 0.0], [5.0, 0.0, 0.0, 0.0]]
     assert masked_sum(x_BR, MASK_BR).item() == 11.0
     assert masked_mean(x_BR, MASK_BR).item() == 2.75
     assert masked_moments(x_BR, MASK_BR).tolist() == [4.0, 11.0, 39.0]

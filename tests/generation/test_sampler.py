@@ -17,11 +17,13 @@ from torch.overrides import TorchFunctionMode
 from hydralign.errors import ConfigError, DataError, NonFiniteError
 from hydralign.generation import sample
 from hydralign.generation.sampler import draw, truncate
-from hydralign.models.heads.token import OutputHead
+from hydralign.models.backbones.causal import lay_out
+from hydralign.models.heads.token import TokenHead
 from hydralign.models.policy import Policy
 from hydralign.rollout import collect
 from hydralign.testing import ScriptedSampler, tiny_policy, tiny_prompts
 from hydralign.types import Prompt, SamplingParams
+from tests.conftest import values_of
 from tests.tokenizers_of_every_kind import llama_tokenizer
 
 PLAN = SamplingParams(max_new_tokens=10, seed=4, temperature=0.8, min_new_tokens=1)
@@ -42,7 +44,7 @@ def test_batching_changes_no_token(policy: Policy, many: list[Prompt]) -> None:
     whole = sample(policy, many, PLAN)
     assert len(set(whole.rows.response_lengths_B.tolist())) > 3
     small = sample(policy, many, replace(PLAN, decode_rows=5))
-    assert torch.equal(small.rows.tokens_BT, whole.rows.tokens_BT)
+    assert torch.equal(lay_out(small.rows), lay_out(whole.rows))
     torch.testing.assert_close(small.old_logprobs_BR, whole.old_logprobs_BR, atol=1e-5, rtol=0)
     part = sample(policy, many[7:12], replace(PLAN, first_row=7))
     assert part.completions == whole.completions[7:12]
@@ -59,8 +61,8 @@ def test_sampler_logprobs_and_values_are_those_of_the_forward_pass(policy: Polic
     gap = (evaluation.logprobs_BR - rollout.old_logprobs_BR)[rollout.rows.mask_BR].abs()
     assert gap.mean() <= 1e-4
     assert gap.max() <= 1e-3
-    torch.testing.assert_close(evaluation.values_BR, rollout.values_BR, atol=1e-4, rtol=0)
-    assert rollout.values_BR.abs().max() > 1e-3
+    torch.testing.assert_close(values_of(evaluation), values_of(rollout), atol=1e-4, rtol=0)
+    assert values_of(rollout).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])
@@ -112,7 +114,7 @@ def test_tokens_follow_the_distribution(tokenizer: Any) -> None:
     rollout = sample(policy, prompt * 4000, SamplingParams(max_new_tokens=1, seed=1, decode_rows=4000))
     with torch.no_grad():
         ids = torch.tensor([prompt[0].token_ids])
-        expected = torch.softmax(policy.causal.model(input_ids=ids).logits[0, -1], -1)  # type: ignore[attr-defined]
+        expected = torch.softmax(policy.model(input_ids=ids).logits[0, -1], -1)
     counts = torch.bincount(rollout.rows.response_BR[:, 0], minlength=len(expected))
     spread = (4000 * expected * (1 - expected)).sqrt()
     likely = expected > 0.005
@@ -156,7 +158,7 @@ def test_prompt_without_tokens_is_refused(policy: Policy) -> None:
 
 def test_nan_in_logits_is_an_event_that_names_the_position(tokenizer: Any) -> None:
     policy = tiny_policy(tokenizer=tokenizer)
-    weight = policy.causal.model.transformer.wpe.weight  # type: ignore[attr-defined]
+    weight = policy.model.transformer.wpe.weight
     prompt = tiny_prompts(tokenizer, "this and that")
     with torch.no_grad():
         weight[len(prompt[0].token_ids) + 2] = float("nan")
@@ -174,9 +176,9 @@ def test_temperature_so_low_that_logits_overflow_is_named(policy: Policy, prompt
 def test_tokens_at_minus_infinity_are_never_drawn_and_no_event(
     policy: Policy, many: list[Prompt], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    shaped = OutputHead._shaped
+    shaped = TokenHead._shaped
     barred = torch.arange(300) % 3 > 0
-    monkeypatch.setattr(OutputHead, "_shaped", lambda head, x: shaped(head, x).masked_fill(barred, -math.inf))
+    monkeypatch.setattr(TokenHead, "_shaped", lambda head, x: shaped(head, x).masked_fill(barred, -math.inf))
     rollout = sample(policy, many, PLAN)
     assert set((rollout.rows.response_BR[rollout.rows.mask_BR] % 3).tolist()) == {0}
     assert rollout.old_logprobs_BR.isfinite().all()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from hydralign.methods.advantages import estimate
+from hydralign.methods.advantages import GAE, estimate
 from hydralign.models.policy import Policy
 from hydralign.rollout import collect
 from hydralign.testing import ScriptedSampler, tiny_policy, tiny_prompts
@@ -32,7 +32,8 @@ def test_score_lands_on_the_last_real_token_the_end_token_included(policy: Polic
 def test_truncated_answers_bootstrap_nothing(policy: Policy) -> None:
     shake(policy)
     experience = scripted(policy, [[22, 23]], lambda completions: [3.0])
-    estimates = estimate(experience, kl_coefficient=0.0, lam=1.0, whiten_advantages=False)
+    estimates = estimate(experience, kl_coefficient=0.0, estimator=GAE(lam=1.0), whiten_advantages=False)
+    assert estimates.returns_BR is not None
     assert estimates.returns_BR.tolist() == [[pytest.approx(3.0, abs=1e-5)] * 2]
 
 

@@ -22,7 +22,7 @@ from hydralign.rollout import collect, evaluate_rows, reference_rows
 from hydralign.testing import ScriptedSampler
 from hydralign.training.optimizer import make_optimizer
 from hydralign.types import Advantages, Experience, TrunkUse
-from tests.conftest import shake
+from tests.conftest import shake, values_of
 from tests.models.test_hydra import FEW, FORMS, PLAN, new_policy, some_prompts
 from tests.models.test_slicing import FAMILIES, LAYERS
 
@@ -41,9 +41,13 @@ def learnt(policy: Any, prompts: int = 6, **plan: Any) -> tuple[Experience, Adva
 
 def tensors(policy: Any) -> dict[str, Tensor]:
     """Everything there is: the model's own, the reference's, the value branch's, the value head's."""
-    parts = {"model": policy.whole.model, "reference": policy.frozen.body, "value_head": policy.value_head}
-    if policy.values is not None:
-        parts["value_branch"] = policy.values.body
+    parts = {
+        "model": policy.model,
+        "reference": policy.reference.branch.backbone.body,
+        "value_head": policy.critic.head,
+    }
+    if policy.critic.backbone is not None:
+        parts["value_branch"] = policy.critic.backbone.body
     return {f"{part}.{name}": t for part, m in parts.items() for name, t in m.state_dict(keep_vars=True).items()}
 
 
@@ -65,7 +69,7 @@ def test_twenty_steps_move_what_is_trained_and_nothing_else(family: str, form: s
     with torch.no_grad():
         assert (policy.evaluate(rows).logprobs_BR - start_BR).abs().max() > 0.05
         fresh = rows.with_trunk(None)  # the trunk is where it was: its states are the harvested ones
-        torch.testing.assert_close(policy.reference(fresh), policy.reference(rows), atol=1e-5, rtol=0)
+        torch.testing.assert_close(policy.reference_logprobs(fresh), policy.reference_logprobs(rows), atol=1e-5, rtol=0)
 
 
 def touched(form: str) -> set[int]:
@@ -85,7 +89,7 @@ def crossing(policy: Any) -> Iterator[list[int]]:
     def add(_: Any, __: Any, out: Any) -> None:
         counted[0] += (out[0] if isinstance(out, tuple) else out)[..., 0].numel()
 
-    handle = layers_of(policy.whole.model.base_model)[0].register_forward_hook(add)
+    handle = layers_of(policy.model.base_model)[0].register_forward_hook(add)
     try:
         yield counted
     finally:
@@ -126,8 +130,8 @@ def test_collecting_in_fp32_reads_values_of_a_branch_alone(
         patch.setattr(policy, "evaluate", None)
         experience, _ = learnt(policy)
     expected = evaluate_rows(policy, experience.rollout.rows, 16)
-    torch.testing.assert_close(experience.values_BR, expected.values_BR, atol=1e-5, rtol=1e-5)
-    assert expected.values_BR.abs().max() > 0.01
+    torch.testing.assert_close(values_of(experience), values_of(expected), atol=1e-5, rtol=1e-5)
+    assert values_of(expected).abs().max() > 0.01
 
 
 def test_padding_is_counted_for_short_prompts_and_ended_rows(tokenizer: Any) -> None:
@@ -167,7 +171,7 @@ def test_a_sampler_that_harvests_nothing_costs_one_pass_more_than_its_own(tokeni
         experience = collect(policy, some_prompts(), random_scores, PLAN, sampler=ScriptedSampler(answers))
         optimizer = make_optimizer(policy.trained(), learning_rate=1e-3)
         stats = update(policy, optimizer, experience, estimate(experience), minibatches=2)
-    assert experience.rollout.rows.trunk_BTD is not None
+    assert experience.rollout.rows.trunk is not None
     assert counted[0] == policy.trunk.use.real + policy.trunk.use.pad
     # The scripted sampler evaluates its rows, from ids, and drops the states: one pass. Collecting them is the other.
     assert stats["trunk_passes_per_token"] == 2.0

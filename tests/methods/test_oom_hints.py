@@ -18,6 +18,7 @@ from hydralign.methods.ppo import PPOParts, train
 from hydralign.rewards.combine import RewardTerm
 from hydralign.testing import LengthReward, tiny_policy
 from hydralign.tracking import JsonLines
+from hydralign.training.records import Records
 from tests.conftest import FORMS
 from tests.test_micro_batches import cramp, many
 
@@ -103,7 +104,11 @@ def test_run_that_cannot_go_on_ends_with_them(tmp_path: Path, tokenizer: Any) ->
     config = ppo({"form": {"type": "hydra", "unfrozen_layers": 1}}, steps=1, optimizer={"learning_rate": 1e-3})
     record = JsonLines(tmp_path)
     parts = PPOParts(
-        policy, PromptStream(tuple(many(policy))), (RewardTerm("length", LengthReward(3)),), tmp_path, record
+        policy,
+        PromptStream(tuple(many(policy))),
+        (RewardTerm("length", LengthReward(3)),),
+        tmp_path,
+        Records(record, record),
     )
     with pytest.raises(MemoryLimitError) as met:
         train(config, parts)

@@ -11,7 +11,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from hydralign.config.model import LoraForm
 from hydralign.errors import ModelError
 from hydralign.methods.packing_check import packing_gaps, require_apart
-from hydralign.models.student import Student
+from hydralign.models.forms.build import make_supervised_policy
+from hydralign.models.policy import Policy
 from hydralign.testing import tiny_model
 from tests.models.test_slicing import SIZES
 
@@ -31,12 +32,12 @@ APART: dict[str, dict[str, Any]] = {
 }
 
 
-def student(family: str, tokenizer: Any, sizes: dict[str, Any], **settings: Any) -> Student:
+def student(family: str, tokenizer: Any, sizes: dict[str, Any], **settings: Any) -> Policy:
     """A model as transformers initialises it, whose parts hardly add to the states that they read."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**SHARED, **sizes}))
-    return Student(model, tokenizer, **settings)
+    return make_supervised_policy(model, tokenizer, **settings)
 
 
 @pytest.mark.parametrize("family", LEAKING)
@@ -56,11 +57,11 @@ def test_model_that_keeps_texts_apart_changes_nothing_in_the_others(family: str,
 
 def test_leak_of_one_token_does_not_hide_in_bf16(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     form = LoraForm(rank=2, targets=("q_proj",))
-    learner = Student(tiny_model(tokenizer, family="llama"), tokenizer, form=form, precision="bf16")
-    stored = {name: p.dtype for name, p in learner.causal.model.named_parameters()}
+    learner = make_supervised_policy(tiny_model(tokenizer, family="llama"), tokenizer, form=form, precision="bf16")
+    stored = {name: p.dtype for name, p in learner.model.named_parameters()}
     require_apart(learner)
-    assert {name: p.dtype for name, p in learner.causal.model.named_parameters()} == stored
-    body = learner.causal.body
+    assert {name: p.dtype for name, p in learner.model.named_parameters()} == stored
+    body = learner.branch.backbone.body
 
     def leaking(*, inputs_embeds: torch.Tensor, **inputs: Any) -> Any:
         # The eighth token of a row takes a thousandth of the one before it along, as a convolution would.
@@ -69,6 +70,6 @@ def test_leak_of_one_token_does_not_hide_in_bf16(tokenizer: Any, monkeypatch: py
             mixed[:, 7] += 1e-3 * inputs_embeds[:, 6]
         return body(inputs_embeds=mixed, **inputs)
 
-    monkeypatch.setattr(learner.causal, "body", leaking)
+    monkeypatch.setattr(learner.branch.backbone, "body", leaking)
     with pytest.raises(ModelError, match="see each other"):
         require_apart(learner)

@@ -17,12 +17,13 @@ from hydralign.config.ppo import SamplingConfig
 from hydralign.data import PromptStream
 from hydralign.errors import NonFiniteError, RewardError, RunFolderError, StartCheckError, StorageError
 from hydralign.methods.ppo import PPOParts, train
-from hydralign.models.policy import Policy
+from hydralign.models.policy import BranchReference, Policy
 from hydralign.progress import say
 from hydralign.rewards.combine import RewardTerm
 from hydralign.testing import tiny_policy, tiny_prompts, tiny_tokenizer
 from hydralign.tracking import JsonLines
 from hydralign.training.checkpoints import checkpoints
+from hydralign.training.records import Records
 from tests.conftest import FORMS, shake
 
 CONFIG = PPOConfig.model_validate(
@@ -60,7 +61,7 @@ def parts(folder: Path, tokenizer: Any, *, form: str = "full", reward: Any = cou
     record = JsonLines(folder)
     OPENED.append(record)
     stream = PromptStream(tuple(prompts), seed=3)
-    return PPOParts(policy, stream, (RewardTerm("t", reward),), folder, record, record=record, **more)
+    return PPOParts(policy, stream, (RewardTerm("t", reward),), folder, Records(record, record), **more)
 
 
 def weights(policy: Policy) -> dict[str, torch.Tensor]:
@@ -91,8 +92,7 @@ def test_stopped_and_resumed_equals_uninterrupted_to_the_bit(form: str, tmp_path
     assert [c.name for c in checkpoints(tmp_path / "parts" / "checkpoints")] == ["step-2", "step-4"]
     assert len(lines(tmp_path / "parts")) == 5
     second = parts(tmp_path / "parts", tokenizer, form=form)
-    state = train(CONFIG, second, seed=5)
-    assert state.step == 6
+    assert train(CONFIG, second, seed=5).step == 6
     ends, starts = weights(second.policy), weights(parts(tmp_path / "x", tokenizer, form=form).policy)
     for name, weight in weights(whole.policy).items():
         assert torch.equal(ends[name], weight), name
@@ -133,7 +133,7 @@ def test_reward_that_raises_loses_no_finished_iteration(
         with pytest.raises(RewardError, match="reward 't' raised ValueError: boom"):
             train(CONFIG, parts(tmp_path / "parts", tokenizer, reward=fails_at(step)), seed=5)
         assert [c.name for c in checkpoints(tmp_path / "parts" / "checkpoints")] == kept
-    assert f"Iterations done: 4, kept in {tmp_path / 'parts/checkpoints/step-4'}." in capsys.readouterr().err
+    assert f"Steps done: 4, saved in {tmp_path / 'parts/checkpoints/step-4'}." in capsys.readouterr().err
     train(CONFIG, parts(tmp_path / "parts", tokenizer), seed=5)
     assert lines(tmp_path / "parts") == lines(tmp_path / "whole")
 
@@ -165,11 +165,11 @@ def test_checkpoint_of_another_model_is_refused(tmp_path: Path, tokenizer: Any) 
 
 
 def test_controller_and_moments_move_and_are_logged(tmp_path: Path, tokenizer: Any) -> None:
-    state = train(CONFIG, parts(tmp_path, tokenizer), seed=5)
+    run = train(CONFIG, parts(tmp_path, tokenizer), seed=5)
     coefficients = [row["objective/kl_coef"] for row in lines(tmp_path)]
     assert coefficients[0] == 0.05
     assert len(set(coefficients)) == 6
-    assert state.moments.count == 48
+    assert run.state.moments.count == 48
 
 
 def poisoned_at(*steps: int) -> Any:
@@ -185,8 +185,8 @@ def poisoned_at(*steps: int) -> Any:
 def test_poisoned_iteration_is_logged_skipped_and_survived(tmp_path: Path, tokenizer: Any) -> None:
     seen: list[dict[str, torch.Tensor]] = []
     run = parts(tmp_path, tokenizer, reward=poisoned_at(2), on_step=lambda _, policy: seen.append(weights(policy)))
-    state = train(CONFIG, run, seed=5)
-    assert (state.step, state.bad_steps) == (6, 0)
+    ended = train(CONFIG, run, seed=5)
+    assert (ended.step, ended.bad_steps) == (6, 0)
     event = lines(tmp_path)[2]
     assert (event["step"], event["event"], event["where"]) == (2, "non_finite", "reward/t")
     assert len(seen) == 5
@@ -196,7 +196,7 @@ def test_run_stops_with_a_diagnosis_after_too_many_poisoned_iterations(tmp_path:
     run = parts(tmp_path, tokenizer, reward=poisoned_at(1, 2, 3))
     before: list[dict[str, torch.Tensor]] = []
     run = replace(run, on_step=lambda _, policy: before.append(weights(policy)))
-    with pytest.raises(NonFiniteError, match="3 iterations in a row") as caught:
+    with pytest.raises(NonFiniteError, match="3 steps in a row") as caught:
         train(CONFIG, run, seed=5)
     assert caught.value.where == "reward/t"
     assert [row["event"] for row in lines(tmp_path)[1:]] == ["non_finite"] * 3
@@ -218,10 +218,10 @@ def test_run_that_is_ruined_saves_the_last_good_weights(tmp_path: Path, tokenize
 
 
 def test_run_that_was_ruined_at_its_end_is_not_taken_for_a_finished_one(tmp_path: Path, tokenizer: Any) -> None:
-    with pytest.raises(NonFiniteError, match="3 iterations in a row"):
+    with pytest.raises(NonFiniteError, match="3 steps in a row"):
         train(CONFIG, parts(tmp_path, tokenizer, reward=poisoned_at(3, 4, 5)), seed=5)
     assert checkpoints(tmp_path / "checkpoints")[-1].name == "step-6"
-    with pytest.raises(NonFiniteError, match="ended with 3 poisoned iterations in a row"):
+    with pytest.raises(NonFiniteError, match="ended with 3 non-finite steps in a row"):
         train(CONFIG, parts(tmp_path, tokenizer), seed=5)
 
 
@@ -232,8 +232,9 @@ def test_run_with_poison_only_at_its_end_is_finished(tmp_path: Path, tokenizer: 
 
 def test_poisoned_reference_is_named(tmp_path: Path, tokenizer: Any) -> None:
     run = parts(tmp_path, tokenizer)
+    assert isinstance(run.policy.reference, BranchReference)
     with torch.no_grad():
-        run.policy.frozen.model.transformer.ln_f.weight.fill_(float("nan"))  # type: ignore[attr-defined]
+        run.policy.reference.branch.backbone.model.transformer.ln_f.weight.fill_(float("nan"))
     with pytest.raises(NonFiniteError) as caught:
         train(CONFIG, run, seed=5)
     assert caught.value.where == "reference/logprobs"
@@ -249,8 +250,8 @@ def test_check_is_made_up_for_when_the_first_iteration_was_poisoned(tmp_path: Pa
 def test_overflowing_weights_stop_the_run_in_the_sampler(tmp_path: Path, tokenizer: Any) -> None:
     run = parts(tmp_path, tokenizer)
     with torch.no_grad():
-        run.policy.causal.model.transformer.ln_f.weight.fill_(float("nan"))  # type: ignore[attr-defined]
-    with pytest.raises(NonFiniteError, match="3 iterations in a row") as caught:
+        run.policy.model.transformer.ln_f.weight.fill_(float("nan"))
+    with pytest.raises(NonFiniteError, match="3 steps in a row") as caught:
         train(CONFIG, run, seed=5)
     assert caught.value.where == "sampler/logits/position 0"
 

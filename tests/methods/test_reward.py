@@ -196,7 +196,7 @@ def test_saved_classifier_gives_plain_transformers_the_same_scores(tokenizer: An
     train_on_labels(settings(), parts)
     record.close()
     judge.divide_outputs(1.7)
-    judge.export(tmp_path / "model")
+    judge.save(tmp_path / "model")
     texts = ["this", "that and this thing", "other words"]
     ids = [tuple(tokenizer(text).input_ids) for text in texts]
     wanted = outputs_of(judge, ids, 2).tolist()

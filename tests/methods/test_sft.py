@@ -23,7 +23,8 @@ from hydralign.methods import sft
 from hydralign.methods.packing_check import require_apart
 from hydralign.methods.sft import SFTParts, held_out_losses, language_loss, token_losses, train
 from hydralign.models import make_model
-from hydralign.models.student import Student
+from hydralign.models.forms.build import make_supervised_policy
+from hydralign.models.policy import Policy
 from hydralign.tracking import JsonLines
 from hydralign.training.records import Records, Silent
 from tests.conftest import FAMILIES, FORMS
@@ -35,9 +36,9 @@ TEXTS = [
 FAMILY_FORMS = [(family, form) for family in FAMILIES for form in FORMS]
 
 
-def student(tokenizer: Any, family: str = "gpt2", form: str = "full", **settings: Any) -> Student:
+def student(tokenizer: Any, family: str = "gpt2", form: str = "full", **settings: Any) -> Policy:
     model = make_model(tokenizer, family=family, layers=2, width=32, heads=2, context=64, seed=0)
-    return Student(model, tokenizer, form=FORMS[form], **settings)
+    return make_supervised_policy(model, tokenizer, form=FORMS[form], **settings)
 
 
 def settings(**changes: Any) -> SFTConfig:
@@ -50,7 +51,7 @@ def settings(**changes: Any) -> SFTConfig:
     return SFTConfig.model_validate({**given, **changes})
 
 
-def run(config: SFTConfig, learner: Student, folder: Path, *, stop_after: int | None = None) -> None:
+def run(config: SFTConfig, learner: Policy, folder: Path, *, stop_after: int | None = None) -> None:
     """Train with a metrics file; `stop_after` breaks off when that step has been logged."""
     record = JsonLines(folder)
     tracker = record if stop_after is None else Stopping(record, stop_after)
@@ -81,13 +82,13 @@ def metrics(folder: Path) -> list[dict[str, Any]]:
 @pytest.mark.parametrize("family", FAMILIES)
 def test_loss_is_that_of_plain_transformers_over_completion_tokens(tokenizer: Any, family: str) -> None:
     learner = student(tokenizer, family)
-    learner.causal.model.requires_grad_(False)
+    learner.model.requires_grad_(False)
     total, tokens = 0.0, 0
     for text in TEXTS:
         labels = torch.tensor(text.ids.astype(np.int64))[None]
         wanted = labels.clone()
         wanted[:, : text.learned_from] = -100
-        loss = learner.causal.model(input_ids=labels, labels=wanted).loss
+        loss = learner.model(input_ids=labels, labels=wanted).loss
         total, tokens = total + float(loss) * text.learned, tokens + text.learned
     ours, _ = language_loss(learner, [(text,) for text in TEXTS], tokens)
     assert float(ours) == pytest.approx(total / tokens, abs=1e-5)
@@ -109,17 +110,20 @@ def test_packed_texts_cannot_see_each_other(tokenizer: Any, family: str) -> None
 def test_model_that_lets_packed_texts_mix_is_refused(tokenizer: Any) -> None:
     learner = student(tokenizer)
     require_apart(learner)
-    learner.causal.takes_positions = False
+    learner.branch.backbone.takes_positions = False
     with pytest.raises(ModelError, match="packing: false"):
         require_apart(learner)
 
 
 def test_attention_that_leaks_is_found(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     learner = student(tokenizer)
-    body = learner.causal.body
+    body = learner.branch.backbone.body
     # Positions that count on instead of beginning anew: what a model does that ignores where a text begins.
     monkeypatch.setattr(
-        learner.causal, "body", lambda position_ids=None, **inputs: body(position_ids=None, **inputs), raising=True
+        learner.branch.backbone,
+        "body",
+        lambda position_ids=None, **inputs: body(position_ids=None, **inputs),
+        raising=True,
     )
     with pytest.raises(ModelError, match="see each other"):
         require_apart(learner)
@@ -175,8 +179,8 @@ def test_resumed_run_equals_an_uninterrupted_one(tokenizer: Any, tmp_path: Path,
 def test_poisoned_loss_is_an_event_and_no_step(tokenizer: Any, tmp_path: Path) -> None:
     learner = student(tokenizer)
     with torch.no_grad():
-        learner.causal.embed(torch.tensor([5]))  # touch, so that the row below is the one that is read
-        learner.causal.model.get_input_embeddings().weight[5] = math.nan
+        learner.branch.backbone.embed(torch.tensor([5]))  # touch, so that the row below is the one that is read
+        learner.model.get_input_embeddings().weight[5] = math.nan
     start = {name: p.detach().clone() for name, p in learner.trained().items()}
     config = settings(batch={"rows": 4, "micro_rows": 2}, packing=False, stop_after_bad_steps=2)
     with pytest.raises(NonFiniteError, match="2 steps in a row"):
@@ -195,7 +199,7 @@ def test_run_with_poison_only_at_its_end_is_finished(
     config, calls = settings(batch={"rows": 4, "micro_rows": 4}, packing=False, epochs=3), iter(range(9))
     sound = sft.language_loss
 
-    def loss(learner: Student, rows: Any, count: float) -> Any:
+    def loss(learner: Policy, rows: Any, count: float) -> Any:
         value, stats = sound(learner, rows, count)
         return (value * math.nan if next(calls) == 2 else value), stats
 
@@ -257,11 +261,11 @@ def test_saved_student_loads_in_plain_transformers(tokenizer: Any, tmp_path: Pat
     base = make_model(tokenizer, family=family, layers=2, width=32, heads=2, context=64, seed=0)
     base.save_pretrained(tmp_path / "base")
     base.name_or_path = base.config.name_or_path = str(tmp_path / "base")
-    learner = Student(base, tokenizer, form=FORMS[form])
+    learner = make_supervised_policy(base, tokenizer, form=FORMS[form])
     run(settings(), learner, tmp_path / "run")
-    learner.export(tmp_path / "model")
+    learner.save(tmp_path / "model")
     with torch.no_grad():
-        wanted = learner.causal.model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits[0, -1, :5].tolist()
+        wanted = learner.model(input_ids=torch.tensor([[5, 6, 7, 8]])).logits[0, -1, :5].tolist()
     out = subprocess.run([sys.executable, "-c", PLAIN, tmp_path / "model"], capture_output=True, text=True, check=True)
     assert json.loads(out.stdout.splitlines()[-1]) == pytest.approx(wanted, abs=1e-5)
 

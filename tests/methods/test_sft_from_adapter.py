@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from hydralign.cli import main
 from hydralign.config.model import Form, FullForm, LoraForm
 from hydralign.errors import ModelError
-from hydralign.models.student import load_student
+from hydralign.models.forms.build import load_supervised_policy
 from hydralign.testing import tiny_model
 
 
@@ -25,11 +25,11 @@ def made(tmp_path: Path, tokenizer: Any) -> tuple[str, str]:
     base, adapter = tmp_path / "base", tmp_path / "adapter"
     tiny_model(tokenizer).save_pretrained(base)
     tokenizer.save_pretrained(base)
-    student = load_student(str(base), form=LoraForm(rank=2))
+    student = load_supervised_policy(str(base), form=LoraForm(rank=2))
     with torch.no_grad():
         for parameter in student.trained().values():
             parameter.add_(torch.ones_like(parameter) * 0.05)
-    student.export(adapter)
+    student.save(adapter)
     return str(base), str(adapter)
 
 
@@ -45,11 +45,11 @@ def test_student_starts_as_the_adapted_model_and_saves_one_that_loads(
 ) -> None:
     base, adapter = made
     wanted = logits(PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), adapter).eval())
-    student = load_student(adapter, form=form)
-    torch.testing.assert_close(logits(student.causal.model), wanted, atol=1e-5, rtol=0)
+    student = load_supervised_policy(adapter, form=form)
+    torch.testing.assert_close(logits(student.model), wanted, atol=1e-5, rtol=0)
     shapes = {name: tuple(p.shape) for name, p in student.trained().items()}
     assert any("lora_A" in name and shape[0] == 2 for name, shape in shapes.items()) == isinstance(form, LoraForm)
-    student.export(tmp_path / "after")
+    student.save(tmp_path / "after")
     if isinstance(form, LoraForm):
         config = json.loads((tmp_path / "after/adapter_config.json").read_text())
         assert Path(config["base_model_name_or_path"]).resolve() == Path(base).resolve()
@@ -62,7 +62,7 @@ def test_student_starts_as_the_adapted_model_and_saves_one_that_loads(
 def test_two_adapters_at_once_are_refused(made: tuple[str, str]) -> None:
     _, adapter = made
     with pytest.raises(ModelError, match="are two adapters: .* leave form.adapter out"):
-        load_student(adapter, form=LoraForm(adapter=adapter))
+        load_supervised_policy(adapter, form=LoraForm(adapter=adapter))
 
 
 def test_plan_says_which_before_and_after_the_first_item_has_run(

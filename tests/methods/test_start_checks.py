@@ -44,7 +44,7 @@ def test_policy_that_left_its_reference_is_refused_when_fresh_and_accepted_when_
 def test_dropout_is_named_as_the_cause(tokenizer: Any) -> None:
     policy = tiny_policy(tokenizer=tokenizer)
     experience = start(policy)
-    for module in policy.causal.model.modules():  # type: ignore[attr-defined]
+    for module in policy.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.5
             module.train()
@@ -108,9 +108,8 @@ def test_large_logits_are_allowed_more_rounding(tokenizer: Any) -> None:
     reference_BR = experience.ref_logprobs_BR + 2e-3 * experience.rollout.rows.mask_BR
     with pytest.raises(StartCheckError, match="KL would not start at 0"):
         check_start(policy, replace(experience, ref_logprobs_BR=reference_BR), fresh=True)
-    for model in (policy.causal, policy.frozen):  # type: ignore[attr-defined]
-        shift = torch.nn.Parameter(torch.full((model.vocabulary,), 2000.0), requires_grad=False)
-        model.head.linear.bias = shift
+    shift = torch.nn.Parameter(torch.full((policy.branch.vocabulary,), 2000.0), requires_grad=False)
+    policy.branch.head.linear.bias = shift
     assert _logit_size(policy, experience) > 1000
 
 
@@ -120,7 +119,7 @@ def test_little_dropout_is_no_rounding(share: float, precision: str, tokenizer: 
     policy = tiny_policy(precision=precision, tokenizer=tokenizer)
     prompts = tiny_prompts(tokenizer) * 8
     experience = collect(policy, prompts, LengthReward(3), SamplingParams(max_new_tokens=8, seed=1))
-    for module in policy.causal.model.modules():  # type: ignore[attr-defined]
+    for module in policy.model.modules():
         if isinstance(module, torch.nn.Dropout):
             module.p = share
             module.train()

@@ -45,7 +45,7 @@ def test_attempt_that_failed_is_not_counted_as_a_pass_through_the_trunk(
 
     def without_states(policy: Policy, prompts: Sequence[Prompt], plan: SamplingParams) -> Rollout:
         rollout = sample(policy, prompts, plan)
-        return replace(rollout, rows=replace(rollout.rows, trunk_BTD=None))
+        return replace(rollout, rows=replace(rollout.rows, trunk=None))
 
     policy.start, policy.trunk.states = out_after_the_prompts, out_after_the_pass
     sampler: Sampler = sample if harvests else without_states
@@ -65,7 +65,7 @@ def test_update_that_ran_out_counts_the_trunk_once(tokenizer: Any) -> None:
     for most in (8, 3):
         policy: Any = stops_early(tiny_policy(form=FORMS["hydra"], tokenizer=tokenizer))
         experience = collect(policy, many(policy), LengthReward(3), PLAN, micro_rows=2)
-        bare = replace(experience.rollout, rows=replace(experience.rollout.rows, trunk_BTD=None))
+        bare = replace(experience.rollout, rows=replace(experience.rollout.rows, trunk=None))
         evaluate = policy.evaluate
 
         def cramped(rows: TokenBatch, evaluate: Any = evaluate, most: int = most, **named: Any) -> Any:

@@ -20,6 +20,7 @@ from hydralign.models import make_model
 from hydralign.models.policy import Policy
 from hydralign.rewards.combine import RewardTerm
 from hydralign.tracking import JsonLines
+from hydralign.training.records import Records
 from hydralign.types import Prompt
 
 
@@ -69,7 +70,9 @@ def taught(
 
     config = toy_config(**settings)
     record = JsonLines(folder)
-    parts = PPOParts(policy, PromptStream(tuple(prompts)), (RewardTerm("toy", reward),), folder, record, record=record)
+    parts = PPOParts(
+        policy, PromptStream(tuple(prompts)), (RewardTerm("toy", reward),), folder, Records(record, record)
+    )
     try:
         train(config, parts, seed=seed)
     finally:

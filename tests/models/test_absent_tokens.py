@@ -11,9 +11,10 @@ from hydralign.config.model import Form
 from hydralign.generation import sample
 from hydralign.methods.start_checks import check_start
 from hydralign.models import make_policy
+from hydralign.models.backbones.causal import lay_out
+from hydralign.models.forms.build import make_frozen_policy
 from hydralign.models.heads.token import absent_ids
 from hydralign.models.policy import Policy
-from hydralign.models.reader import Reader
 from hydralign.rollout import collect
 from hydralign.testing import tiny_model, tiny_prompts, tiny_tokenizer
 from hydralign.types import SamplingParams
@@ -57,7 +58,7 @@ def test_absent_tokens_are_never_drawn_and_have_no_share_in_any_pass(holed: Any,
 
 
 def test_a_comparison_never_draws_absent_tokens(holed: Any) -> None:
-    check_rollout(Reader(padded_model(holed, family="llama"), holed), holed)
+    check_rollout(make_frozen_policy(padded_model(holed, family="llama"), holed), holed)
 
 
 def check_rollout(policy: Policy, tokenizer: Any) -> None:
@@ -81,9 +82,9 @@ def test_log_probabilities_are_those_of_the_tokens_that_there_are(holed: Any) ->
     model = padded_model(holed)
     policy = make_policy(model, holed)
     rollout = sample(policy, tiny_prompts(holed, "this and"), SamplingParams(max_new_tokens=1, seed=1))
-    ids = rollout.rows.tokens_BT[:, :-1]
+    ids = lay_out(rollout.rows)[:, :-1]
     with torch.no_grad():
         logits_V = model(input_ids=ids).logits[0, -1]
     logits_V[list(absent_ids(holed, 320))] = -torch.inf
-    want = logits_V.log_softmax(-1)[rollout.rows.tokens_BT[0, -1]]
+    want = logits_V.log_softmax(-1)[lay_out(rollout.rows)[0, -1]]
     assert rollout.old_logprobs_BR[0, 0].item() == pytest.approx(want.item(), abs=1e-5)

@@ -23,8 +23,9 @@ from transformers import AutoModelForCausalLM
 from hydralign.config.model import LoraForm
 from hydralign.errors import ModelError
 from hydralign.models import load_policy
+from hydralign.models.backbones.causal import lay_out
 from hydralign.models.folders.merged import adapter_of, base_of, load_whole
-from hydralign.models.student import load_student
+from hydralign.models.forms.build import load_supervised_policy
 from hydralign.runs.inputs import _files
 from hydralign.testing import tiny_model
 from hydralign.types import TokenBatch
@@ -82,7 +83,7 @@ def plain_logits(base: str, folder: str, rows: TokenBatch) -> torch.Tensor:
     """What PEFT by itself makes of base and adapter."""
     peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder).eval()
     with torch.no_grad():
-        return peft(input_ids=rows.tokens_BT).logits
+        return peft(input_ids=lay_out(rows)).logits
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -93,14 +94,14 @@ def test_adapter_is_its_own_reference_and_saves_what_it_became(
     wanted = plain_logits(base, folder, rows)
     policy = load_policy(base, form=LoraForm(adapter=folder))
     with torch.no_grad():
-        torch.testing.assert_close(policy.causal.model(rows.tokens_BT).logits, wanted, atol=1e-4, rtol=0)  # type: ignore[attr-defined]
-        start_BR = policy.reference(rows)
+        torch.testing.assert_close(policy.model(lay_out(rows)).logits, wanted, atol=1e-4, rtol=0)
+        start_BR = policy.reference_logprobs(rows)
         torch.testing.assert_close(policy.evaluate(rows).logprobs_BR, start_BR, atol=1e-6, rtol=0)
         shake(policy)
         assert (policy.evaluate(rows).logprobs_BR - start_BR).abs().max() > 1e-2
-        torch.testing.assert_close(policy.reference(rows), start_BR, atol=1e-6, rtol=0)
-        policy.export(tmp_path / "after")
-        ours = policy.causal.model(rows.tokens_BT).logits  # type: ignore[attr-defined]
+        torch.testing.assert_close(policy.reference_logprobs(rows), start_BR, atol=1e-6, rtol=0)
+        policy.save(tmp_path / "after")
+        ours = policy.model(lay_out(rows)).logits
     torch.testing.assert_close(plain_logits(base, str(tmp_path / "after"), rows), ours, atol=1e-4, rtol=0)
 
 
@@ -111,7 +112,7 @@ def test_adapter_merges_into_the_model_that_peft_makes_of_it(
     base, folder = adapter(tmp_path, tokenizer, kind)
     model, _ = load_whole(folder)
     with torch.no_grad():
-        merged = model(input_ids=rows.tokens_BT).logits
+        merged = model(input_ids=lay_out(rows)).logits
     torch.testing.assert_close(merged, plain_logits(base, folder, rows), atol=1e-4, rtol=0)
     assert all(parameter.requires_grad for parameter in model.parameters())
 
@@ -123,15 +124,15 @@ def test_what_an_adapter_trains_is_fp32_in_bf16_mode(
     base, folder = adapter(tmp_path, tokenizer, kind, torch.bfloat16)
     form = LoraForm(adapter=folder)
     policy = load_policy(base, form=form, precision="bf16")
-    student = load_student(base, form=form, precision="bf16")
+    student = load_supervised_policy(base, form=form, precision="bf16")
     for trained in (policy.trained(), student.trained()):
         assert trained
         assert {parameter.dtype for parameter in trained.values()} == {torch.float32}
-    assert torch.bfloat16 in {parameter.dtype for parameter in policy.fixed()}
+    assert torch.bfloat16 in {parameter.dtype for parameter in policy.frozen()}
     with torch.no_grad():
-        start_BR = policy.reference(rows)
+        start_BR = policy.reference_logprobs(rows)
         torch.testing.assert_close(policy.evaluate(rows).logprobs_BR, start_BR, atol=1e-4, rtol=0)
-    policy.export(tmp_path / "after")
+    policy.save(tmp_path / "after")
     saved = load_file(tmp_path / "after/adapter_model.safetensors")
     assert {tensor.dtype for tensor in saved.values()} == {torch.float32}
 

@@ -187,7 +187,7 @@ def adapter_on(folder: str, where: Path) -> Any:
     with torch.no_grad():
         for parameter in policy.trained().values():
             parameter.add_(torch.randn(parameter.shape, generator=generator) * 0.1)
-    policy.export(where)
+    policy.save(where)
     return model
 
 

@@ -95,7 +95,7 @@ def test_plain_transformers_reads_every_export_alike(tmp_path: Path) -> None:
                 scorer = scorer_of(family, labels, tokenizer, form=FORMS[form])
                 learn(scorer)
                 folder = tmp_path / f"{family}-{form}-{len(labels)}"
-                scorer.export(folder)
+                scorer.save(folder)
                 cases[str(folder)] = (scorer, scorer.outputs(ROWS).detach())
     argument = json.dumps([ROWS, list(cases)])
     plain = subprocess.run([sys.executable, "-c", PLAIN, argument], capture_output=True, text=True, check=True).stdout
@@ -121,7 +121,7 @@ def test_head_is_trained_in_full_and_export_changes_nothing(family: str, form: s
     assert (head.weight - before).abs().min() > 1e-3
     assert any(p is head.weight for p in scorer.trained().values())
     want, names = scorer.outputs(ROWS), list(scorer.trained())
-    scorer.export(tmp_path / "model")
+    scorer.save(tmp_path / "model")
     assert torch.equal(scorer.outputs(ROWS), want)
     assert list(scorer.trained()) == names
     learn(scorer)
@@ -210,11 +210,11 @@ def test_freeze_layers_fixes_embeddings_and_blocks_from_below(family: str, layer
     scorer = scorer_of(family, freeze_layers=layers)
     trained = sum(p.numel() for p in scorer.trained().values())
     assert trained == TOP[family] + (3 - layers) * BLOCK[family] + (EMBEDDINGS[family] if layers == 0 else 0)
-    fixed = sum(p.numel() for p in scorer.fixed())
+    fixed = sum(p.numel() for p in scorer.frozen())
     assert fixed == (EMBEDDINGS[family] + layers * BLOCK[family] if layers else 0)
-    before = [p.clone() for p in scorer.fixed()]
+    before = [p.clone() for p in scorer.frozen()]
     learn(scorer)
-    assert all(torch.equal(p, q) for p, q in zip(scorer.fixed(), before, strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(scorer.frozen(), before, strict=True))
 
 
 @pytest.mark.parametrize("layers", [4, -1])
@@ -280,7 +280,7 @@ def test_divided_outputs_are_those_before_over_the_temperature(family: str, temp
     want = scorer.outputs(ROWS).detach() / temperature
     scorer.divide_outputs(temperature)
     assert torch.allclose(scorer.outputs(ROWS), want, rtol=1e-6, atol=3e-6)
-    scorer.export(tmp_path / "model")
+    scorer.save(tmp_path / "model")
     model, _, _ = load_classifier(tmp_path / "model", "cpu")
     assert torch.allclose(outputs(model, ROWS, scorer.pad_id), want, rtol=1e-5, atol=1e-5)
 
@@ -295,7 +295,7 @@ def test_dividing_by_no_temperature_is_refused(temperature: float) -> None:
 def test_export_of_one_output_is_a_reward_model(family: str, tmp_path: Path) -> None:
     scorer = scorer_of(family, form=LoraForm(rank=2))
     learn(scorer)
-    scorer.export(tmp_path / "model")
+    scorer.save(tmp_path / "model")
     model, tokenizer, raw = load_classifier(tmp_path / "model", "cpu")
     assert require_reward_model(model, tokenizer) == scorer.pad_id == raw["pad_token_id"]
     assert (raw["id2label"], raw["dtype"]) == ({"0": "score"}, "float32")
@@ -310,7 +310,7 @@ def test_bf16_stores_frozen_matrices_so_and_outputs_in_full_precision(family: st
     want = scorer_of(family).outputs(ROWS)
     scorer = scorer_of(family, form=LoraForm(rank=2), precision="bf16")
     assert {p.dtype for p in scorer.trained().values()} == {torch.float32}
-    stored = sum(p.numel() for p in scorer.fixed() if p.dtype == torch.bfloat16)
+    stored = sum(p.numel() for p in scorer.frozen() if p.dtype == torch.bfloat16)
     norms = {"gpt2": 4 * 16, "llama": 2 * 16, "bert": 4 * 16}[family]
     assert stored == 3 * (BLOCK[family] - norms)
     got = scorer.outputs(ROWS)
@@ -319,14 +319,14 @@ def test_bf16_stores_frozen_matrices_so_and_outputs_in_full_precision(family: st
     assert not torch.equal(got, got.bfloat16().float()), "the head rounds"
     learn(scorer)
     frozen = scorer_of(family, precision="bf16", freeze_layers=2)
-    assert sum(p.numel() for p in frozen.fixed() if p.dtype == torch.bfloat16) == 2 * (BLOCK[family] - norms)
+    assert sum(p.numel() for p in frozen.frozen() if p.dtype == torch.bfloat16) == 2 * (BLOCK[family] - norms)
     assert {p.dtype for p in frozen.trained().values()} == {torch.float32}
 
 
 def test_bf16_adapters_merge_in_full_precision(tmp_path: Path) -> None:
     scorer = scorer_of("gpt2", form=LoraForm(rank=2), precision="bf16")
     learn(scorer)
-    scorer.export(tmp_path / "model")
+    scorer.save(tmp_path / "model")
     model, _, raw = load_classifier(tmp_path / "model", "cpu")
     scorer.precision = "fp32"
     for parameter in scorer.model.parameters():
@@ -361,7 +361,7 @@ def test_tokenizer_of_an_export_pads_on_the_right(gpt2_folder: Callable[..., Pat
     file.write_text(json.dumps(json.loads(file.read_text()) | {"padding_side": "left"}))
     tokenizer = AutoTokenizer.from_pretrained(file.parent)
     assert tokenizer.padding_side == "left"
-    scorer_of("gpt2", tokenizer=tokenizer).export(tmp_path / "model")
+    scorer_of("gpt2", tokenizer=tokenizer).save(tmp_path / "model")
     assert AutoTokenizer.from_pretrained(tmp_path / "model").padding_side == "right"
 
 

@@ -22,7 +22,7 @@ from hydralign.models.folders.from_scratch import make_classifier
 from hydralign.models.folders.load_errors import named_load_errors
 from hydralign.models.folders.merged import load_tokenizer
 from hydralign.models.folders.weights import require_finite_weights
-from hydralign.models.reader import Reader
+from hydralign.models.forms.build import make_frozen_policy
 from hydralign.testing import tiny_model, tiny_tokenizer
 from hydralign.training.optimizer import apply_gradients, make_optimizer
 from tests.conftest import shake
@@ -262,13 +262,13 @@ def test_weights_too_large_for_fp32_are_not_blamed_on_the_architecture(form: For
         for weight in model.parameters():
             weight.mul_(1e30)
     with pytest.raises(ModelError, match=r"NaN or infinite, though .*too large for fp32, or a "):
-        make_policy(model, tokenizer, form=form) if form else Reader(model, tokenizer)
+        make_policy(model, tokenizer, form=form) if form else make_frozen_policy(model, tokenizer)
 
 
 def test_nan_in_adapter_and_value_head_is_named_with_its_file(folder: Path) -> None:
     policy = load_policy(str(folder), form=LoraForm(rank=2))
     shake(policy)
-    policy.export(folder.parent / "adapter")
+    policy.save(folder.parent / "adapter")
     adapter = folder.parent / "adapter"
     poison(adapter / "value_head.safetensors", "weight")
     with pytest.raises(ModelError, match=r"value_head.safetensors: 1 of 32 numbers in the weight weight"):
@@ -302,7 +302,7 @@ def test_pad_token_without_an_embedding_row_is_refused(folder: Path) -> None:
 def test_saved_files_have_the_mode_that_the_umask_asks_for(tmp_path: Path, tokenizer: Any) -> None:
     old = os.umask(0o027)
     try:
-        make_policy(tiny_model(tokenizer), tokenizer).export(tmp_path / "model")
+        make_policy(tiny_model(tokenizer), tokenizer).save(tmp_path / "model")
     finally:
         os.umask(old)
     modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in (tmp_path / "model").iterdir()}

@@ -14,7 +14,7 @@ from hydralign.errors import ModelError
 from hydralign.models import load_policy, make_policy
 from hydralign.models.classifiers.training import wrap_classifier
 from hydralign.models.fixed import fixed_names
-from hydralign.models.student import Student
+from hydralign.models.forms.build import make_supervised_policy
 from hydralign.testing import tiny_model
 from hydralign.training.optimizer import make_optimizer
 from tests.conftest import FORMS
@@ -62,7 +62,7 @@ def test_weight_decay_leaves_what_is_declared_fixed(routed: str, tokenizer: Any)
         for name, parameter in model.named_parameters():
             if FIXED in name:
                 parameter.fill_(1.0)
-    student = Student(model, tokenizer, form=FullForm())
+    student = make_supervised_policy(model, tokenizer, form=FullForm())
     optimizer = make_optimizer(student.trained(), type="sgd", learning_rate=0.1, weight_decay=0.5)
     for parameter in student.trained().values():
         parameter.grad = torch.ones_like(parameter)

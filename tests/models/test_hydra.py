@@ -17,13 +17,14 @@ from hydralign.config.model import Form, HydraForm, LoraForm
 from hydralign.generation import sample
 from hydralign.methods.start_checks import check_start
 from hydralign.models import make_policy
+from hydralign.models.backbones.causal import CausalTrunkStates, lay_out
 from hydralign.models.backbones.slicing import layers_of
 from hydralign.models.folders.loading import prepare_model
 from hydralign.models.kernels.cache import RoomyCache
 from hydralign.rollout import collect
 from hydralign.testing import LengthReward, tiny_tokenizer
 from hydralign.types import Experience, Prompt, SamplingParams, TokenBatch
-from tests.conftest import shake
+from tests.conftest import cut_rows, shake, states_of
 from tests.models.test_policies import gradients, whole_model_logprobs
 from tests.models.test_slicing import FAMILIES, LAYERS, new_model
 
@@ -70,9 +71,9 @@ def collected(policy: Any, **plan: Any) -> Experience:
 
 def trunk_by_hand(policy: Any, rows: TokenBatch, row: int, top: int) -> Tensor:
     """What the whole model hands to its first unfrozen layer for this row alone, its last token included."""
-    ids_1T = rows.tokens_BT[row : row + 1, : int(rows.lengths_B[row])]
+    ids_1T = lay_out(rows)[row : row + 1, : int(rows.lengths_B[row])]
     with torch.no_grad():
-        return policy.whole.model(input_ids=ids_1T, output_hidden_states=True).hidden_states[LAYERS - top][0]
+        return policy.model(input_ids=ids_1T, output_hidden_states=True).hidden_states[LAYERS - top][0]
 
 
 @cache
@@ -87,7 +88,7 @@ def moved(family: str, form: str) -> tuple[Any, TokenBatch]:
     start, experience = at_start(family, form)
     policy = new_policy(family, form, start.tokenizer)
     shake(policy)
-    assert experience.rollout.rows.trunk_BTD is not None
+    assert experience.rollout.rows.trunk is not None
     return policy, experience.rollout.rows
 
 
@@ -108,17 +109,17 @@ def test_branch_says_what_the_moved_plain_model_says_of_each_row_alone(family: s
     with torch.no_grad():
         found_BR, by_hand_BR = policy.evaluate(rows).logprobs_BR, whole_model_logprobs(policy, rows)
     torch.testing.assert_close(found_BR, by_hand_BR, atol=1e-5, rtol=0)
-    assert (found_BR - policy.reference(rows)).abs().max() > 0.01
+    assert (found_BR - policy.reference_logprobs(rows)).abs().max() > 0.01
 
 
 @every_case
 def test_states_harvested_while_sampling_are_those_of_the_whole_model(family: str, form: str) -> None:
     policy, experience = at_start(family, form)
     rows = experience.rollout.rows
-    assert rows.trunk_BTD is not None
+    assert rows.trunk is not None
     for row, length in enumerate(rows.lengths_B.tolist()):
-        by_hand_TD = trunk_by_hand(policy, rows, row, len(layers_of(policy.causal.body)))
-        torch.testing.assert_close(rows.trunk_BTD[row, :length], by_hand_TD, atol=1e-5, rtol=0)
+        by_hand_TD = trunk_by_hand(policy, rows, row, len(layers_of(policy.branch.backbone.body)))
+        torch.testing.assert_close(states_of(rows)[row, :length], by_hand_TD, atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
@@ -128,11 +129,11 @@ def test_policy_and_reference_are_bit_equal_at_the_start(
 ) -> None:
     policy = new_policy(family, form, tokenizer, precision=precision)
     ids_BT = torch.randint(2, 300, (3, 40), generator=torch.Generator().manual_seed(4))
-    rows = TokenBatch(ids_BT, torch.tensor([5, 20, 11]), torch.tensor([35, 7, 20]), temperature=0.7, min_new_tokens=3)
+    rows = cut_rows(ids_BT, [5, 20, 11], [35, 7, 20], temperature=0.7, min_new_tokens=3)
     with torch.no_grad():
-        assert torch.equal(policy.evaluate(rows).logprobs_BR, policy.reference(rows))
+        assert torch.equal(policy.evaluate(rows).logprobs_BR, policy.reference_logprobs(rows))
         shake(policy)
-        assert not torch.equal(policy.evaluate(rows).logprobs_BR, policy.reference(rows))
+        assert not torch.equal(policy.evaluate(rows).logprobs_BR, policy.reference_logprobs(rows))
 
 
 @pytest.mark.parametrize("form", ["k2-values", "lora2"])
@@ -142,8 +143,8 @@ def test_in_bf16_the_start_passes_both_checks_and_states_take_half_the_room(
 ) -> None:
     policy = new_policy(family, form, tokenizer, precision="bf16")
     experience = collected(policy)
-    assert experience.rollout.rows.trunk_BTD is not None
-    assert experience.rollout.rows.trunk_BTD.dtype == torch.bfloat16
+    assert experience.rollout.rows.trunk is not None
+    assert states_of(experience.rollout.rows).dtype == torch.bfloat16
     check_start(policy, experience, fresh=True)
 
 
@@ -151,8 +152,8 @@ def test_in_bf16_the_start_passes_both_checks_and_states_take_half_the_room(
 def test_states_are_stored_as_told(states: Any, dtype: torch.dtype, tokenizer: Any) -> None:
     policy = new_policy("llama", HydraForm(unfrozen_layers=2, states=states), tokenizer, precision="bf16")
     rows = collected(policy).rollout.rows
-    assert rows.trunk_BTD is not None
-    assert rows.trunk_BTD.dtype == policy.trunk.states(rows).dtype == dtype
+    assert rows.trunk is not None
+    assert states_of(rows).dtype == policy.trunk.states(rows).dtype == dtype
 
 
 @pytest.mark.parametrize("decode_rows", [1, 4, 64])
@@ -161,15 +162,15 @@ def test_kept_states_take_no_more_room_than_the_rows(offload: bool, decode_rows:
     policy = new_policy("llama", HydraForm(unfrozen_layers=2, offload=offload), tokenizer)
     plan = replace(PLAN, max_new_tokens=32, decode_rows=decode_rows, seed=8)
     rows = sample(policy, some_prompts(10), plan).rows
-    assert rows.trunk_BTD is not None
-    assert rows.trunk_BTD.shape == (*rows.tokens_BT.shape, 32)
+    assert rows.trunk is not None
+    assert states_of(rows).shape == (*lay_out(rows).shape, 32)
     longest = int(rows.prompt_lengths_B.argmax())
     assert rows.lengths_B[longest] < rows.lengths_B.max() < 60  # a row of a later batch is the widest
-    assert rows.trunk_BTD.untyped_storage().nbytes() == rows.trunk_BTD.numel() * 4
+    assert states_of(rows).untyped_storage().nbytes() == states_of(rows).numel() * 4
     for row, length in enumerate(rows.lengths_B.tolist()):
         by_hand_TD = trunk_by_hand(policy, rows, row, 2)
-        torch.testing.assert_close(rows.trunk_BTD[row, :length], by_hand_TD, atol=1e-5, rtol=0)
-    assert not rows.trunk_BTD.isnan().any()
+        torch.testing.assert_close(states_of(rows)[row, :length], by_hand_TD, atol=1e-5, rtol=0)
+    assert not states_of(rows).isnan().any()
 
 
 def test_offloading_takes_states_to_the_cpu_and_else_they_stay(tokenizer: Any) -> None:
@@ -184,8 +185,8 @@ def test_offloaded_states_change_no_number(tokenizer: Any) -> None:
         collected(new_policy("mistral", HydraForm(unfrozen_layers=2, offload=offload), tokenizer))
         for offload in (True, False)
     )
-    assert on.rollout.rows.trunk_BTD is not None
-    assert on.rollout.rows.trunk_BTD.device.type == "cpu"
+    assert on.rollout.rows.trunk is not None
+    assert states_of(on.rollout.rows).device.type == "cpu"
     for name in ("old_logprobs_BR", "ref_logprobs_BR", "values_BR"):
         assert torch.equal(getattr(on, name), getattr(off, name))
 
@@ -210,14 +211,16 @@ def test_company_order_and_micro_batches_change_no_gradient_from_harvested_state
 @few_families
 def test_junk_in_the_padding_of_tokens_and_states_changes_nothing(family: str, form: str) -> None:
     policy, rows = moved(family, form)
-    padding_BT = torch.arange(rows.tokens_BT.shape[1]) >= rows.lengths_B[:, None]
-    assert rows.trunk_BTD is not None
+    padding_BT = torch.arange(lay_out(rows).shape[1]) >= rows.lengths_B[:, None]
+    assert rows.trunk is not None
     assert padding_BT.any()
-    junk = replace(
-        rows,
-        tokens_BT=rows.tokens_BT.masked_fill(padding_BT, 77),
-        trunk_BTD=rows.trunk_BTD.masked_fill(padding_BT[..., None], 5.0),
+    filled = states_of(rows).masked_fill(padding_BT[..., None], 5.0)
+    prompt_BQ, response_BR = (
+        tokens.masked_fill(torch.arange(tokens.shape[1]) >= lengths_B[:, None], 77)
+        for tokens, lengths_B in ((rows.prompt_BQ, rows.prompt_lengths_B), (rows.response_BR, rows.response_lengths_B))
     )
+    trunk = CausalTrunkStates(filled, rows.lengths_B)
+    junk = replace(rows, prompt_BQ=prompt_BQ, response_BR=response_BR, trunk=trunk)
     with torch.no_grad():
         for plain, other in zip(policy.evaluate(rows), policy.evaluate(junk), strict=True):
             torch.testing.assert_close(other, plain, atol=1e-5, rtol=0)
@@ -245,7 +248,7 @@ def test_rows_that_end_at_different_times_decode_as_each_would_alone(
     assert len(left) >= 2
     assert max(left) < 9
     alone = sample(policy, some_prompts(10), replace(PLAN, decode_rows=1))
-    assert torch.equal(whole.rows.tokens_BT, alone.rows.tokens_BT)
+    assert torch.equal(lay_out(whole.rows), lay_out(alone.rows))
     torch.testing.assert_close(whole.old_logprobs_BR, alone.old_logprobs_BR, atol=1e-5, rtol=0)
     torch.testing.assert_close(whole.values_BR, alone.values_BR, atol=1e-5, rtol=1e-5)
 
@@ -256,7 +259,7 @@ def test_trained_are_the_top_layers_with_the_final_norm_and_the_value_head(
     family: str, top: int, tokenizer: Any
 ) -> None:
     policy = new_policy(family, HydraForm(unfrozen_layers=top), tokenizer)
-    model, layers = policy.whole.model, {"gpt2": "transformer.h", "bloom": "transformer.h"}.get(family, "model.layers")
+    model, layers = policy.model, {"gpt2": "transformer.h", "bloom": "transformer.h"}.get(family, "model.layers")
     norm = {"gpt2": "transformer.ln_f", "bloom": "transformer.ln_f"}.get(family, "model.norm")
     wanted = [f"{layers}.{i}." for i in range(LAYERS - top, LAYERS)] + [f"{norm}."]
     expected = {name for name, _ in model.named_parameters() if name.startswith(tuple(wanted))}

@@ -22,9 +22,9 @@ from hydralign.models.classifiers.starting import load_start
 from hydralign.models.folders.loading import stop_ids_of
 from hydralign.models.folders.merged import adapter_of, load_tokenizer, load_whole
 from hydralign.models.folders.saving import load_value_head, save_value_head
+from hydralign.models.forms.build import load_supervised_policy
 from hydralign.models.heads.value import ValueHead
 from hydralign.models.policy import Policy
-from hydralign.models.student import load_student
 from hydralign.testing import tiny_model, tiny_tokenizer
 from hydralign.types import TokenBatch
 from tests.conftest import shake
@@ -90,7 +90,7 @@ def adapter(folder: Path) -> tuple[Path, Policy]:
     """An adapter that changes its base, in a folder, and the policy that wrote it."""
     policy = load_policy(str(folder), form=LoraForm(rank=2))
     shake(policy)
-    policy.export(folder.parent / "adapter")
+    policy.save(folder.parent / "adapter")
     return folder.parent / "adapter", policy
 
 
@@ -112,11 +112,11 @@ def test_adapter_folder_is_merged_into_its_base_in_the_other_forms(
         told, expected = policy.evaluate(rows), adapted.evaluate(rows)
     torch.testing.assert_close(told.logprobs_BR, expected.logprobs_BR, atol=1e-5, rtol=0)
     torch.testing.assert_close(told.values_BR, expected.values_BR, atol=1e-5, rtol=0)
-    assert torch.equal(policy.reference(rows), told.logprobs_BR)
+    assert torch.equal(policy.reference_logprobs(rows), told.logprobs_BR)
     bare = load_policy(str(folder), form=form)
     assert (told.logprobs_BR - bare.evaluate(rows).logprobs_BR).abs().max() > 1e-3
     assert policy.trained().keys() == bare.trained().keys()
-    policy.export(path.parent / "whole")
+    policy.save(path.parent / "whole")
     assert not (path.parent / "whole" / "adapter_config.json").exists()
     with torch.no_grad():
         again = load_policy(str(path.parent / "whole"), form=form).evaluate(rows)
@@ -127,7 +127,7 @@ def test_adapter_folder_is_merged_into_its_base_in_the_other_forms(
 @pytest.mark.filterwarnings("ignore:.*tie_word_embeddings:UserWarning", "ignore:fan_in_fan_out:UserWarning")
 def test_adapter_on_one_side_of_tied_weights_is_not_merged(target: str, folder: Path) -> None:
     path = folder.parent / "adapter"
-    load_policy(str(folder), form=LoraForm(rank=2, targets=(target,))).export(path)
+    load_policy(str(folder), form=LoraForm(rank=2, targets=(target,))).save(path)
     with pytest.raises(ModelError, match=f"adapts .*{target}, whose weight is tied"):
         load_policy(str(path))
 
@@ -139,7 +139,7 @@ def starts_with(adapter: Path, base: Path) -> dict[str, Callable[[], Any]]:
         "merged": lambda: load_policy(str(adapter)),
         "tokenizer": lambda: load_tokenizer(str(adapter)),
         **{name: partial(load_policy, str(base), form=form) for name, form in forms.items()},
-        **{f"student {name}": partial(load_student, str(base), form=form) for name, form in forms.items()},
+        **{f"student {name}": partial(load_supervised_policy, str(base), form=form) for name, form in forms.items()},
     }
 
 
@@ -192,7 +192,7 @@ def test_damaged_model_is_named(folder: Path) -> None:
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"n_embd": 64}))
     for _ in range(2):
-        for load in (load_model, load_student):
+        for load in (load_model, load_supervised_policy):
             with pytest.raises(ModelError, match="could not be loaded"):
                 load(str(folder))
         (folder / "config.json").write_text(json.dumps(config))
@@ -230,23 +230,23 @@ def test_tilde_in_a_path_is_read_as_the_same_folder(
     monkeypatch.setenv("HOME", str(folder.parent))
     load: Callable[..., Any] = load_policy
     policy = load("~/model", form=FullForm())
-    assert policy.causal.model.name_or_path == str(folder)
+    assert policy.model.name_or_path == str(folder)
     shake(policy)
-    policy.export(folder.parent / "whole")
-    assert torch.equal(load("~/whole").value_head.weight, policy.value_head.weight)
+    policy.save(folder.parent / "whole")
+    assert torch.equal(load("~/whole").critic.head.weight, policy.critic.head.weight)
     _, trained = adapter
     going_on = LoraForm(adapter="~/adapter")
     for path, form, same in (("~/adapter", FullForm(), FullForm()), ("~/model", going_on, LoraForm(rank=2))):
         start = load(path, form=form)
-        assert torch.equal(start.value_head.weight, trained.value_head.weight)
+        assert torch.equal(start.critic.head.weight, trained.critic.head.weight)
         assert start.trained().keys() == load_policy(str(folder), form=same).trained().keys()
-    student = load_student("~/model", form=going_on)
-    assert student.trained().keys() == load_student(str(folder), form=LoraForm(rank=2)).trained().keys()
+    student = load_supervised_policy("~/model", form=going_on)
+    assert student.trained().keys() == load_supervised_policy(str(folder), form=LoraForm(rank=2)).trained().keys()
     assert adapter_of("~/adapter") is not None
     assert not any("lora" in name for name, _ in load_whole("~/adapter")[0].named_parameters())
     with pytest.raises(ModelError, match="is an adapter, not a whole model"):
         load_policy("~/adapter", form=LoraForm(rank=2))
-    assert load_student("~/adapter", form=LoraForm(rank=2)).trained().keys() == student.trained().keys()
+    assert load_supervised_policy("~/adapter", form=LoraForm(rank=2)).trained().keys() == student.trained().keys()
 
 
 def test_adapters_own_tokenizer_comes_before_its_bases(adapter: tuple[Path, Policy], folder: Path) -> None:
@@ -285,7 +285,7 @@ def test_adapter_of_a_student_names_its_base_by_its_absolute_path(
     folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(folder.parent)
-    load_student(folder.name, form=LoraForm(rank=2)).export("adapter")
+    load_supervised_policy(folder.name, form=LoraForm(rank=2)).save("adapter")
     config = json.loads(Path("adapter/adapter_config.json").read_text(encoding="utf-8"))
     assert config["base_model_name_or_path"] == str(folder.resolve())
 
@@ -376,7 +376,7 @@ def test_generation_config_that_transformers_would_not_save_is_mended(tmp_path: 
     model = tiny_model(tokenizer)
     model.generation_config.temperature = 0.6
     model.generation_config.do_sample = False
-    make_policy(model, tokenizer).export(tmp_path / "model")
+    make_policy(model, tokenizer).save(tmp_path / "model")
     assert (tmp_path / "model/model.safetensors").exists()
 
 
@@ -388,4 +388,4 @@ def test_stop_tokens_that_the_model_cannot_say_are_left_out(tokenizer: Any) -> N
 
 def test_model_in_train_mode_is_prepared(tokenizer: Any) -> None:
     policy = make_policy(tiny_model(tokenizer).train(), tokenizer)
-    assert not any(module.training for module in policy.causal.model.modules())  # type: ignore[attr-defined]
+    assert not any(module.training for module in policy.model.modules())

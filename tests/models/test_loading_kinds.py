@@ -25,10 +25,10 @@ from hydralign.models.classifiers.training import wrap_classifier
 from hydralign.models.folders.from_scratch import make_classifier
 from hydralign.models.folders.loading import load_model, stop_ids_of
 from hydralign.models.folders.merged import load_whole
-from hydralign.models.student import load_student
+from hydralign.models.forms.build import load_supervised_policy
 from hydralign.testing import tiny_model
 
-LOADERS: tuple[Callable[[str], Any], ...] = (load_policy, load_student, load_whole)
+LOADERS: tuple[Callable[[str], Any], ...] = (load_policy, load_supervised_policy, load_whole)
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> str:
@@ -105,7 +105,7 @@ def test_generation_settings_that_would_not_be_saved_are_left_out_and_named(
     told = " ".join(capsys.readouterr().err.split())
     assert told.count("Left out") == bool(dropped)
     assert all(name in told for name in dropped)
-    policy.export(tmp_path / "after")
+    policy.save(tmp_path / "after")
     saved = json.loads((tmp_path / "after/generation_config.json").read_text())
     kept = settings.keys() - dropped - {"do_sample"}
     assert {name: saved.get(name) for name in kept} == {name: settings[name] for name in kept}
@@ -122,8 +122,8 @@ def test_damaged_generation_config_is_left_out_and_named(
     (folder / "generation_config.json").write_text(content)
     policy = load_policy(str(folder))
     assert "generation_config.json cannot be read" in " ".join(capsys.readouterr().err.split())
-    assert policy.causal.model.generation_config.eos_token_id == 0  # type: ignore[attr-defined]
-    policy.export(tmp_path / "after")
+    assert policy.model.generation_config.eos_token_id == 0
+    policy.save(tmp_path / "after")
     AutoModelForCausalLM.from_pretrained(tmp_path / "after")
 
 
@@ -132,11 +132,11 @@ def test_settings_of_generation_in_a_models_own_config_do_not_keep_it_from_being
 ) -> None:
     model = tiny_model(tokenizer)
     model.config.temperature = 0.5
-    make_policy(model, tokenizer).export(tmp_path / "policy")
+    make_policy(model, tokenizer).save(tmp_path / "policy")
     sizes: dict[str, Any] = {"family": "gpt2", "layers": 1, "width": 16, "heads": 2, "context": 32}
     classifier = make_classifier(tokenizer, **sizes, labels=("score",))
     classifier.config.num_beams = 4
-    wrap_classifier(classifier, tokenizer).export(tmp_path / "reward")
+    wrap_classifier(classifier, tokenizer).save(tmp_path / "reward")
     told = capsys.readouterr().err
     assert "temperature" in told
     assert "num_beams" in told

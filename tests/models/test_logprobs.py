@@ -12,12 +12,13 @@ from torch import Tensor, nn
 
 from hydralign.config.model import HydraForm
 from hydralign.methods.start_checks import check_start
-from hydralign.models.backbones.causal import CausalModel
-from hydralign.models.heads.token import OutputHead
+from hydralign.models.backbones.causal import CausalBackbone, lay_out
+from hydralign.models.branch import Branch
+from hydralign.models.heads.token import TokenHead
 from hydralign.models.kernels import logprobs
 from hydralign.models.kernels.tied_embedding import look_up
 from hydralign.types import TokenBatch
-from tests.conftest import shake
+from tests.conftest import cut_rows, shake
 from tests.models.test_hydra import collected, moved, new_policy
 from tests.models.test_policies import gradients
 from tests.models.test_slicing import new_model
@@ -40,7 +41,7 @@ def test_a_trained_head_gets_the_gradients_of_autograd(
     family: str, temperature: float, chunk: int | None, elements: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logprobs, "BLOCK_ELEMENTS", {"cpu": elements})
-    head = OutputHead(new_model(family, vocab_size=2500))
+    head = TokenHead(new_model(family, vocab_size=2500))
     head.softcap = head.softcap and 3.0  # small enough to bend these logits
     hidden_ND, targets_N, blocked_N = drawn()
     weights_N = torch.randn(2, 10, generator=torch.Generator().manual_seed(6))
@@ -64,7 +65,7 @@ def test_a_trained_head_gets_the_gradients_of_autograd(
 
 
 def test_a_target_that_is_a_blocked_stop_moves_its_own_logit_no_more_than_autograd_does() -> None:
-    head = OutputHead(new_model("gptj", vocab_size=2500))
+    head = TokenHead(new_model("gptj", vocab_size=2500))
     hidden_ND, targets_N, blocked_N = drawn()
     targets_N[0] = 7
     assert bool(blocked_N[0])
@@ -83,7 +84,7 @@ def test_a_target_that_is_a_blocked_stop_moves_its_own_logit_no_more_than_autogr
 
 def test_a_second_backward_through_what_was_overwritten_is_an_error() -> None:
     hidden_ND, targets_N, blocked_N = drawn()
-    head = OutputHead(new_model("gpt2", vocab_size=2500))
+    head = TokenHead(new_model("gpt2", vocab_size=2500))
     chosen_N, _ = logprobs.token_logprobs(
         hidden_ND, targets_N, blocked_N, head=head, temperature=1.0, stop_ids=(), entropy=False
     )
@@ -96,7 +97,7 @@ def test_a_second_backward_through_what_was_overwritten_is_an_error() -> None:
 
 
 def by_autograd(
-    head: OutputHead, hidden_ND: Tensor, targets_N: Tensor, blocked_N: Tensor, temperature: float, stops: list[int]
+    head: TokenHead, hidden_ND: Tensor, targets_N: Tensor, blocked_N: Tensor, temperature: float, stops: list[int]
 ) -> tuple[Tensor, Tensor]:
     """(logprobs_N, entropy_N) in fp64 from the definitions, blocked tokens left out of the sum."""
     linear = head.linear
@@ -117,20 +118,20 @@ def by_autograd(
 def test_gradients_formed_with_a_frozen_head_are_those_of_autograd(
     family: str, temperature: float, rows: int | None, blocks: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    head = OutputHead(new_model(family, vocab_size=2500).requires_grad_(False))
+    head = TokenHead(new_model(family, vocab_size=2500).requires_grad_(False))
     head.softcap = head.softcap and 3.0  # small enough to bend these logits
     scaled = {"gemma2": head.softcap == 3.0, "granite": head.scale == 0.25, "cohere": head.scale == 0.0625}
     assert scaled.get(family, (head.softcap, head.scale) == (None, 1.0))
     seen: list[range] = []
-    block = OutputHead.block
+    block = TokenHead.block
 
-    def watched(head: OutputHead, hidden_ND: Tensor, tokens: range) -> Tensor:
+    def watched(head: TokenHead, hidden_ND: Tensor, tokens: range) -> Tensor:
         seen.append(tokens)
         return block(head, hidden_ND, tokens)
 
     if blocks > 1:
         monkeypatch.setattr(logprobs, "BLOCK_ELEMENTS", {"cpu": 1})
-    monkeypatch.setattr(OutputHead, "block", watched)
+    monkeypatch.setattr(TokenHead, "block", watched)
     draw = torch.Generator().manual_seed(5)
     hidden_ND = torch.randn(10, 32, generator=draw) * 2
     targets_N, blocked_N = torch.randint(9, 1500, (10,), generator=draw), torch.arange(10) % 3 == 0
@@ -160,10 +161,10 @@ def test_a_frozen_and_a_trained_head_give_one_gradient_in_bf16_too(tokenizer: An
     policy = new_policy("mistral", "k2-values", tokenizer, precision="bf16")
     rows = collected(policy).rollout.rows
     shake(policy)
-    assert policy.causal.head.frozen
+    assert policy.branch.head.frozen
     formed = gradients(policy, rows, list(range(6)), 6)
-    policy.whole.model.get_output_embeddings().weight.requires_grad_(True)
-    assert not policy.causal.head.frozen
+    policy.model.get_output_embeddings().weight.requires_grad_(True)
+    assert not policy.branch.head.frozen
     stored = gradients(policy, rows, list(range(6)), 6)
     scale = max(g.abs().max().item() for g in stored.values())
     for name, gradient in formed.items():
@@ -175,7 +176,7 @@ def test_entropies_carry_a_gradient_only_when_asked() -> None:
     plain, asked = policy.evaluate(rows), policy.evaluate(rows, entropy_gradient=True)
     assert torch.equal(plain.entropy_BR, asked.entropy_BR)
     assert torch.equal(plain.logprobs_BR, asked.logprobs_BR)
-    parameter = policy.causal.body.norm.weight
+    parameter = policy.branch.backbone.body.norm.weight
     (gradient,) = torch.autograd.grad(asked.entropy_BR.sum(), parameter)
     assert gradient.abs().max() > 1e-3
     assert not plain.entropy_BR.requires_grad
@@ -187,7 +188,7 @@ def test_entropies_carry_a_gradient_only_when_asked() -> None:
 @pytest.mark.parametrize("states", [1, 3, 8, 32, 33])
 @pytest.mark.parametrize("family", ["llama", "gemma2", "granite"])
 def test_a_head_laid_out_for_few_states_gives_the_same_logits(family: str, states: int) -> None:
-    head = OutputHead(new_model(family, vocab_size=2500).requires_grad_(False))
+    head = TokenHead(new_model(family, vocab_size=2500).requires_grad_(False))
     hidden_ND = torch.randn(40, 1, 32, generator=torch.Generator().manual_seed(2))[:states, -1]
     with torch.no_grad():
         plain_NV = head(hidden_ND)
@@ -207,7 +208,7 @@ def test_only_frozen_heads_and_long_answers_are_laid_out(tokenizer: Any) -> None
     assert packed()
     assert not packed(new_tokens=31)
     assert not packed("bf16")
-    full = OutputHead(new_model("llama"))
+    full = TokenHead(new_model("llama"))
     full.pack()
     assert full._packed is None
 
@@ -233,15 +234,16 @@ def test_what_is_looked_up_gets_the_gradient_of_autograd(
     model = new_model(family)
     plain = copy.deepcopy(model)
     rows = some_rows()
-    causal = CausalModel(model, precision=precision)
+    branch = Branch(CausalBackbone(model, precision=precision))
     for _ in range(2):  # gradients of micro-batches add up
-        hidden_ND = causal.final_states(rows)
-        chosen_N, _ = causal.logprobs(hidden_ND, rows, (), entropy=False)
+        hidden_ND = branch.backbone.hidden(rows)
+        chosen_N, _ = branch.read_tokens(hidden_ND, rows, entropy=False)
         chosen_N.sum().backward()
-        with causal.autocast():
-            logits_BTV = plain(input_ids=rows.tokens_BT).logits.float()
-        row_N, _, column_N = rows.response_index
-        target_N1 = rows.tokens_BT[row_N, column_N][:, None]
+        with branch.backbone.autocast():
+            logits_BTV = plain(input_ids=lay_out(rows)).logits.float()
+        row_N, position_N = rows.response_index
+        column_N = rows.prompt_lengths_B[row_N] + position_N
+        target_N1 = lay_out(rows)[row_N, column_N][:, None]
         torch.log_softmax(logits_BTV, -1)[row_N, column_N - 1].gather(1, target_N1).sum().backward()
     allowed = 1e-4 if precision == "fp32" else 3e-2
     for (name, ours), theirs in zip(model.named_parameters(), plain.parameters(), strict=True):
@@ -253,7 +255,7 @@ def test_what_is_looked_up_gets_the_gradient_of_autograd(
 
 def some_rows() -> TokenBatch:
     ids_BT = torch.randint(2, 300, (3, 20), generator=torch.Generator().manual_seed(4))
-    return TokenBatch(ids_BT, torch.tensor([5, 12, 8]), torch.tensor([15, 7, 3]))
+    return cut_rows(ids_BT, [5, 12, 8], [15, 7, 3])
 
 
 def test_a_tied_embedding_alone_frozen_or_untied() -> None:
@@ -278,7 +280,7 @@ def test_a_tied_embedding_alone_frozen_or_untied() -> None:
 def test_tokens_that_a_model_rules_out_leave_numbers_finite(trained: bool) -> None:
     model = new_model("gptj", vocab_size=2500)
     bias = model.get_output_embeddings().bias
-    head = OutputHead(model.requires_grad_(trained))
+    head = TokenHead(model.requires_grad_(trained))
     hidden_ND, targets_N, blocked_N = drawn()
     settings: dict[str, Any] = {"head": head, "temperature": 0.7, "stop_ids": STOPS, "entropy_gradient": True}
     found = []

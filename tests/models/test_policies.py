@@ -13,12 +13,13 @@ import torch
 from hydralign.config.model import LoraForm
 from hydralign.errors import ModelError
 from hydralign.models import load_policy, make_policy
+from hydralign.models.backbones.causal import lay_out
 from hydralign.models.forms.lora import require_rank_fits
-from hydralign.models.heads.token import OutputHead
+from hydralign.models.heads.token import TokenHead
 from hydralign.models.policy import Policy
 from hydralign.testing import tiny_model, tiny_policy, tiny_tokenizer
 from hydralign.types import TokenBatch
-from tests.conftest import FORMS, make_rows, shake
+from tests.conftest import FORMS, shake, values_of
 
 
 def whole_model_logprobs(policy: Any, rows: TokenBatch) -> torch.Tensor:
@@ -26,8 +27,8 @@ def whole_model_logprobs(policy: Any, rows: TokenBatch) -> torch.Tensor:
     out_BR = torch.zeros(len(rows), rows.width)
     for row in range(len(rows)):
         q, r = int(rows.prompt_lengths_B[row]), int(rows.response_lengths_B[row])
-        ids = rows.tokens_BT[row, : q + r]
-        logits = policy.causal.model(input_ids=ids[None]).logits[0] / rows.temperature
+        ids = lay_out(rows)[row, : q + r]
+        logits = policy.model(input_ids=ids[None]).logits[0] / rows.temperature
         for t in range(r):
             scores = logits[q + t - 1].clone()
             if t < rows.min_new_tokens:
@@ -49,9 +50,9 @@ def test_logprobs_equal_those_of_each_row_alone_in_the_plain_model(
 
 
 def test_entropy_is_that_of_the_sampling_distribution(policy: Policy) -> None:
-    rows = make_rows([[5, 6]], [[7]], temperature=0.5)
+    rows = TokenBatch.of([[5, 6]], [[7]], temperature=0.5)
     with torch.no_grad():
-        logits = policy.causal.model(input_ids=torch.tensor([[5, 6]])).logits[0, -1]  # type: ignore[attr-defined]
+        logits = policy.model(input_ids=torch.tensor([[5, 6]])).logits[0, -1]
         p = torch.softmax(logits / 0.5, -1)
         expected = -(p * p.log()).sum()
         assert policy.evaluate(rows).entropy_BR.item() == pytest.approx(expected.item(), abs=1e-5)
@@ -67,31 +68,31 @@ def test_policy_and_reference_are_bit_equal_at_the_start(
     policy = tiny_policy(family=family, form=FORMS[form], precision=precision, tokenizer=tokenizer)
     rows = replace(rows, temperature=temperature)
     with torch.no_grad():
-        assert torch.equal(policy.evaluate(rows).logprobs_BR, policy.reference(rows))
+        assert torch.equal(policy.evaluate(rows).logprobs_BR, policy.reference_logprobs(rows))
 
 
 def test_reference_stays_where_it_was_when_the_policy_moves(policy: Policy, rows: TokenBatch) -> None:
-    start_BR = policy.reference(rows)
+    start_BR = policy.reference_logprobs(rows)
     shake(policy)
     with torch.no_grad():
         assert not torch.equal(policy.evaluate(rows).logprobs_BR, start_BR)
-    assert torch.equal(policy.reference(rows), start_BR)
+    assert torch.equal(policy.reference_logprobs(rows), start_BR)
 
 
 def test_pretrained_adapter_is_its_own_reference(tmp_path: Path, rows: TokenBatch, tokenizer: Any) -> None:
     first = tiny_policy(form=LoraForm(type="lora", rank=4), tokenizer=tokenizer)
-    bare_BR = first.reference(rows)
+    bare_BR = first.reference_logprobs(rows)
     shake(first)
     with torch.no_grad():
         trained_BR = first.evaluate(rows).logprobs_BR
-    first.export(tmp_path / "adapter")
+    first.save(tmp_path / "adapter")
     again = tiny_policy(form=LoraForm(type="lora", adapter=str(tmp_path / "adapter")), tokenizer=tokenizer)
     with torch.no_grad():
-        assert torch.equal(again.evaluate(rows).logprobs_BR, again.reference(rows))
-    torch.testing.assert_close(again.reference(rows), trained_BR, atol=1e-5, rtol=0)
-    assert (again.reference(rows) - bare_BR).abs().max() > 0.01
+        assert torch.equal(again.evaluate(rows).logprobs_BR, again.reference_logprobs(rows))
+    torch.testing.assert_close(again.reference_logprobs(rows), trained_BR, atol=1e-5, rtol=0)
+    assert (again.reference_logprobs(rows) - bare_BR).abs().max() > 0.01
     shake(again, seed=8)
-    torch.testing.assert_close(again.reference(rows), trained_BR, atol=1e-5, rtol=0)
+    torch.testing.assert_close(again.reference_logprobs(rows), trained_BR, atol=1e-5, rtol=0)
     assert {name for name in again.trained() if "reference" in name} == set()
 
 
@@ -104,7 +105,7 @@ def gradients(policy: Policy, rows: TokenBatch, order: list[int], micro: int) ->
         few = rows.select(part)
         evaluation = policy.evaluate(few)
         weights = weight_BR[part, : few.width] * few.mask_BR
-        ((evaluation.logprobs_BR + evaluation.values_BR) * weights).sum().backward()
+        ((evaluation.logprobs_BR + values_of(evaluation)) * weights).sum().backward()
     return {name: p.grad.clone() for name, p in policy.trained().items() if p.grad is not None}
 
 
@@ -121,23 +122,25 @@ def test_company_order_and_micro_batches_change_no_gradient(
 
 
 def test_what_stands_in_the_padding_changes_nothing(policy: Policy, rows: TokenBatch) -> None:
-    junk = rows.tokens_BT.clone()
-    for row in range(len(rows)):
-        junk[row, int(rows.prompt_lengths_B[row] + rows.response_lengths_B[row]) :] = 99
-    wide = torch.cat([junk, torch.full((len(rows), 5), 42)], dim=1)
+    prompt_BQ, response_BR = (
+        torch.cat([x, torch.full((len(rows), 5), 42)], dim=1) for x in (rows.prompt_BQ, rows.response_BR)
+    )
+    for row, (prompt, response) in enumerate(zip(rows.prompt_lengths_B, rows.response_lengths_B, strict=True)):
+        prompt_BQ[row, prompt:], response_BR[row, response:] = 99, 98
+    junk = replace(rows, prompt_BQ=prompt_BQ, response_BR=response_BR)
     with torch.no_grad():
-        for plain, other in zip(policy.evaluate(rows), policy.evaluate(replace(rows, tokens_BT=wide)), strict=True):
+        for plain, other in zip(policy.evaluate(rows), policy.evaluate(junk), strict=True):
             torch.testing.assert_close(other, plain, atol=1e-5, rtol=0)
 
 
 def test_values_start_at_zero_and_read_the_state_before_each_token(policy: Policy, rows: TokenBatch) -> None:
     with torch.no_grad():
-        assert policy.evaluate(rows).values_BR.abs().max() == 0
+        assert values_of(policy.evaluate(rows)).abs().max() == 0
         shake(policy)
-        values_BR = policy.evaluate(rows).values_BR
-        changed = rows.tokens_BT.clone()
-        changed[1, 1 + 2] = 77  # the third answer token of row 1
-        moved_R = (policy.evaluate(replace(rows, tokens_BT=changed)).values_BR - values_BR)[1].abs()
+        values_BR = values_of(policy.evaluate(rows))
+        changed = rows.response_BR.clone()
+        changed[1, 2] = 77  # the third answer token of row 1
+        moved_R = (values_of(policy.evaluate(replace(rows, response_BR=changed))) - values_BR)[1].abs()
     assert moved_R[:3].max() < 1e-6
     assert moved_R[3:].min() > 1e-6
 
@@ -150,9 +153,9 @@ def test_values_alone_are_those_of_evaluate_and_need_no_output_head(
     policy = tiny_policy(form=FORMS[form], precision=precision, tokenizer=tokenizer)
     shake(policy)
     with torch.no_grad():
-        expected_BR = policy.evaluate(rows).values_BR
-        monkeypatch.delattr(OutputHead, "block")
-        monkeypatch.delattr(OutputHead, "__call__")
+        expected_BR = values_of(policy.evaluate(rows))
+        monkeypatch.delattr(TokenHead, "block")
+        monkeypatch.delattr(TokenHead, "__call__")
         assert torch.equal(policy.read_values(rows), expected_BR)
     assert expected_BR.abs().max() > 1e-3
 
@@ -176,11 +179,11 @@ def test_saved_full_policy_loads_in_plain_transformers_with_equal_logits(
 
     policy = tiny_policy(family=family, tokenizer=tokenizer)
     shake(policy)
-    policy.export(tmp_path / "model")
+    policy.save(tmp_path / "model")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
     with torch.no_grad():
-        theirs = plain(input_ids=rows.tokens_BT).logits
-        ours = policy.causal.model(input_ids=rows.tokens_BT).logits  # type: ignore[attr-defined]
+        theirs = plain(input_ids=lay_out(rows)).logits
+        ours = policy.model(input_ids=lay_out(rows)).logits
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
     assert AutoTokenizer.from_pretrained(tmp_path / "model").pad_token_id == tokenizer.pad_token_id
     again = load_policy(str(tmp_path / "model"))
@@ -198,11 +201,11 @@ def test_saved_adapter_loads_in_plain_transformers_with_equal_logits(
     tokenizer.save_pretrained(base)
     policy = load_policy(str(base), form=LoraForm(type="lora", rank=4))
     shake(policy)
-    policy.export(tmp_path / "adapter")
+    policy.save(tmp_path / "adapter")
     plain = AutoModelForCausalLM.from_pretrained(tmp_path / "adapter").eval()
     with torch.no_grad():
-        theirs = plain(input_ids=rows.tokens_BT).logits
-        ours = policy.causal.model(input_ids=rows.tokens_BT).logits  # type: ignore[attr-defined]
+        theirs = plain(input_ids=lay_out(rows)).logits
+        ours = policy.model(input_ids=lay_out(rows)).logits
     torch.testing.assert_close(theirs, ours, atol=1e-5, rtol=0)
 
 
@@ -223,14 +226,14 @@ def test_chunks_of_the_head_change_neither_logprobs_nor_gradients(
 
 def test_logits_of_prompt_positions_never_exist(policy: Policy, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[int] = []
-    whole = OutputHead.block
+    whole = TokenHead.block
 
-    def counted(head: OutputHead, states: torch.Tensor, tokens: range) -> torch.Tensor:
+    def counted(head: TokenHead, states: torch.Tensor, tokens: range) -> torch.Tensor:
         seen.append(len(states))
         return whole(head, states, tokens)
 
-    monkeypatch.setattr(OutputHead, "block", counted)
-    rows = make_rows([list(range(5, 45)), [5, 6]], [[7, 8], [9]])
+    monkeypatch.setattr(TokenHead, "block", counted)
+    rows = TokenBatch.of([list(range(5, 45)), [5, 6]], [[7, 8], [9]])
     with torch.no_grad():
         policy.evaluate(rows)
     assert sum(seen) == 3
@@ -241,11 +244,11 @@ def test_pad_equal_to_eos_keeps_the_eos_in_the_mask(tokenizer: Any) -> None:
     tokenizer.pad_token = tokenizer.eos_token
     policy = make_policy(tiny_model(tokenizer), tokenizer)
     eos = tokenizer.eos_token_id
-    rows = make_rows([[5, 6], [7]], [[8, eos], [9, 10, eos]], pad=eos)
+    rows = TokenBatch.of([[5, 6], [7]], [[8, eos], [9, 10, eos]], pad_id=eos)
     evaluation = policy.evaluate(rows)
     assert rows.mask_BR.sum(-1).tolist() == [2, 3]
     evaluation.logprobs_BR[0, 1].backward()
-    head_gradient = policy.causal.model.transformer.wte.weight.grad[eos]  # type: ignore[attr-defined]
+    head_gradient = policy.model.transformer.wte.weight.grad[eos]
     assert head_gradient.abs().max() > 0
 
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 from hydralign.config.model import LoraForm
-from hydralign.models.backbones.causal import CausalModel
+from hydralign.models.backbones.causal import CausalBackbone
+from hydralign.models.branch import Branch
+from hydralign.models.forms.build import make_frozen_policy, make_supervised_policy
 from hydralign.models.kernels.logprobs import token_logprobs
-from hydralign.models.reader import Reader
-from hydralign.models.student import Student
 from hydralign.testing import tiny_model
 from hydralign.types import TokenBatch
 from tests.conftest import FAMILIES
@@ -22,16 +22,16 @@ from tests.models.test_slicing import new_model
 def test_reader_and_lora_student_load_in_bf16_and_read_nearly_what_fp32_reads(
     family: str, rows: TokenBatch, tokenizer: Any
 ) -> None:
-    exact = Reader(tiny_model(tokenizer, family=family), tokenizer)
-    rounded = Reader(tiny_model(tokenizer, family=family), tokenizer, precision="bf16")
+    exact = make_frozen_policy(tiny_model(tokenizer, family=family), tokenizer)
+    rounded = make_frozen_policy(tiny_model(tokenizer, family=family), tokenizer, precision="bf16")
     form = LoraForm(rank=2)
-    learner = Student(tiny_model(tokenizer, family=family), tokenizer, form=form, precision="bf16")
-    for model in (rounded.causal.model, learner.causal.model):
+    learner = make_supervised_policy(tiny_model(tokenizer, family=family), tokenizer, form=form, precision="bf16")
+    for model in (rounded.model, learner.model):
         assert torch.bfloat16 in {p.dtype for p in model.parameters()}
     with torch.no_grad():
-        wanted_BR = exact.reference(rows)
-        for causal in (rounded.causal, learner.causal):
-            gap_BR = (causal.reference(rows, exact.stop_ids) - wanted_BR).abs()
+        wanted_BR = exact.reference_logprobs(rows)
+        for policy in (rounded, learner):
+            gap_BR = (policy.branch.logprobs(rows) - wanted_BR).abs()
             assert 0 < gap_BR.max() < 0.3
 
 
@@ -39,13 +39,13 @@ def test_reader_and_lora_student_load_in_bf16_and_read_nearly_what_fp32_reads(
 @pytest.mark.parametrize("family", ["mistral", "gemma2"])
 def test_entropies_of_bf16_logits_are_those_that_fp64_gives(family: str, trained: bool) -> None:
     model = new_model(family).requires_grad_(trained)
-    causal = CausalModel(model, precision="bf16")
+    branch = Branch(CausalBackbone(model, precision="bf16"))
     hidden_ND = torch.randn(40, 32, generator=torch.Generator().manual_seed(2), requires_grad=True)
     targets_N, blocked_N = torch.arange(40), torch.zeros(40, dtype=torch.bool)
-    with causal.autocast():
-        logits_NV = causal.head(hidden_ND).detach()
+    with branch.backbone.autocast():
+        logits_NV = branch.head(hidden_ND).detach()
         chosen_N, entropy_N = token_logprobs(
-            hidden_ND, targets_N, blocked_N, head=causal.head, temperature=0.8, stop_ids=()
+            hidden_ND, targets_N, blocked_N, head=branch.head, temperature=0.8, stop_ids=()
         )
     exact_NV = torch.log_softmax(logits_NV.double() / 0.8, -1)
     assert torch.equal(logits_NV.bfloat16().float(), logits_NV) == (family == "mistral")

@@ -16,14 +16,14 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from hydralign.errors import ModelError
 from hydralign.models import make_policy
-from hydralign.models.backbones.causal import CausalModel
+from hydralign.models.backbones.causal import CausalBackbone
 from hydralign.models.backbones.decoding import check_decoding
+from hydralign.models.branch import Branch, check_readout
 from hydralign.models.classifiers.training import wrap_classifier
 from hydralign.models.folders.from_scratch import make_classifier
 from hydralign.models.folders.loading import prepare_model
+from hydralign.models.forms.build import make_frozen_policy, make_supervised_policy
 from hydralign.models.kernels.cache import RoomyCache
-from hydralign.models.reader import Reader
-from hydralign.models.student import Student
 from hydralign.models.versions import cache_argument
 from hydralign.testing import tiny_model
 from tests.conftest import FORMS
@@ -59,10 +59,10 @@ def test_layers_with_a_state_of_their_own_are_refused_before_sampling_and_not_fo
     family: str, tokenizer: Any
 ) -> None:
     model = new_model(family, tokenizer, **RECURRENT[family])
-    Student(model, tokenizer)
+    make_supervised_policy(model, tokenizer)
     reason = rf"{type(model).__name__}.* with a key-value cache .*keys and values"
     policies: list[Any] = [partial(make_policy, form=form) for form in FORMS.values()]
-    for sampled in (*policies, Reader):
+    for sampled in (*policies, make_frozen_policy):
         with pytest.raises(ModelError, match=reason) as error:
             sampled(model, tokenizer)
         assert "sft can train this one" in str(error.value)
@@ -74,7 +74,7 @@ def test_decoding_that_forgets_padding_or_who_left_is_noticed(
     family: str, part: str, tokenizer: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = tiny_model(tokenizer, family=family)
-    check_decoding(CausalModel(model))
+    check_decoding(Branch(CausalBackbone(model)))
     if part == "mask":
         forward = model.base_model.forward
         monkeypatch.setattr(
@@ -86,7 +86,7 @@ def test_decoding_that_forgets_padding_or_who_left_is_noticed(
             RoomyCache, "batch_select_indices", lambda cache, rows: select(cache, torch.arange(len(rows)))
         )
     with pytest.raises(ModelError, match=r"differ from those of a plain pass by \d"):
-        check_decoding(CausalModel(model))
+        check_decoding(Branch(CausalBackbone(model)))
 
 
 def test_states_that_turn_into_no_numbers_while_decoding_are_noticed(
@@ -103,14 +103,14 @@ def test_states_that_turn_into_no_numbers_while_decoding_are_noticed(
 
     monkeypatch.setattr(model.base_model, "forward", poisoned)
     with pytest.raises(ModelError, match="differ from those of a plain pass by nan"):
-        check_decoding(CausalModel(model))
+        check_decoding(Branch(CausalBackbone(model)))
 
 
 def test_a_body_without_final_states_is_refused_by_name(tokenizer: Any) -> None:
     experts = {"num_local_experts": 2, "num_experts_per_tok": 1, "intermediate_size_mlp": 64}
     model = new_model("llama4_text", tokenizer, **GROUPED, **experts)
     assert model.base_model is model
-    for read in (make_policy, Student):
+    for read in (make_policy, make_frozen_policy):
         with pytest.raises(ModelError, match=r"Llama4ForCausalLM cannot be read as a body .*no .*last_hidden_state"):
             read(model, tokenizer)
 
@@ -121,11 +121,11 @@ def test_memory_that_runs_out_in_a_check_is_no_fault_of_the_architecture(
     def full(*_: Any, **__: Any) -> Tensor:
         raise torch.OutOfMemoryError("CUDA out of memory.")
 
-    monkeypatch.setattr(CausalModel, "embed", full)
-    causal = CausalModel(tiny_model(tokenizer))
-    for check in (causal.check_readout, lambda: check_decoding(causal)):
+    monkeypatch.setattr(CausalBackbone, "embed", full)
+    branch = Branch(CausalBackbone(tiny_model(tokenizer)))
+    for check in (check_readout, check_decoding):
         with pytest.raises(torch.OutOfMemoryError):
-            check()
+            check(branch)
 
 
 class _Renamed:
@@ -177,9 +177,9 @@ def test_refused_architecture_is_told_which_others_can_be_used(case: str, tokeni
     change, reason = REFUSED[case]
     model = tiny_model(tokenizer, family="llama")
     change(model)
-    causal = CausalModel(model)
+    branch = Branch(CausalBackbone(model))
     with pytest.raises(ModelError, match=rf"{reason}.* such as gpt2, llama, mistral"):
-        causal.check_readout()
+        check_readout(branch)
 
 
 def test_classifier_of_an_unknown_build_is_refused_with_a_way_out(tokenizer: Any) -> None:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hydralign.models.backbones.causal import CausalModel
+from hydralign.models.backbones.causal import CausalBackbone
 from hydralign.models.backbones.slicing import layers_of
 from hydralign.models.kernels.response_only import last_position_wise
 from hydralign.testing import tiny_model
@@ -17,11 +17,11 @@ from hydralign.types import TokenBatch
 from tests.models.test_slicing import FAMILIES, new_model
 
 
-def final_states(causal: CausalModel, rows: TokenBatch) -> tuple[Tensor, Tensor]:
+def final_states(backbone: CausalBackbone, rows: TokenBatch) -> tuple[Tensor, Tensor]:
     """hidden_ND as they are read, and by a plain pass."""
-    row_N, _, column_N = rows.response_index
+    row_N, position_N = rows.response_index
     with torch.no_grad():
-        return causal.final_states(rows), causal.states(rows)[row_N, column_N - 1]
+        return backbone.hidden(rows), backbone.states(rows)[row_N, rows.prompt_lengths_B[row_N] + position_N - 1]
 
 
 def mixing(layer: nn.Module) -> None:
@@ -43,20 +43,20 @@ def test_parts_whose_other_positions_are_seen_above_are_left_out(
     family: str, precision: str, rows: TokenBatch, tokenizer: Any
 ) -> None:
     model = tiny_model(tokenizer, family=family)
-    assert len(CausalModel(model, precision=precision).last_position_wise) == 2
+    assert len(CausalBackbone(model, precision=precision).last_position_wise) == 2
     mixing(layers_of(model.base_model)[-1])
-    causal = CausalModel(model, precision=precision)
-    assert causal.last_position_wise == []
-    with causal.autocast():
-        assert torch.equal(*final_states(causal, rows))
+    backbone = CausalBackbone(model, precision=precision)
+    assert backbone.last_position_wise == []
+    with backbone.autocast():
+        assert torch.equal(*final_states(backbone, rows))
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_found_by_name_is_also_used(family: str, precision: str) -> None:
-    causal = CausalModel(new_model(family), precision=precision)
-    assert causal.last_position_wise == last_position_wise(causal.body)
-    assert len(causal.last_position_wise) == (0 if family == "opt" else 2)
+    backbone = CausalBackbone(new_model(family), precision=precision)
+    assert backbone.last_position_wise == last_position_wise(backbone.body)
+    assert len(backbone.last_position_wise) == (0 if family == "opt" else 2)
 
 
 def test_of_two_matrices_that_might_end_the_attention_none_is_taken(rows: TokenBatch, tokenizer: Any) -> None:
@@ -66,7 +66,7 @@ def test_of_two_matrices_that_might_end_the_attention_none_is_taken(rows: TokenB
     assert last_position_wise(model.base_model) == [layer.mlp, attention.o_proj]
     attention.dense = nn.Linear(32, 32)
     assert last_position_wise(model.base_model) == [layer.mlp]
-    torch.testing.assert_close(*final_states(CausalModel(model), rows), atol=1e-5, rtol=0)
+    torch.testing.assert_close(*final_states(CausalBackbone(model), rows), atol=1e-5, rtol=0)
 
 
 def test_a_body_without_a_single_list_of_layers_has_no_such_parts(tokenizer: Any) -> None:

@@ -17,12 +17,10 @@ from hydralign.models import make_policy
 from hydralign.models.backbones.rope import rope_limit
 from hydralign.models.classifiers.loading import longest_text
 from hydralign.models.folders.loading import context_of
-from hydralign.models.reader import Reader
-from hydralign.models.student import Student
+from hydralign.models.forms.build import make_frozen_policy, make_supervised_policy
 from hydralign.rewards.reward_model import RewardModel
 from hydralign.testing import tiny_prompts
-from hydralign.types import SamplingParams
-from tests.conftest import make_rows
+from hydralign.types import SamplingParams, TokenBatch
 from tests.models.test_slicing import SIZES
 
 LONG = {"rope_type": "longrope", "short_factor": [1.0] * 8, "long_factor": [9.0] * 8, "factor": 4.0}
@@ -84,15 +82,18 @@ def test_policy_refuses_rows_and_answers_beyond_the_limit(form: str, tokenizer: 
     check_context(policy, prompts, SamplingParams(max_new_tokens=16 - longest))
     with pytest.raises(ConfigError, match=r"context holds 16: beyond 16 tokens its rotary positions .*max_new_tokens"):
         check_context(policy, prompts, SamplingParams(max_new_tokens=17 - longest))
-    short, long = make_rows([[5, 6, 7]], [[8, 9]]), make_rows([[5, 6, 7]], [[8] * 14])
+    short, long = TokenBatch.of([[5, 6, 7]], [[8, 9]]), TokenBatch.of([[5, 6, 7]], [[8] * 14])
     assert policy.evaluate(short).logprobs_BR.isfinite().all()
-    for read in (policy.evaluate, policy.reference):
+    for read in (policy.evaluate, policy.reference_logprobs):
         with pytest.raises(ModelError, match="reads at most 16: beyond 16 tokens"):
             read(long)
 
 
 def test_reader_and_student_stop_at_the_limit(tokenizer: Any) -> None:
-    reader, student = Reader(model_of("phi3"), tokenizer), Student(model_of("phi3"), tokenizer)
+    reader, student = (
+        make_frozen_policy(model_of("phi3"), tokenizer),
+        make_supervised_policy(model_of("phi3"), tokenizer),
+    )
     assert reader.context == 16
     assert max_tokens_of(SFTConfig(), student) == 16
     with pytest.raises(DataError, match=r"max_tokens=17 .* rotary positions .* Set sft.max_tokens to 16 or less"):

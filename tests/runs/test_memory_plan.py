@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
-from hydralign.models.backbones.causal import CausalModel
+from hydralign.models.backbones.causal import CausalBackbone
 from hydralign.models.backbones.slicing import layers_of
-from hydralign.models.forms.build import whole_model
+from hydralign.models.branch import Branch
 from hydralign.models.sizes import LayerSize, ModelSizes, Saved, sizes_of
 from hydralign.runs.memory_plan import (
     MB,
@@ -85,17 +85,17 @@ def test_head_of_its_own_is_counted_once_per_language_model() -> None:
 def test_counted_weights_are_those_of_the_policy(name: str, family: str, precision: str, tokenizer: Any) -> None:
     form = FORMS[name]
     policy = tiny_policy(family=family, form=form, precision=precision, tokenizer=tokenizer)
-    sizes = sizes_of(whole_model(policy), columns=8, answer=4)
-    own = Stored.of(policy.trained().values(), policy.fixed())
+    sizes = sizes_of(policy.whole, columns=8, answer=4)
+    own = Stored.of(policy.trained().values(), policy.frozen())
     assert stored_by(sizes, form, precision) == own
-    plain = CausalModel(tiny_model(tokenizer, family=family), precision=precision)
+    plain = Branch(CausalBackbone(tiny_model(tokenizer, family=family), precision=precision))
     assert sizes_of(plain, columns=8, answer=4) == sizes
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_saved_bytes_are_what_autograd_keeps_of_a_whole_model(family: str, tokenizer: Any) -> None:
     model = tiny_model(tokenizer, family=family, layers=4)
-    sizes = sizes_of(CausalModel(model), columns=16, answer=8)
+    sizes = sizes_of(Branch(CausalBackbone(model)), columns=16, answer=8)
     seen: dict[int, torch.Tensor] = {}
     own = {p.untyped_storage().data_ptr() for p in model.parameters()}
     with torch.autograd.graph.saved_tensors_hooks(
@@ -106,7 +106,7 @@ def test_saved_bytes_are_what_autograd_keeps_of_a_whole_model(family: str, token
     assert kept == pytest.approx(3 * 16 * 4 * sizes.trained.per_token, rel=0.1)
     assert sizes.frozen.per_token < sizes.trained.per_token
     assert sizes.trained.last < sizes.trained.per_token
-    whole = sizes_of(CausalModel(model), columns=16, answer=16)
+    whole = sizes_of(Branch(CausalBackbone(model)), columns=16, answer=16)
     assert whole.trained.last == whole.trained.per_token == sizes.trained.per_token
     # Rotary angles depend on the columns alone.
     assert sizes.trained.per_layer == sizes.frozen.per_layer == (0 if family == "gpt2" else 2 * 16 * 16 * 4)
@@ -115,26 +115,29 @@ def test_saved_bytes_are_what_autograd_keeps_of_a_whole_model(family: str, token
 @pytest.mark.parametrize("family", FAMILIES)
 def test_bf16_copies_of_trained_weights_are_saved_once_per_layer(family: str, tokenizer: Any) -> None:
     policy = tiny_policy(family=family, tokenizer=tokenizer)
-    sizes = sizes_of(CausalModel(whole_model(policy).model, precision="bf16"), columns=16, answer=8)
-    layer = layers_of(whole_model(policy).body)[0]
+    sizes = sizes_of(Branch(CausalBackbone(policy.model, precision="bf16")), columns=16, answer=8)
+    layer = layers_of(policy.whole.backbone.body)[0]
     weights = sum(p.numel() for p in layer.parameters() if p.dim() == 2)
     assert sizes.trained.per_layer - sizes.frozen.per_layer == 2 * weights
 
 
 def test_cache_holds_keys_and_values_of_every_layer(tokenizer: Any) -> None:
-    sizes = sizes_of(CausalModel(tiny_model(tokenizer)), columns=8, answer=4)
+    sizes = sizes_of(Branch(CausalBackbone(tiny_model(tokenizer))), columns=8, answer=4)
     assert sizes.cached == 2 * 32 * 4
     assert plan(HydraForm(unfrozen_layers=1), sizes=sizes).kv_cache == 8 * 10 * 2 * sizes.cached
-    assert sizes_of(CausalModel(tiny_model(tokenizer), precision="bf16"), columns=8, answer=4).cached == 2 * 32 * 2
+    assert (
+        sizes_of(Branch(CausalBackbone(tiny_model(tokenizer), precision="bf16")), columns=8, answer=4).cached
+        == 2 * 32 * 2
+    )
 
 
 def test_measuring_leaves_the_model_as_it_was(tokenizer: Any) -> None:
     policy = tiny_policy(form=HydraForm(unfrozen_layers=1), tokenizer=tokenizer)
     before = {name: p.detach().clone() for name, p in policy.trained().items()}
-    learns = [p.requires_grad for p in whole_model(policy).model.parameters()]
-    sizes_of(whole_model(policy), columns=8, answer=4)
+    learns = [p.requires_grad for p in policy.model.parameters()]
+    sizes_of(policy.whole, columns=8, answer=4)
     assert all(torch.equal(p, before[name]) for name, p in policy.trained().items())
-    assert [p.requires_grad for p in whole_model(policy).model.parameters()] == learns
+    assert [p.requires_grad for p in policy.model.parameters()] == learns
     assert all(p.grad is None for p in policy.trained().values())
 
 

@@ -17,7 +17,7 @@ from hydralign.config.reward import Labels
 from hydralign.distributed import SINGLE_PROCESS
 from hydralign.errors import ModelError
 from hydralign.methods.reward import Labelled, Pair, outputs_of
-from hydralign.models.student import load_student
+from hydralign.models.forms.build import load_supervised_policy
 from hydralign.rewards import encode
 from hydralign.runs.reward import Loaded, calibrated, load_parts
 from hydralign.testing import tiny_model, tiny_tokenizer
@@ -114,7 +114,7 @@ def test_temperature_at_the_end_of_its_search_is_told(
 def test_tokens_are_counted_for_an_adapter_without_a_tokenizer_as_for_its_base(tmp_path: Path, tokenizer: Any) -> None:
     tiny_model(tokenizer).save_pretrained(tmp_path / "model")
     tokenizer.save_pretrained(tmp_path / "model")
-    load_student(str(tmp_path / "model"), form=LoraForm(rank=2)).export(tmp_path / "adapter")
+    load_supervised_policy(str(tmp_path / "model"), form=LoraForm(rank=2)).save(tmp_path / "adapter")
     for file in (tmp_path / "adapter").glob("token*"):
         file.unlink()
     source: dict[str, Any] = {"source": str(tmp_path / "rows.jsonl"), "filter": {"max_tokens": 20}}

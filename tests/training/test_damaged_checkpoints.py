@@ -5,7 +5,8 @@ from __future__ import annotations
 import errno
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,19 @@ import torch
 from safetensors import SafetensorError
 
 from hydralign.errors import RunFolderError, StorageError
-from hydralign.methods.ppo_state import PPOState, read_ppo_state, save_checkpoint
+from hydralign.methods.ppo_state import PPOState, read_ppo_state
 from hydralign.tracking import JsonLines
 from hydralign.training import checkpoints as state
-from hydralign.training.checkpoints import checkpoints, resume, telling_what_stands
+from hydralign.training.checkpoints import checkpoints, resume, telling_what_stands, whole_number, write_checkpoint
+
+
+def save_checkpoint(folder: Path, step: int, trained: Any, optimizer: Any, *, metrics_position: int, keep: int) -> None:
+    about = {**asdict(PPOState()), "step": step, "bad_steps": 0, "metrics_position": metrics_position}
+    write_checkpoint(folder, step, about, trained, optimizer, keep=keep)
+
+
+def read_state(about: Mapping[str, Any]) -> tuple[int, int, PPOState]:
+    return whole_number(about["step"]), whole_number(about["bad_steps"]), read_ppo_state(about)
 
 
 def written(folder: Path, steps: tuple[int, ...] = (2, 4), *, keep: int = 9) -> tuple[Any, Any]:
@@ -29,7 +39,7 @@ def written(folder: Path, steps: tuple[int, ...] = (2, 4), *, keep: int = 9) -> 
         optimizer.step()
         with torch.no_grad():
             weight.fill_(step)
-        save_checkpoint(folder, PPOState(step=step), {"w": weight}, optimizer, metrics_position=step * 10, keep=keep)
+        save_checkpoint(folder, step, {"w": weight}, optimizer, metrics_position=step * 10, keep=keep)
     fresh = torch.nn.Parameter(torch.zeros(3))
     return {"w": fresh}, torch.optim.AdamW([fresh], lr=0.0)
 
@@ -41,7 +51,7 @@ def cut(name: str, size: int) -> Callable[[Path], None]:
     return change
 
 
-def describe_error(**values: Any) -> Callable[[Path], None]:
+def stating(**values: Any) -> Callable[[Path], None]:
     def change(path: Path) -> None:
         stored = json.loads((path / "state.json").read_text())
         (path / "state.json").write_text(json.dumps(stored | values))
@@ -70,12 +80,12 @@ DAMAGE: dict[str, Callable[[Path], None]] = {
     "state is zeros": replaced(b"\0" * 99),
     "state is a list": replaced(b"[1]"),
     "state gone": lambda path: (path / "state.json").unlink(),
-    "step is text": describe_error(step="4"),
-    "step of another": describe_error(step=3),
-    "moments are null": describe_error(moments=None),
-    "position is true": describe_error(metrics_position=True),
-    "coefficient is NaN": describe_error(kl_coefficient=float("nan")),
-    "environment is text": describe_error(environment="cpu"),
+    "step is text": stating(step="4"),
+    "step of another": stating(step=3),
+    "moments are null": stating(moments=None),
+    "position is true": stating(metrics_position=True),
+    "coefficient is NaN": stating(kl_coefficient=float("nan")),
+    "environment is text": stating(environment="cpu"),
     "empty folder": emptied,
 }
 
@@ -86,15 +96,15 @@ def test_damaged_checkpoint_is_said_and_the_one_before_it_taken(
 ) -> None:
     trained, optimizer = written(tmp_path)
     damage(tmp_path / "step-4")
-    resumed = resume(tmp_path, trained, optimizer, read_ppo_state)
+    resumed = resume(tmp_path, trained, optimizer, read_state)
     assert resumed is not None
-    assert (resumed.state.step, resumed.metrics_position, trained["w"].tolist()) == (2, 20, [2.0, 2.0, 2.0])
+    assert (resumed.state[0], resumed.metrics_position, trained["w"].tolist()) == (2, 20, [2.0, 2.0, 2.0])
     assert optimizer.state[trained["w"]]["step"] == 1
     shown = capsys.readouterr().err
     assert "step-4 is damaged" in shown
     assert "Resuming from step-2." in shown
     # It is out of the way of the checkpoints to come, which would be deleted as older ones.
-    save_checkpoint(tmp_path, PPOState(step=3), trained, optimizer, metrics_position=0, keep=1)
+    save_checkpoint(tmp_path, 3, trained, optimizer, metrics_position=0, keep=1)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["damaged-step-4", "step-3"]
 
 
@@ -103,9 +113,9 @@ def test_run_without_any_whole_checkpoint_is_told_what_to_do(tmp_path: Path) -> 
     for step in (2, 4):
         cut("state.json", 9)(tmp_path / f"step-{step}")
     with pytest.raises(RunFolderError, match="No checkpoint in .* can be read(.|\n)*step-4: state.json(.|\n)*delete"):
-        resume(tmp_path, trained, optimizer, read_ppo_state)
+        resume(tmp_path, trained, optimizer, read_state)
     assert trained["w"].tolist() == [0.0, 0.0, 0.0]
-    assert resume(tmp_path / "none", trained, optimizer, read_ppo_state) is None
+    assert resume(tmp_path / "none", trained, optimizer, read_state) is None
 
 
 def test_half_deleted_checkpoint_does_not_count_and_goes_with_the_next(tmp_path: Path) -> None:
@@ -113,7 +123,7 @@ def test_half_deleted_checkpoint_does_not_count_and_goes_with_the_next(tmp_path:
     (tmp_path / "step-2" / "trained.safetensors").unlink()
     (tmp_path / ".step-1.deleted").mkdir()
     assert [path.name for path in checkpoints(tmp_path)] == ["step-4", "step-6"]
-    save_checkpoint(tmp_path, PPOState(step=8), trained, optimizer, metrics_position=0, keep=2)
+    save_checkpoint(tmp_path, 8, trained, optimizer, metrics_position=0, keep=2)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-6", "step-8"]
 
 
@@ -136,7 +146,7 @@ def test_full_disk_names_the_folder_and_the_checkpoint_that_stands(
 
     monkeypatch.setattr(state, "save_file", fail)
     with pytest.raises(StorageError) as met, telling_what_stands(tmp_path):
-        save_checkpoint(tmp_path, PPOState(step=6), trained, optimizer, metrics_position=0, keep=1)
+        save_checkpoint(tmp_path, 6, trained, optimizer, metrics_position=0, keep=1)
     for words in (f"The disk that holds {tmp_path} is full", "step-6", f"newest checkpoint is {tmp_path / 'step-4'}"):
         assert words in str(met.value)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-2", "step-4"]

@@ -11,7 +11,7 @@ import math
 
 from torch import Tensor
 
-from hydralign.algorithms.masked import kept
+from hydralign.algorithms.masked import zero_masked
 from hydralign.errors import NonFiniteError
 
 LOG_RATIO_LIMIT = 20.0
@@ -26,7 +26,7 @@ def k1(policy_logprobs_BR: Tensor, ref_logprobs_BR: Tensor, mask_BR: Tensor | No
     """
     if mask_BR is None:
         return policy_logprobs_BR - ref_logprobs_BR
-    return kept(policy_logprobs_BR, mask_BR) - kept(ref_logprobs_BR, mask_BR)
+    return zero_masked(policy_logprobs_BR, mask_BR) - zero_masked(ref_logprobs_BR, mask_BR)
 
 
 def gap_name(*, truncated: bool) -> str:

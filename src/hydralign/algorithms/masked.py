@@ -19,7 +19,7 @@ Average = Literal["token", "sequence"]
 _EPSILON = 1e-8
 
 
-def kept(x_BR: Tensor, mask_BR: Tensor) -> Tensor:
+def zero_masked(x_BR: Tensor, mask_BR: Tensor) -> Tensor:
     """`x_BR` where the mask is True, 0 elsewhere.
 
     A selection, not a product: NaN · 0 is NaN, in the forward pass and in the gradient.
@@ -28,12 +28,12 @@ def kept(x_BR: Tensor, mask_BR: Tensor) -> Tensor:
 
 
 def masked_sum(x_BR: Tensor, mask_BR: Tensor) -> Tensor:
-    """Sum of the kept entries."""
-    return kept(x_BR, mask_BR).sum()
+    """Sum of the unmasked entries."""
+    return zero_masked(x_BR, mask_BR).sum()
 
 
 def masked_mean(x_BR: Tensor, mask_BR: Tensor, count: float | Tensor | None = None) -> Tensor:
-    """Sum of the kept entries ÷ `count`, by default the number of kept entries in this mask.
+    """Sum of the unmasked entries ÷ `count`, by default the number of kept entries in this mask.
 
     Give `count` to average over more than this tensor (one optimizer step over all micro-batches and processes).
     A count below 1 divides by 1, so the mean of nothing is 0.
@@ -53,7 +53,7 @@ def aggregate(per_token_BR: Tensor, mask_BR: Tensor, *, average: Average, count:
     if average == "token":
         return masked_mean(per_token_BR, mask_BR, count)
     if average == "sequence":
-        row_means_B = kept(per_token_BR, mask_BR).sum(-1) / _at_least_one(mask_BR.sum(-1))
+        row_means_B = zero_masked(per_token_BR, mask_BR).sum(-1) / _at_least_one(mask_BR.sum(-1))
         return row_means_B.sum() / _at_least_one(count)
     raise ConfigError(
         f"average={average!r} is no way to average a loss: it names no denominator. Use 'token' or 'sequence'."
@@ -61,12 +61,12 @@ def aggregate(per_token_BR: Tensor, mask_BR: Tensor, *, average: Average, count:
 
 
 def masked_moments(x_BR: Tensor, mask_BR: Tensor) -> Tensor:
-    """(count, sum, sum of squares) of the kept entries, float64, shape [3].
+    """(count, sum, sum of squares) of the unmasked entries, float64, shape [3].
 
     Moments of parts add up to the moments of the whole. In float64 the variance that follows has a relative
     error near 1e-16·(mean ÷ std)², harmless for rewards and advantages.
     """
-    x_BR = kept(x_BR.to(torch.float64), mask_BR)
+    x_BR = zero_masked(x_BR.to(torch.float64), mask_BR)
     return torch.stack([mask_BR.sum().to(torch.float64), x_BR.sum(), x_BR.square().sum()])
 
 
@@ -85,8 +85,8 @@ def whiten(
 
     `subtract_mean=False` rescales the spread around an unmoved mean; it is not x ÷ std.
     """
-    white_BR = (kept(x_BR, mask_BR) - mean) * (variance + _EPSILON) ** -0.5
-    return kept(white_BR if subtract_mean else white_BR + mean, mask_BR)
+    white_BR = (zero_masked(x_BR, mask_BR) - mean) * (variance + _EPSILON) ** -0.5
+    return zero_masked(white_BR if subtract_mean else white_BR + mean, mask_BR)
 
 
 def _at_least_one(count: float | Tensor) -> float | Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hydralign.algorithms.kl import LOG_RATIO_LIMIT, k1, k3
-from hydralign.algorithms.masked import Average, aggregate, kept
+from hydralign.algorithms.masked import Average, aggregate, zero_masked
 
 
 def clipped_policy_loss(
@@ -28,18 +28,18 @@ def clipped_policy_loss(
     ratio = π/π_old, its logarithm clamped to ±`LOG_RATIO_LIMIT`. The clamp would swallow an infinite
     log-probability (not NaN); the unclamped `k1` shows it.
 
-    Stats are detached sums over the kept tokens; add them up, then divide once by the number of tokens:
+    Stats are detached sums over the zero_masked tokens; add them up, then divide once by the number of tokens:
     `clipped` tokens whose gradient the clip has removed, `ratio`, and `k1`, `k3` of KL(old‖policy) in nats.
     """
     log_ratio_BR = -k1(old_logprobs_BR, policy_logprobs_BR, mask_BR)
     ratio_BR = log_ratio_BR.clamp(-LOG_RATIO_LIMIT, LOG_RATIO_LIMIT).exp()
-    advantages_BR = kept(advantages_BR, mask_BR)
+    advantages_BR = zero_masked(advantages_BR, mask_BR)
     gain_BR = ratio_BR * advantages_BR
     clipped_gain_BR = ratio_BR.clamp(1 - clip, 1 + clip) * advantages_BR
     loss = -aggregate(torch.minimum(gain_BR, clipped_gain_BR), mask_BR, average=average, count=count)
     stats = {
         "clipped": (clipped_gain_BR < gain_BR).to(gain_BR.dtype).sum(),
-        "ratio": kept(ratio_BR, mask_BR).sum(),
+        "ratio": zero_masked(ratio_BR, mask_BR).sum(),
         "k1": -log_ratio_BR.sum(),
         "k3": k3(old_logprobs_BR, policy_logprobs_BR, mask_BR).sum(),
     }

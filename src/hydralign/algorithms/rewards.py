@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from hydralign.algorithms.masked import kept
+from hydralign.algorithms.masked import zero_masked
 
 
 def token_rewards(
@@ -26,7 +26,7 @@ def token_rewards(
     """
     kept_from_here_BR = mask_BR.flip(-1).cumsum(-1).flip(-1)
     last_BR = mask_BR & (kept_from_here_BR == 1)
-    rewards_BR = kept(scores_B.to(kl_BR.dtype)[:, None], last_BR) - coefficient * kept(kl_BR, mask_BR)
+    rewards_BR = zero_masked(scores_B.to(kl_BR.dtype)[:, None], last_BR) - coefficient * zero_masked(kl_BR, mask_BR)
     if token_scores_BR is None:
         return rewards_BR
-    return rewards_BR + kept(token_scores_BR.to(kl_BR.dtype), mask_BR)
+    return rewards_BR + zero_masked(token_scores_BR.to(kl_BR.dtype), mask_BR)

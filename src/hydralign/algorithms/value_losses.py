@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from hydralign.algorithms.masked import Average, aggregate, kept
+from hydralign.algorithms.masked import Average, aggregate, zero_masked
 
 
 def clipped_value_loss(
@@ -27,14 +27,14 @@ def clipped_value_loss(
     The maximum is pessimistic: a value that moved further than `clip` gets no credit for having come closer to
     the return. `clip=None` is the plain ½·(V − R)².
 
-    Stats are detached sums over the kept tokens; add them up, then divide once by the number of tokens:
+    Stats are detached sums over the zero_masked tokens; add them up, then divide once by the number of tokens:
     `value`, `value_squared_error` (unclipped, without the ½), `value_clipped` tokens where the clipped term rules.
     """
-    values_BR, returns_BR = kept(values_BR, mask_BR), kept(returns_BR, mask_BR)
+    values_BR, returns_BR = zero_masked(values_BR, mask_BR), zero_masked(returns_BR, mask_BR)
     error_BR = (values_BR - returns_BR).square()
     worst_BR = error_BR
     if clip is not None:
-        old_values_BR = kept(old_values_BR, mask_BR)
+        old_values_BR = zero_masked(old_values_BR, mask_BR)
         near_BR = torch.clamp(values_BR, old_values_BR - clip, old_values_BR + clip)
         worst_BR = torch.maximum(error_BR, (near_BR - returns_BR).square())
     loss = 0.5 * aggregate(worst_BR, mask_BR, average=average, count=count)

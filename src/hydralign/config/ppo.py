@@ -5,9 +5,9 @@ Defaults follow the N+ implementation details of RLHF with PPO (Huang et al. 202
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hydralign.config.base import Beta, Config
 from hydralign.config.model import ModelConfig
@@ -129,15 +129,38 @@ class ShapingConfig(Config):
     """Rescale the per-token rewards around their mean to a standard deviation of 1."""
 
 
-class AdvantageConfig(Config):
-    """Generalised advantage estimation (Schulman et al. 2016)."""
+class GAEConfig(Config):
+    """Generalised advantage estimation (Schulman et al. 2016), from the values of a critic."""
 
+    type: Literal["gae"] = "gae"
+    """Tag of this estimator."""
     gamma: float = Field(default=1.0, gt=0, le=1)
     """Discount per token."""
     lam: float = Field(default=0.95, ge=0, le=1)
     """λ: 1 is Monte Carlo, 0 one-step."""
     whiten: bool = True
     """Zero mean and unit variance over all real tokens of the iteration."""
+
+
+class LeaveOneOutConfig(Config):
+    """RLOO (Ahmadian et al. 2024): each answer against the mean of the other answers to its prompt. No critic."""
+
+    type: Literal["rloo"] = "rloo"
+    """Tag of this estimator."""
+    whiten: bool = False
+    """Zero mean and unit variance over all real tokens of the iteration."""
+
+
+class GroupNormalisedConfig(Config):
+    """GRPO's advantage (Shao et al. 2024): each answer against the mean of its prompt's, ÷ their spread. No critic."""
+
+    type: Literal["grpo"] = "grpo"
+    """Tag of this estimator."""
+    whiten: bool = False
+    """Zero mean and unit variance over all real tokens of the iteration."""
+
+
+AdvantageConfig = Annotated[GAEConfig | LeaveOneOutConfig | GroupNormalisedConfig, Field(discriminator="type")]
 
 
 class LossConfig(Config):
@@ -217,8 +240,10 @@ class PPOConfig(Config):
     """Leash to the reference."""
     shaping: ShapingConfig = ShapingConfig()
     """Scores before the leash."""
-    advantages: AdvantageConfig = AdvantageConfig()
-    """Who gets the credit."""
+    advantages: AdvantageConfig = GAEConfig()
+    """Who gets the credit. Without a type it is gae; rloo and grpo compare the answers to each prompt and need no
+    critic: no value head is made, trained or saved.
+    """
     loss: LossConfig = LossConfig()
     """The objective."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -231,6 +256,27 @@ class PPOConfig(Config):
     """Mirrors of the local metrics file."""
     stop_after_bad_steps: int = Field(default=3, ge=1)
     """Stop with a diagnosis after this many poisoned iterations in a row."""
+
+    @field_validator("advantages", mode="before")
+    @classmethod
+    def _gae_without_a_type(cls, value: Any) -> Any:
+        return {"type": "gae", **value} if isinstance(value, dict) else value
+
+    @property
+    def has_critic(self) -> bool:
+        """Whether values are learned."""
+        return isinstance(self.advantages, GAEConfig)
+
+    @model_validator(mode="after")
+    def _compared_answers(self) -> PPOConfig:
+        samples = self.batch.samples_per_prompt
+        if not self.has_critic and samples < 2:
+            raise ValueError(
+                f"advantages.type={self.advantages.type} with batch.samples_per_prompt={samples}: it compares the "
+                "answers to each prompt with each other, so at least 2 are needed. Set ppo.batch.samples_per_prompt, "
+                "to 4 for example."
+            )
+        return self
 
     @model_validator(mode="after")
     def _coherent(self) -> PPOConfig:

@@ -8,9 +8,8 @@ from dataclasses import dataclass
 import torch
 
 from hydralign.data.detokenise import decode_completions
-from hydralign.generation.sampler import pack_rows
 from hydralign.models.policy import Policy
-from hydralign.types import Prompt, Rollout, SamplingParams
+from hydralign.types import Prompt, Rollout, SamplingParams, TokenBatch
 
 
 @dataclass(frozen=True)
@@ -24,20 +23,21 @@ class ScriptedSampler:
         """The scripted answers as a rollout; a row is finished if its answer ends with a stop token."""
         answers = [self.answers[(plan.first_row + i) % len(self.answers)] for i in range(len(prompts))]
         prompt_ids = [prompt.token_ids for prompt in prompts]
-        rows = pack_rows(
+        batch = TokenBatch.of(
             prompt_ids,
             answers,
-            plan=plan,
             pad_id=policy.tokenizer.pad_token_id,
             device=policy.device,
+            temperature=plan.temperature,
+            min_new_tokens=plan.min_new_tokens,
         )
-        logprobs_BR, values_BR, _ = policy.evaluate(rows)
+        output = policy.evaluate(batch)
         finished = [bool(answer) and answer[-1] in policy.stop_ids for answer in answers]
         return Rollout(
             prompts=tuple(prompts),
-            rows=rows,
-            old_logprobs_BR=logprobs_BR,
-            values_BR=values_BR,
+            rows=batch,
+            old_logprobs_BR=output.logprobs_BR,
+            values_BR=output.values_BR,
             finished_B=torch.tensor(finished, device=policy.device),
             completions=tuple(decode_completions(policy.tokenizer, prompt_ids, answers)),
         )

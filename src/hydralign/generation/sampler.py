@@ -52,7 +52,7 @@ def sample(policy: Policy, prompts: Sequence[Prompt | str], plan: SamplingParams
     limits_B = _limits(plan, rows)
     uniforms_BR = keyed_uniforms(seed=plan.seed, iteration=plan.iteration, rows=rows, positions=int(limits_B.max()))
     by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row].token_ids))
-    drawn = _Drawn(len(prompts), int(limits_B.max()))
+    drawn = _Drawn(policy, len(prompts), int(limits_B.max()))
     # The longest first: their width is mostly that of all, and what does not fit into memory is known at once.
     for start in reversed(range(0, len(prompts), plan.decode_rows)):
         index_B = torch.tensor(by_length[start : start + plan.decode_rows])
@@ -105,13 +105,13 @@ def _limits(plan: SamplingParams, rows: np.ndarray) -> Tensor:
 class _Drawn:
     """What has been drawn so far for all rows of one call, in the caller's order, on the CPU."""
 
-    def __init__(self, rows: int, width: int) -> None:
+    def __init__(self, policy: Policy, rows: int, width: int) -> None:
         self.tokens_BR = torch.zeros(rows, width, dtype=torch.long)
         self.logprobs_BR = torch.zeros(rows, width)
-        self.values_BR = torch.zeros(rows, width)
+        self.values_BR = torch.zeros(rows, width) if policy.critic is not None else None
         self.lengths_B = torch.zeros(rows, dtype=torch.long)
         self.finished_B = torch.zeros(rows, dtype=torch.bool)
-        self.trunk_BTD: Tensor | None = None
+        self.trunk = None if policy.trunk is None else policy.trunk.collector(rows)
 
     def add_steps(self, index_B: Tensor, steps: Sequence[tuple[Tensor, ...]]) -> None:
         """Write what some rows were given. A step has, for each row still in the batch: its place in `index_B`, token,
@@ -124,58 +124,32 @@ class _Drawn:
         at_N, position_N = index_B[place_N[live_N]], position_N[live_N]
         self.tokens_BR[at_N, position_N] = tokens_N[live_N]
         self.logprobs_BR[at_N, position_N] = logprobs_N[live_N]
-        self.values_BR[at_N, position_N] = values_N[live_N]
+        if self.values_BR is not None:
+            self.values_BR[at_N, position_N] = values_N[live_N]
         self.lengths_B += at_N.bincount(minlength=len(self.lengths_B))
         self.finished_B[at_N[stopped_N[live_N]]] = True
-
-    def add_trunk(self, index_B: Tensor, trunk_BTD: Tensor, columns: int) -> None:
-        """Keep the first `columns` trunk states of some rows. What is kept is as wide as the widest row so far."""
-        kept_BTD = self.trunk_BTD
-        if kept_BTD is None or kept_BTD.shape[1] < columns:
-            self.trunk_BTD = trunk_BTD.new_zeros(len(self.lengths_B), columns, trunk_BTD.shape[2])
-            if kept_BTD is not None:
-                self.trunk_BTD[:, : kept_BTD.shape[1]] = kept_BTD
-        assert self.trunk_BTD is not None
-        self.trunk_BTD[index_B, :columns] = trunk_BTD[:, :columns]
 
     def rollout(self, policy: Policy, prompts: Sequence[Prompt], plan: SamplingParams) -> Rollout:
         """The rows as a policy reads them, and the texts without special tokens."""
         prompt_ids = [prompt.token_ids for prompt in prompts]
         answers = [ids[:n].tolist() for ids, n in zip(self.tokens_BR, self.lengths_B.tolist(), strict=True)]
-        rows = pack_rows(prompt_ids, answers, plan=plan, pad_id=policy.tokenizer.pad_token_id, device=policy.device)
-        if self.trunk_BTD is not None:
-            rows = rows.with_trunk(self.trunk_BTD)
-        width = rows.width
+        batch = TokenBatch.of(
+            prompt_ids,
+            answers,
+            pad_id=policy.tokenizer.pad_token_id,
+            device=policy.device,
+            temperature=plan.temperature,
+            min_new_tokens=plan.min_new_tokens,
+        )
+        width = batch.width
         return Rollout(
             prompts=tuple(prompts),
-            rows=rows,
+            rows=batch if self.trunk is None else batch.with_trunk(self.trunk.states()),
             old_logprobs_BR=self.logprobs_BR[:, :width].to(policy.device),
-            values_BR=self.values_BR[:, :width].to(policy.device),
+            values_BR=None if self.values_BR is None else self.values_BR[:, :width].to(policy.device),
             finished_B=self.finished_B.to(policy.device),
             completions=tuple(decode_completions(policy.tokenizer, prompt_ids, answers)),
         )
-
-
-def pack_rows(
-    prompt_ids: Sequence[Sequence[int]],
-    answers: Sequence[Sequence[int]],
-    *,
-    plan: SamplingParams,
-    pad_id: int,
-    device: torch.device,
-) -> TokenBatch:
-    """Prompt, answer and padding in one right-padded tensor. The pad id only fills; lengths say what is real."""
-    both = [[*prompt, *answer] for prompt, answer in zip(prompt_ids, answers, strict=True)]
-    tokens_BT = torch.full((len(both), max(map(len, both))), pad_id, dtype=torch.long)
-    for row, ids in enumerate(both):
-        tokens_BT[row, : len(ids)] = torch.tensor(ids, dtype=torch.long)
-    return TokenBatch(
-        tokens_BT=tokens_BT.to(device),
-        prompt_lengths_B=torch.tensor([len(ids) for ids in prompt_ids]),
-        response_lengths_B=torch.tensor([len(ids) for ids in answers]),
-        temperature=plan.temperature,
-        min_new_tokens=plan.min_new_tokens,
-    )
 
 
 def _decode(
@@ -205,6 +179,7 @@ def _decode(
         logits_BV, values_B = decoding.predict()
         tokens_B, logprobs_B = draw(logits_BV, uniforms_BR[place_B, position], plan, policy.stop_ids, position)
         stopped_B = (tokens_B[:, None] == stop_S).any(dim=1)
+        values_B = logprobs_B if values_B is None else values_B  # of no critic, never looked at
         steps.append((place_B, tokens_B, logprobs_B, values_B, ~done_B, stopped_B))
         done_B = done_B | stopped_B | (position + 1 >= limits_B[place_B])
         live, (left, bad) = left, torch.stack([(~done_B).sum(), (~torch.isfinite(logprobs_B)).sum()]).tolist()
@@ -224,11 +199,10 @@ def _decode(
             decoding.keep(keep_B)
             place_B, done_B = place_B[keep_B], done_B[keep_B]
     drawn.add_steps(index_B, steps)
-    trunk_BTD = decoding.trunk_states()
-    if trunk_BTD is not None:
-        answers = drawn.lengths_B[index_B].tolist()
-        columns = max(len(prompts[i].token_ids) + n for i, n in zip(index_B.tolist(), answers, strict=True))
-        drawn.add_trunk(index_B, trunk_BTD, columns)
+    lengths_B = torch.tensor([len(prompts[i].token_ids) for i in index_B.tolist()]) + drawn.lengths_B[index_B]
+    trunk = decoding.trunk_states(lengths_B)
+    if drawn.trunk is not None and trunk is not None:
+        drawn.trunk.add(index_B, trunk)
 
 
 def draw(

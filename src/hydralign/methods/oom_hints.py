@@ -51,7 +51,7 @@ def supervised_oom_hints(config: SupervisedConfig) -> list[str]:
 
 
 def _adapters(model: ModelConfig) -> list[str]:
-    """For policies and students: they save adapters without their base, which a new model has nowhere."""
+    """For policies: they save adapters without their base, which a new model has nowhere."""
     return [] if model.new else [ADAPTERS]
 
 

@@ -12,8 +12,8 @@ from torch import Tensor
 from hydralign.errors import ModelError
 from hydralign.micro_batches import is_out_of_memory
 from hydralign.models.backbones.slicing import ARCHITECTURE_ERRORS, describe_error
+from hydralign.models.policy import Policy
 from hydralign.models.precision import held_in_fp32
-from hydralign.models.student import Student
 
 LENGTHS = (7, 11, 5)
 """Tokens of the texts that share a row."""
@@ -22,21 +22,21 @@ ROUNDING = 1e-5
 
 
 @torch.no_grad()
-def require_apart(student: Student) -> None:
+def require_apart(policy: Policy) -> None:
     """Raise ModelError unless texts in one row have the states that each has alone, whatever stands beside them.
 
     Attention, convolutions or recurrent states that leak are silent: the loss only looks a little better than it is.
     """
-    kind = type(student.causal.model).__name__
+    kind = type(policy.model).__name__
     way_out = "Set sft.packing: false, which gives every demonstration a row of its own."
-    if not student.causal.takes_positions:
+    if not policy.branch.backbone.takes_positions:
         raise ModelError(
             f"{kind} is told no positions, so it lets demonstrations that share a row see each other: none could be "
             f"learned by itself. {way_out}"
         )
     try:
-        with held_in_fp32(student.causal.model):
-            leak, gap, scale = packing_gaps(student)
+        with held_in_fp32(policy.model):
+            leak, gap, scale = packing_gaps(policy)
     except ARCHITECTURE_ERRORS as error:
         if is_out_of_memory(error):
             raise
@@ -52,27 +52,25 @@ def require_apart(student: Student) -> None:
         )
 
 
-def packing_gaps(student: Student) -> tuple[float, float, float]:
+def packing_gaps(policy: Policy) -> tuple[float, float, float]:
     """(largest change of a text's states when another text of its row is exchanged, largest difference between its
     states in the row and alone, largest state).
     """
-    causal, lengths = student.causal, [min(length, student.context) for length in LENGTHS]
+    vocabulary, lengths = policy.branch.vocabulary, [min(length, policy.context) for length in LENGTHS]
     texts = [torch.arange(length) + start for length, start in zip(lengths, (2, 5, 40), strict=True)]
-    others = [text + causal.vocabulary // 2 for text in texts]
+    others = [text + vocabulary // 2 for text in texts]
     # The first row as it is, then one row for each text that is exchanged.
     rows = [texts, *([*texts[:n], others[n], *texts[n + 1 :]] for n in range(len(texts)))]
-    tokens_BT = torch.stack([torch.cat(row) for row in rows]) % causal.vocabulary
+    tokens_BT = torch.stack([torch.cat(row) for row in rows]) % vocabulary
     positions_BT = torch.cat([torch.arange(length) for length in lengths]).expand_as(tokens_BT)
-    states_BTD = _states(student, tokens_BT, positions_BT)
-    text_T = torch.arange(len(texts)).repeat_interleave(torch.tensor(lengths)).to(causal.device)
+    states_BTD = _states(policy, tokens_BT, positions_BT)
+    text_T = torch.arange(len(texts)).repeat_interleave(torch.tensor(lengths)).to(policy.device)
     changes = [(states_BTD[n + 1] - states_BTD[0])[text_T != n] for n in range(len(texts))]
-    alone_TD = torch.cat([_states(student, text[None] % causal.vocabulary)[0] for text in texts])
+    alone_TD = torch.cat([_states(policy, text[None] % vocabulary)[0] for text in texts])
     leak, gap = torch.cat(changes).abs().max(), (alone_TD - states_BTD[0]).abs().max()
     return float(leak), float(gap), float(states_BTD.abs().max())
 
 
-def _states(student: Student, tokens_BT: Tensor, positions_BT: Tensor | None = None) -> Tensor:
-    causal = student.causal
-    inputs = {} if positions_BT is None else {"position_ids": positions_BT.to(causal.device)}
-    embedded_BTD = causal.embed(tokens_BT.to(causal.device))
-    return causal.body(inputs_embeds=embedded_BTD, use_cache=False, **inputs).last_hidden_state
+def _states(policy: Policy, tokens_BT: Tensor, positions_BT: Tensor | None = None) -> Tensor:
+    positions_BT = None if positions_BT is None else positions_BT.to(policy.device)
+    return policy.branch.backbone.packed_states(tokens_BT.to(policy.device), positions_BT)

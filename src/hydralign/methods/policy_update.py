@@ -220,47 +220,54 @@ def micro_loss(
     """The clipped objective on a few rows, divided by `count`: the tokens (or answers) of the whole step."""
     rows = experience.rollout.rows.select(index_B)
     mask_BR, width = rows.mask_BR, rows.width
-    old_logprobs_BR, old_values_BR = (
-        x_BR[index_B, :width] for x_BR in (experience.old_logprobs_BR, experience.values_BR)
+    old_logprobs_BR, advantages_BR = (
+        x_BR[index_B, :width] for x_BR in (experience.old_logprobs_BR, estimates.advantages_BR)
     )
-    advantages_BR, returns_BR = (x_BR[index_B, :width] for x_BR in (estimates.advantages_BR, estimates.returns_BR))
     shared: dict[str, Any] = {"average": weights.average, "count": count}
-    logprobs_BR, values_BR, entropy_BR = policy.evaluate(rows, entropy_gradient=weights.entropy_coefficient > 0)
-    policy_loss, policy_stats = clipped_policy_loss(
-        logprobs_BR, old_logprobs_BR, advantages_BR, mask_BR, clip=weights.clip, **shared
+    output = policy.evaluate(rows, entropy_gradient=weights.entropy_coefficient > 0)
+    loss, stats = clipped_policy_loss(
+        output.logprobs_BR, old_logprobs_BR, advantages_BR, mask_BR, clip=weights.clip, **shared
     )
-    value_loss, value_stats = clipped_value_loss(
-        values_BR, old_values_BR, returns_BR, mask_BR, clip=weights.value_clip, **shared
-    )
-    loss = policy_loss + weights.value_coefficient * value_loss
+    losses = {"policy_loss": loss.detach()}
+    if output.values_BR is not None and experience.values_BR is not None and estimates.returns_BR is not None:
+        old_values_BR, returns_BR = (x_BR[index_B, :width] for x_BR in (experience.values_BR, estimates.returns_BR))
+        value_loss, value_stats = clipped_value_loss(
+            output.values_BR, old_values_BR, returns_BR, mask_BR, clip=weights.value_clip, **shared
+        )
+        loss = loss + weights.value_coefficient * value_loss
+        stats, losses = stats | value_stats, losses | {"value_loss": value_loss.detach()}
     if weights.entropy_coefficient:
-        loss = loss - weights.entropy_coefficient * aggregate(entropy_BR, mask_BR, **shared)
+        loss = loss - weights.entropy_coefficient * aggregate(output.entropy_BR, mask_BR, **shared)
     sampler_BR = experience.rollout.old_logprobs_BR[index_B, :width]
     return _Micro(
         loss,
-        policy_stats | value_stats | {"entropy": masked_sum(entropy_BR.detach(), mask_BR)},
-        {"policy_loss": policy_loss.detach(), "value_loss": value_loss.detach(), "total_loss": loss.detach()},
-        k1(logprobs_BR.detach(), sampler_BR, mask_BR).abs().sum(),
+        stats | {"entropy": masked_sum(output.entropy_BR.detach(), mask_BR)},
+        losses | {"total_loss": loss.detach()},
+        k1(output.logprobs_BR.detach(), sampler_BR, mask_BR).abs().sum(),
     )
 
 
 def _named(means: dict[str, float], steps: int, stopped: bool, *, truncated: bool) -> dict[str, float]:
     """The update's metrics under the names that classic TRL gave them; k1 of truncated samples is called no KL."""
+    names = {
+        "objective/entropy": "entropy",
+        "ppo/loss/policy": "policy_loss",
+        "ppo/loss/value": "value_loss",
+        "ppo/loss/total": "total_loss",
+        "ppo/policy/entropy": "entropy",
+        "ppo/policy/approxkl": "k3",
+        f"ppo/policy/{'logprob_gap' if truncated else 'policykl'}": "k1",
+        "ppo/policy/clipfrac": "clipped",
+        "ppo/policy/ratio": "ratio",
+        "ppo/val/vpred": "value",
+        "ppo/val/error": "value_squared_error",
+        "ppo/val/clipfrac": "value_clipped",
+        "sampler/logprob_drift": "drift",
+    }
     return {
-        "objective/entropy": means["entropy"],
-        "ppo/loss/policy": means["policy_loss"],
-        "ppo/loss/value": means["value_loss"],
-        "ppo/loss/total": means["total_loss"],
-        "ppo/policy/entropy": means["entropy"],
-        "ppo/policy/approxkl": means["k3"],
-        f"ppo/policy/{'logprob_gap' if truncated else 'policykl'}": means["k1"],
-        "ppo/policy/clipfrac": means["clipped"],
-        "ppo/policy/ratio": means["ratio"],
+        **{name: means[own] for name, own in names.items() if own in means},  # without a critic some are missing
         "ppo/policy/grad_norm": means.get("grad_norm", 0.0),
-        "ppo/val/vpred": means["value"],
-        "ppo/val/error": means["value_squared_error"],
-        "ppo/val/clipfrac": means["value_clipped"],
         "ppo/optimizer_steps": float(steps),
         "ppo/early_stopped": float(stopped),
-        "sampler/logprob_drift": means["drift"],
-    } | {name: value for name, value in means.items() if name.startswith("trunk_")}
+        **{name: value for name, value in means.items() if name.startswith("trunk_")},
+    }

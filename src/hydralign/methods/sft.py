@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +25,7 @@ from hydralign.errors import DataError, NonFiniteError
 from hydralign.methods.packing_check import require_apart
 from hydralign.methods.supervised import SupervisedTask, learn, steps_of
 from hydralign.micro_batches import MicroBatcher
-from hydralign.models.kernels.logprobs import token_logprobs
-from hydralign.models.student import Student
+from hydralign.models.policy import Policy
 from hydralign.training.records import Records
 
 Row = Sequence[TokenSequence]
@@ -40,7 +38,7 @@ LONGEST_ROW = 1024
 class SFTParts:
     """What a run of supervised fine-tuning is made of."""
 
-    student: Student
+    policy: Policy
     train: Sequence[TokenSequence]
     held_out: Sequence[TokenSequence]
     folder: Path
@@ -53,69 +51,55 @@ def train(config: SFTConfig, parts: SFTParts, *, seed: int = 0) -> None:
 
     Raises ModelError when the model lets packed demonstrations see each other, and as `supervised.learn` does.
     """
-    student = parts.student
+    policy = parts.policy
     if config.packing:
-        require_apart(student)
-        rows = packed(parts.train, max_tokens_of(config, student))
+        require_apart(policy)
+        rows = packed(parts.train, max_tokens_of(config, policy))
     else:
         rows = tuple((sequence,) for sequence in parts.train)
     stream = Stream(rows, seed)
 
     def measure() -> Mapping[str, float]:
-        nll_N, tokens_N = held_out_losses(student, parts.held_out, config.batch.micro_rows, parts.processes)
+        nll_N, tokens_N = held_out_losses(policy, parts.held_out, config.batch.micro_rows, parts.processes)
         loss = float(nll_N.sum() / tokens_N.sum())
         return {"eval/loss": loss, "eval/perplexity": math.exp(min(loss, 700.0))}
 
     lesson: SupervisedTask[Row] = SupervisedTask(
         name="sft",
-        trained=student.trained(),
+        trained=policy.trained(),
         steps=steps_of(config, len(rows)),
         batch=lambda step: stream.batch(step, config.batch.rows),
         count=lambda batch: sum(sequence.learned for row in batch for sequence in row),
-        loss=partial(language_loss, student),
+        loss=partial(language_loss, policy),
         measure=measure,
     )
     learn(lesson, config, parts.folder, parts.records, processes=parts.processes)
 
 
-def max_tokens_of(config: SFTConfig, student: Student) -> int:
+def max_tokens_of(config: SFTConfig, policy: Policy) -> int:
     """The longest row in tokens. Raises DataError for more than the model's context."""
-    longest = config.max_tokens or min(student.context, LONGEST_ROW)
-    if longest > student.context:
+    longest = config.max_tokens or min(policy.context, LONGEST_ROW)
+    if longest > policy.context:
         raise DataError(
-            f"sft.max_tokens={longest} is above the {student.context} positions of the model"
-            f"{student.context_note or ': it could not read such rows'}. Set sft.max_tokens to {student.context} or "
+            f"sft.max_tokens={longest} is above the {policy.context} positions of the model"
+            f"{policy.context_note or ': it could not read such rows'}. Set sft.max_tokens to {policy.context} or "
             "less."
         )
     return longest
 
 
-def language_loss(student: Student, rows: Sequence[Row], count: float) -> tuple[Tensor, dict[str, Tensor]]:
+def language_loss(policy: Policy, rows: Sequence[Row], count: float) -> tuple[Tensor, dict[str, Tensor]]:
     """Σ −log p in nats over the learned tokens of these rows ÷ `count`, with gradient; and no further numbers."""
-    nll_N, _ = token_losses(student, rows)
+    nll_N, _ = token_losses(policy, rows)
     return nll_N.sum() / max(count, 1.0), {}
 
 
-def token_losses(student: Student, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
+def token_losses(policy: Policy, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     """(nll_N, row_N): −log p in nats of every learned token, row by row, and the row that it stands in."""
-    tokens_BT, positions_BT, learned_BT = _tensors(rows, student.tokenizer.pad_token_id, student.device)
-    causal = student.causal
-    # The state at t predicts the token at t + 1, which is learned only inside its own sequence.
-    learned_BT = learned_BT[:, 1:]
-    inputs: dict[str, Any] = {"position_ids": positions_BT} if any(len(row) > 1 for row in rows) else {}
-    with causal.autocast():
-        states_BTD = causal.body(inputs_embeds=causal.embed(tokens_BT), use_cache=False, **inputs).last_hidden_state
-        hidden_ND = states_BTD[:, :-1][learned_BT]
-        logprobs_N, _ = token_logprobs(
-            hidden_ND,
-            tokens_BT[:, 1:][learned_BT],
-            torch.zeros(len(hidden_ND), dtype=torch.bool, device=student.device),
-            head=causal.head,
-            temperature=1.0,
-            stop_ids=(),
-            entropy=False,
-        )
-    row_N = torch.arange(len(rows), device=student.device)[:, None].expand_as(learned_BT)[learned_BT]
+    tokens_BT, positions_BT, learned_BT = _tensors(rows, policy.tokenizer.pad_token_id, policy.device)
+    packed = any(len(row) > 1 for row in rows)
+    logprobs_N = policy.branch.packed_logprobs(tokens_BT, positions_BT if packed else None, learned_BT)
+    row_N = torch.arange(len(rows), device=policy.device)[:, None].expand_as(learned_BT)[learned_BT]
     return -logprobs_N, row_N
 
 
@@ -139,7 +123,7 @@ def _tensors(rows: Sequence[Row], pad_id: int, device: torch.device) -> tuple[Te
 
 @torch.no_grad()
 def held_out_losses(
-    student: Student, sequences: Sequence[TokenSequence], micro_rows: int, processes: Distributed = SINGLE_PROCESS
+    policy: Policy, sequences: Sequence[TokenSequence], micro_rows: int, processes: Distributed = SINGLE_PROCESS
 ) -> tuple[Tensor, Tensor]:
     """(nll_N, tokens_N) of each sequence by itself, in order: Σ −log p in nats, and over how many tokens.
 
@@ -153,8 +137,8 @@ def held_out_losses(
     def measure(micro: int) -> None:
         for start in range(0, len(order), micro):
             batch = order[start : start + micro]
-            losses_M, row_M = token_losses(student, [(own[n],) for n in batch])
-            sums_B = torch.zeros(len(batch), dtype=torch.float64, device=student.device)
+            losses_M, row_M = token_losses(policy, [(own[n],) for n in batch])
+            sums_B = torch.zeros(len(batch), dtype=torch.float64, device=policy.device)
             nll_N[batch] = sums_B.index_add(0, row_M, losses_M.double()).cpu()
 
     MicroBatcher(micro_rows).run(measure, processes, total=len(own))

@@ -3,10 +3,9 @@
 from hydralign.models.folders.from_scratch import make_model, train_tokenizer
 from hydralign.models.folders.loading import load_model
 from hydralign.models.forms.build import load_policy, make_policy
-from hydralign.models.policy import Decoding, Policy
+from hydralign.models.policy import Policy
 
 __all__ = [
-    "Decoding",
     "Policy",
     "load_model",
     "load_policy",

@@ -1,86 +1,165 @@
-"""The seam between loops and models: what a policy can do, whatever its form.
+"""A language model that is trained, or only sampled: its log-probabilities, values, sampling and frozen reference.
 
-A loop and a sampler see this face only; they never learn whether all weights are trained, adapters, or the
-top layers of a shared trunk. Every log-probability is that of softmax(logits / temperature) with the stop
-tokens masked below the row's minimum length, in every pass alike (`logprobs.apply_temperature_and_min_length`).
+One class for all uses: what is trained is its form's business (`forms/`), how the architecture reads a batch its
+backbone's. Every log-probability is that of softmax(logits / temperature) with the stop tokens masked below the row's
+minimum length, in every pass alike (`kernels/logprobs.apply_temperature_and_min_length`).
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
+from hydralign.models.backbones.decoding import CachedDecoding
+from hydralign.models.backbones.rope import explain_rope_limit
 from hydralign.models.backbones.trunk import Trunk
+from hydralign.models.branch import Branch
+from hydralign.models.folders.loading import context_of
+from hydralign.models.folders.saving import model_folder, save_value_branch, save_value_head
+from hydralign.models.folders.weights import embedding_rows
+from hydralign.models.heads.value import Critic
 from hydralign.types import PolicyOutput, TokenBatch
 
 
-class Decoding(Protocol):
-    """A batch in the middle of being sampled."""
+class Reference(Protocol):
+    """A frozen model that the policy is held near."""
 
-    def predict(self) -> tuple[Tensor, Tensor]:
-        """(logits_BV, values_B) of the next position: raw fp32 logits, and the value before that token."""
-
-    def append(self, tokens_B: Tensor, real: int) -> None:
-        """Read one sampled token per row; all but `real` of them belong to rows that had ended before."""
-
-    def finish(self, tokens_B: Tensor, real: int) -> None:
-        """Read the last tokens, which nothing follows, as far as somebody will ask for their states."""
-
-    def keep(self, index_B: Tensor) -> None:
-        """Go on with these rows only; `index_B` rises."""
-
-    def trunk_states(self) -> Tensor | None:
-        """trunk_BTD of all rows of the beginning, right-padded; None where no trunk is shared."""
+    def logprobs(self, batch: TokenBatch) -> Tensor:
+        """ref_logprobs_BR, without gradient, by the same path as the policy's own."""
 
 
-class Policy(Protocol):
-    """A trained model with its value head and its frozen reference."""
+class BranchReference:
+    """A frozen branch as a reference; `around` puts its weights in place where it shares them with the policy."""
 
-    tokenizer: Any
-    stop_ids: tuple[int, ...]
-    precision: str
-    context: int
-    context_note: str
-    """Why the context ends where it does, as a clause; empty where positions end there."""
-    vocabulary: int | None
-    """Rows of its embedding: it reads the ids below. None where that is unknown."""
+    def __init__(self, branch: Branch, around: Callable[[], AbstractContextManager[Any]] = nullcontext) -> None:
+        self.branch, self._around = branch, around
+
+    @torch.no_grad()
+    def logprobs(self, batch: TokenBatch) -> Tensor:
+        """ref_logprobs_BR."""
+        with self._around():
+            return self.branch.logprobs(batch)
+
+
+class ModelForm(Protocol):
+    """What is trained of a model, and what its frozen reference is."""
+
+    branch: Branch
+    """What is evaluated: the whole model, or the layers above a trunk."""
+    whole: Branch
+    """What is sampled from: trunk and branch in one."""
+    trunk: Trunk | None
+    """What policy, value and reference share, frozen; None when they share nothing."""
+    reference: BranchReference | None
+
+    def trained(self) -> dict[str, torch.nn.Parameter]:
+        """The parameters that an optimizer updates, by stable name."""
+
+    def frozen(self) -> list[Tensor]:
+        """The parameters that nothing updates, the reference's included, each once."""
+
+    def save(self, folder: Path) -> None:
+        """Write the model, or its adapters, into a folder that is there."""
+
+
+class Policy:
+    """A model in one of its forms, with a critic where values are wanted and a reference where KL is."""
+
+    def __init__(
+        self,
+        form: ModelForm,
+        tokenizer: Any,
+        *,
+        critic: Critic | None = None,
+        reference: Reference | None = None,
+    ) -> None:
+        """`reference` None takes the form's own, which may be None too."""
+        self.form, self.tokenizer, self.critic = form, tokenizer, critic
+        self.reference = reference or form.reference
+        self.branch, self.whole, self.trunk = form.branch, form.whole, form.trunk
+        self.precision = form.branch.backbone.precision
+        self.context, self.context_note = context_of(self.model), explain_rope_limit(self.model)
+        self.vocabulary = embedding_rows(self.model.config)
 
     @property
-    def samples_values(self) -> bool:
-        """Whether the values that sampling tells are those of `evaluate`; else `read_values` must follow."""
+    def model(self) -> Any:
+        """The whole transformers model."""
+        return self.whole.backbone.model
 
     @property
-    def trunk(self) -> Trunk | None:
-        """What policy, value and reference share, frozen; None when they share nothing."""
+    def stop_ids(self) -> tuple[int, ...]:
+        """The tokens that end an answer, and that are masked below the minimum length: for the reference alike."""
+        return self.branch.stop_ids
+
+    @stop_ids.setter
+    def stop_ids(self, stop_ids: tuple[int, ...]) -> None:
+        own = [self.form.reference.branch] if self.form.reference else []
+        for branch in (self.branch, self.whole, *own):
+            branch.stop_ids = stop_ids
 
     @property
     def device(self) -> torch.device:
-        """Where its rows must lie."""
+        """Where its batches must lie."""
+        return self.whole.backbone.device
 
-    def evaluate(self, rows: TokenBatch, *, entropy_gradient: bool = False) -> PolicyOutput:
-        """Log-probabilities, values and entropies of the responses, with gradient where grad mode is on.
+    @property
+    def samples_values(self) -> bool:
+        """Whether the values that sampling gives are those of `evaluate`; else `read_values` must follow."""
+        return self.critic is None or self.critic.backbone is None
 
-        Rows that bring trunk states spare the trunk. Gradients are made for a full `backward()`: `torch.autograd.grad`
-        misses the look-up's part of a trained embedding that is tied to the head (`models/kernels/tied_embedding.py`).
+    def evaluate(self, batch: TokenBatch, *, entropy_gradient: bool = False) -> PolicyOutput:
+        """Log-probabilities, entropies, and values where there is a critic, with gradient where grad mode is on.
+
+        A batch that brings trunk states spares the trunk. A trained embedding that is tied to the head has its whole
+        gradient after `backward()`; `torch.autograd.grad` on it is refused (`kernels/tied_embedding.py`).
         """
+        batch = self._with_trunk(batch)
+        hidden_ND = self.branch.backbone.hidden(batch)
+        numbers = [*self.branch.read_tokens(hidden_ND, batch, entropy_gradient=entropy_gradient)]
+        if self.critic is not None:
+            numbers.append(self.critic.values(batch, hidden_ND))
+        return PolicyOutput(*map(batch.scatter, numbers))
 
-    def read_values(self, rows: TokenBatch) -> Tensor:
+    def read_values(self, batch: TokenBatch) -> Tensor:
         """values_BR alone, those of `evaluate` to the bit, without the output head's work."""
+        assert self.critic is not None, "a policy without a critic has no values"
+        batch = self._with_trunk(batch)
+        own = self.critic.backbone is None
+        return batch.scatter(self.critic.values(batch, self.branch.backbone.hidden(batch) if own else None))
 
-    def reference(self, rows: TokenBatch) -> Tensor:
-        """ref_logprobs_BR of the frozen reference, by the same path as `evaluate`; no gradient."""
+    def reference_logprobs(self, batch: TokenBatch) -> Tensor:
+        """ref_logprobs_BR of the policy's reference; no gradient."""
+        assert self.reference is not None, "a policy without a reference has no KL to it"
+        return self.reference.logprobs(self._with_trunk(batch))
 
-    def start(self, prompt_ids: list[tuple[int, ...]], new_tokens: int) -> Decoding:
-        """Begin sampling up to `new_tokens` tokens after each prompt."""
+    def _with_trunk(self, batch: TokenBatch) -> TokenBatch:
+        return batch if self.trunk is None or batch.trunk is not None else batch.with_trunk(self.trunk.states(batch))
+
+    def start(self, prompt_ids: list[tuple[int, ...]], new_tokens: int) -> CachedDecoding:
+        """Begin sampling up to `new_tokens` tokens after each prompt; trunk states are harvested on the way."""
+        head = None if self.critic is None else self.critic.head
+        return CachedDecoding(self.whole, head, prompt_ids, new_tokens, trunk=self.trunk)
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
-        """The parameters that an optimizer updates, the value head's included, by stable name."""
+        """The parameters that an optimizer updates, the critic's included, by stable name."""
+        return self.form.trained() | ({} if self.critic is None else self.critic.trained())
 
-    def fixed(self) -> list[Tensor]:
+    def frozen(self) -> list[Tensor]:
         """The parameters that nothing updates, the reference's included, each once."""
+        return self.form.frozen()
 
-    def export(self, folder: str | os.PathLike[str]) -> None:
-        """Write an ordinary transformers (or PEFT) folder with tokenizer, the value head in its own file."""
+    def save(self, folder: str | os.PathLike[str]) -> None:
+        """Write an ordinary transformers (or PEFT) folder with its tokenizer; values lie in files of their own."""
+        with model_folder(folder) as partial:
+            self.form.save(partial)
+            self.tokenizer.save_pretrained(partial)
+            if self.critic is not None:
+                save_value_head(partial, self.critic.head)
+                if self.critic.backbone is not None:
+                    save_value_branch(partial, self.critic.backbone.body)

@@ -1,4 +1,4 @@
-"""How large a causal model is: parameters by part, and what one of its layers keeps while it works.
+"""How large a backbone model is: parameters by part, and what one of its layers keeps while it works.
 
 Parameters are counted. What autograd saves and what the key-value cache holds are measured on a copy of the top layer,
 so they hold for any architecture and attention kernel. No other weight is copied.
@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hydralign.models.backbones.causal import CausalModel
+from hydralign.models.backbones.causal import CausalBackbone
 from hydralign.models.backbones.slicing import layers_of, modules_after_layers, slice_layers
+from hydralign.models.branch import Branch
 from hydralign.models.kernels.cache import RoomyCache
 from hydralign.models.kernels.response_only import last_position_wise, only_at_positions
 from hydralign.models.precision import store_matrices_in_bf16
@@ -78,19 +79,20 @@ class ModelSizes:
         return self.head == 0
 
 
-def sizes_of(causal: CausalModel, *, columns: int, answer: int, targets: Collection[str] | None = None) -> ModelSizes:
+def sizes_of(branch: Branch, *, columns: int, answer: int, targets: Collection[str] | None = None) -> ModelSizes:
     """The sizes of a model, its adapters (if it has some) left out; work is measured on rows of `columns` tokens, the
     last `answer` of which are an answer.
 
     `targets` are the names of the linear layers that LoRA would adapt; None takes PEFT's choice, nothing where it has
     none for this architecture.
     """
-    model, body = causal.model, causal.body
+    backbone = branch.backbone
+    model, body = backbone.model, backbone.body
     named = targets or LORA_TARGETS.get(model.config.model_type, ())
     layers = tuple(_layer_size(layer, named) for layer in layers_of(body))
-    with causal.autocast():
-        after = [p for module in modules_after_layers(body, _states(causal, 1, 2)) for p in module.parameters()]
-    head = {id(p): p.numel() for p in causal.head.linear.parameters()}
+    with backbone.autocast():
+        after = [p for module in modules_after_layers(body, _states(backbone, 1, 2)) for p in module.parameters()]
+    head = {id(p): p.numel() for p in branch.head.linear.parameters()}
     own_head = sum(head[i] for i in head.keys() - {id(p) for p in body.parameters()})
     final = sum(p.numel() for p in {id(p): p for p in after}.values())
     whole = sum(p.numel() for name, p in body.named_parameters() if "lora_" not in name)
@@ -100,10 +102,10 @@ def sizes_of(causal: CausalModel, *, columns: int, answer: int, targets: Collect
         final=final,
         head=own_head,
         width=model.config.hidden_size,
-        vocabulary=causal.vocabulary,
-        trained=_saved(causal, columns, answer, trained=True),
-        frozen=_saved(causal, columns, answer, trained=False),
-        cached=_cached(causal, columns),
+        vocabulary=branch.vocabulary,
+        trained=_saved(backbone, columns, answer, trained=True),
+        frozen=_saved(backbone, columns, answer, trained=False),
+        cached=_cached(backbone, columns),
     )
 
 
@@ -127,20 +129,20 @@ def _layer_size(layer: nn.Module, targets: Collection[str]) -> LayerSize:
     )
 
 
-def _states(causal: CausalModel, rows: int, columns: int) -> Tensor:
+def _states(backbone: CausalBackbone, rows: int, columns: int) -> Tensor:
     """Random input states_BTD of some rows."""
     generator = torch.Generator().manual_seed(0)
-    states_BTD = torch.randn(rows, columns, causal.model.config.hidden_size, generator=generator)
-    return states_BTD.to(causal.device)
+    states_BTD = torch.randn(rows, columns, backbone.model.config.hidden_size, generator=generator)
+    return states_BTD.to(backbone.device)
 
 
-def _top_layer_alone(causal: CausalModel, *, trained: bool) -> tuple[Any, nn.Module]:
+def _top_layer_alone(backbone: CausalBackbone, *, trained: bool) -> tuple[Any, nn.Module]:
     """(a body of one layer, that layer): a copy of the model's top layer, in fp32 or as a frozen one is stored."""
-    count = len(layers_of(causal.body))
-    body = slice_layers(causal.body, count - 1, count)
+    count = len(layers_of(backbone.body))
+    body = slice_layers(backbone.body, count - 1, count)
     layers = layers_of(body)
     layers[0] = _without_adapters(copy.deepcopy(layers[0])).float().requires_grad_(trained)
-    if not trained and causal.precision == "bf16":
+    if not trained and backbone.precision == "bf16":
         store_matrices_in_bf16(layers[0])
     return body, layers[0]
 
@@ -152,12 +154,12 @@ def _without_adapters(module: nn.Module) -> nn.Module:
     return module
 
 
-def _saved(causal: CausalModel, columns: int, answer: int, *, trained: bool) -> Saved:
-    body, layer = _top_layer_alone(causal, trained=trained)
-    parts = last_position_wise(body) if causal.last_position_wise else []
+def _saved(backbone: CausalBackbone, columns: int, answer: int, *, trained: bool) -> Saved:
+    body, layer = _top_layer_alone(backbone, trained=trained)
+    parts = last_position_wise(body) if backbone.last_position_wise else []
     per_token: list[float] = []
     for first in (0, columns - answer):
-        read = [_bytes_saved(causal, body, layer, parts if first else [], rows, columns, first) for rows in (1, 2)]
+        read = [_bytes_saved(backbone, body, layer, parts if first else [], rows, columns, first) for rows in (1, 2)]
         per_token.append((read[1] - read[0]) / columns)
         if not first:
             constant = max(0.0, 2.0 * read[0] - read[1])
@@ -165,14 +167,20 @@ def _saved(causal: CausalModel, columns: int, answer: int, *, trained: bool) -> 
 
 
 def _bytes_saved(
-    causal: CausalModel, body: Any, layer: nn.Module, parts: Sequence[nn.Module], rows: int, columns: int, first: int
+    backbone: CausalBackbone,
+    body: Any,
+    layer: nn.Module,
+    parts: Sequence[nn.Module],
+    rows: int,
+    columns: int,
+    first: int,
 ) -> int:
     """Bytes of all storages that one forward pass of the layer leaves to autograd, its parameters' left out.
 
     Of its `parts` at the positions from `first` on only.
     """
-    states_BTD = _states(causal, rows, columns)
-    row_N, column_N = torch.ones(rows, columns - first, device=causal.device).nonzero(as_tuple=True)
+    states_BTD = _states(backbone, rows, columns)
+    row_N, column_N = torch.ones(rows, columns - first, device=backbone.device).nonzero(as_tuple=True)
     calls: list[tuple[Any, Any]] = []
     handle = layer.register_forward_pre_hook(lambda _, args, kwargs: calls.append((args, kwargs)), with_kwargs=True)
     kept: list[Tensor] = []
@@ -182,14 +190,14 @@ def _bytes_saved(
         return tensor
 
     try:
-        with torch.enable_grad(), causal.autocast():
+        with torch.enable_grad(), backbone.autocast():
             body(inputs_embeds=states_BTD.requires_grad_(), use_cache=False)
     finally:
         handle.remove()
     ((args, kwargs),) = calls
     # The first pass has ended its autocast, and with it the bf16 copies of weights: this one makes its own.
     saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
-    with torch.enable_grad(), causal.autocast(), only_at_positions(parts, row_N, column_N + first), saving:
+    with torch.enable_grad(), backbone.autocast(), only_at_positions(parts, row_N, column_N + first), saving:
         layer(*args, **kwargs)
     own = {p.untyped_storage().data_ptr() for p in layer.parameters()}
     storages = {t.untyped_storage().data_ptr(): t.untyped_storage().nbytes() for t in kept}
@@ -197,11 +205,11 @@ def _bytes_saved(
 
 
 @torch.no_grad()
-def _cached(causal: CausalModel, columns: int) -> float:
+def _cached(backbone: CausalBackbone, columns: int) -> float:
     """Bytes of keys and values per token, of the top layer."""
-    body, _ = _top_layer_alone(causal, trained=False)
-    cache = RoomyCache(len(layers_of(causal.body)), columns)
-    with causal.autocast():
-        body(inputs_embeds=_states(causal, 1, columns), use_cache=True, **cache_argument(body, cache))
+    body, _ = _top_layer_alone(backbone, trained=False)
+    cache = RoomyCache(len(layers_of(backbone.body)), columns)
+    with backbone.autocast():
+        body(inputs_embeds=_states(backbone, 1, columns), use_cache=True, **cache_argument(body, cache))
     filled: Sequence[Any] = [layer for layer in cache.layers if layer.is_initialized]
     return sum(layer.keys.nbytes + layer.values.nbytes for layer in filled) / columns

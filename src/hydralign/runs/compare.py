@@ -25,8 +25,8 @@ from hydralign.evaluation.report import AnswerPair, Report, write_report
 from hydralign.evaluation.statistics import Difference
 from hydralign.generation.sampler import check_context
 from hydralign.methods.ppo import sampling_params
-from hydralign.models.folders.merged import load_whole
-from hydralign.models.reader import Reader
+from hydralign.models.forms.build import load_frozen_policy
+from hydralign.models.policy import Policy
 from hydralign.progress import say
 from hydralign.rewards.build import build_terms
 from hydralign.rewards.combine import RewardTerm
@@ -44,8 +44,8 @@ PROBES = ("The film was good, and its 2nd end  bad.\n\tWhy?", "Été à Zürich 
 class Loaded:
     """What a comparison works with."""
 
-    before: Reader
-    after: Reader
+    before: Policy
+    after: Policy
     prompts: tuple[Prompt, ...]
     terms: tuple[RewardTerm, ...]
     """The score's terms, then the judges with weight 0."""
@@ -62,9 +62,9 @@ def run_compare(recipe: Recipe, config: CompareConfig, folder: Path, processes: 
         record_start(recipe, config, folder)
     processes.barrier()
 
-    def answers(reader: Reader, label: str) -> Answers:
+    def answers(policy: Policy, label: str) -> Answers:
         given = answer_held_out(
-            reader,
+            policy,
             loaded.prompts,
             loaded.terms,
             loaded.plan,
@@ -106,9 +106,13 @@ def load_parts(recipe: Recipe, config: CompareConfig, processes: Distributed) ->
     """Everything that a comparison needs, with every check that can be made before the first answer."""
     before_path, after_path, sampling, score = required_settings(recipe.ppo, config)
     source = required_prompts(recipe)
-    pad: dict[str, Any] = {"pad_token": recipe.model.pad_token, "device": processes.device}
-    before = Reader(*load_whole(before_path, **pad), precision=config.precision)
-    after = Reader(*load_whole(after_path, **pad), reference=before.causal, precision=config.precision)
+    shared: dict[str, Any] = {
+        "pad_token": recipe.model.pad_token,
+        "device": processes.device,
+        "precision": config.precision,
+    }
+    before = load_frozen_policy(before_path, **shared)
+    after = load_frozen_policy(after_path, reference=before, **shared)
     require_same_tokens(before.tokenizer, after.tokenizer)
     terms = build_terms(score, processes.device)
     # A judge may be called as a reward is: its place in the report tells them apart.
@@ -125,8 +129,8 @@ def load_parts(recipe: Recipe, config: CompareConfig, processes: Distributed) ->
         names[f"reward/{terms[0].name}"] = ""  # a single reward is the score
     data = load_prompts(source, before.tokenizer, seed=recipe.seed)
     prompts = choose_prompts(data, config.prompts, at_least=max(2, processes.count))
-    for reader in (before, after):
-        check_context(reader, prompts, plan)
+    for policy in (before, after):
+        check_context(policy, prompts, plan)
     return Loaded(before, after, prompts, (*terms, *judges), names, plan)
 
 

@@ -26,7 +26,6 @@ from hydralign.methods.reward import Pair
 from hydralign.methods.sft import max_tokens_of
 from hydralign.methods.supervised import steps_of
 from hydralign.models.folders.merged import adapter_of
-from hydralign.models.forms.build import whole_model
 from hydralign.models.sizes import sizes_of
 from hydralign.rewards.classifier import ClassifierReward
 from hydralign.rewards.combine import RewardTerm
@@ -43,21 +42,21 @@ from hydralign.types import Prompt
 def plan_sft(recipe: Recipe, config: SFTConfig, processes: Distributed) -> list[str]:
     """Lines about an sft section, with one sequence rendered: what is read, and what of it is learned."""
     loaded = sft_run.load_parts(recipe, config, processes)
-    student = loaded.student
+    policy = loaded.policy
     if config.packing:
-        require_apart(student)
-    rows = len(packed(loaded.train, max_tokens_of(config, student))) if config.packing else len(loaded.train)
+        require_apart(policy)
+    rows = len(packed(loaded.train, max_tokens_of(config, policy))) if config.packing else len(loaded.train)
     sample = loaded.train[0]
     return [
         loaded.describe(),
         f"steps      {steps_of(config, rows):,}, each of {config.batch.rows} rows; an epoch has {rows:,} rows",
         *_proof_lines(len(loaded.held_out)),
-        f"rows       up to {max_tokens_of(config, student):,} tokens of a context of {student.context:,}",
+        f"rows       up to {max_tokens_of(config, policy):,} tokens of a context of {policy.context:,}",
         *_start_lines(config.model or recipe.model),
         *_form_lines(config.model or recipe.model),
-        *size_lines(student.trained(), student.fixed(), config.optimizer.type),
-        f"sample     read: {_shown(student.tokenizer, sample, 0, sample.learned_from)}",
-        f"           learned: {_shown(student.tokenizer, sample, max(1, sample.learned_from), len(sample.ids))}",
+        *size_lines(policy.trained(), policy.frozen(), config.optimizer.type),
+        f"sample     read: {_shown(policy.tokenizer, sample, 0, sample.learned_from)}",
+        f"           learned: {_shown(policy.tokenizer, sample, max(1, sample.learned_from), len(sample.ids))}",
     ]
 
 
@@ -77,7 +76,7 @@ def plan_reward(recipe: Recipe, config: RewardConfig, processes: Distributed) ->
         f"steps      {steps_of(config, rows):,}, each of {config.batch.rows} rows; an epoch has {rows:,} rows",
         *_proof_lines(len(loaded.held_out)),
         *_form_lines(config.model or recipe.model, frozen=config.freeze_layers),
-        *size_lines(scorer.trained(), scorer.fixed(), config.optimizer.type),
+        *size_lines(scorer.trained(), scorer.frozen(), config.optimizer.type),
         *(f"{side}: {_end(scorer.tokenizer, ids)!r} (the end; {len(ids)} tokens)" for side, ids in shown.items()),
     ]
 
@@ -95,7 +94,7 @@ def plan_ppo(recipe: Recipe, config: PPOConfig, processes: Distributed) -> list[
         *_proof_lines(len(loaded.held_out)),
         *_repeated_lines(len(loaded.prompts.train), config.batch.prompts),
         *_start_lines(config.model or recipe.model),
-        f"{parameter_line(policy.trained(), policy.fixed())}{_copied(config.model or recipe.model)}",
+        f"{parameter_line(policy.trained(), policy.frozen())}{_copied(config.model or recipe.model)}",
         *_memory_of_ppo(recipe, config, loaded, processes),
         f"answers    up to {sampling_params(config.sampling, recipe.seed).longest} tokens; context {policy.context}",
         *_reward_lines(loaded.terms, loaded.prompts.train, sampling_params(config.sampling, recipe.seed).longest),
@@ -192,7 +191,7 @@ def _memory_of_ppo(recipe: Recipe, config: PPOConfig, loaded: ppo_run.Loaded, pr
         minibatch_rows=share[1],
     )
     targets = model.form.targets if isinstance(model.form, LoraForm) else None
-    sizes = sizes_of(whole_model(policy), columns=work.columns, answer=work.answer, targets=targets)
+    sizes = sizes_of(policy.whole, columns=work.columns, answer=work.answer, targets=targets)
     plan = partial(
         plan_memory,
         sizes,
@@ -202,7 +201,7 @@ def _memory_of_ppo(recipe: Recipe, config: PPOConfig, loaded: ppo_run.Loaded, pr
         fresh=model.new is not None,
         cpu=on_cpu,
     )
-    own = plan(model.form, stored=Stored.of(policy.trained().values(), policy.fixed()))
+    own = plan(model.form, stored=Stored.of(policy.trained().values(), policy.frozen()))
     others = {name: plan(form) for name, form in other_forms(model.form, len(sizes.layers)).items()}
     return memory_lines(own, model.form, others, work)
 

@@ -16,7 +16,7 @@ from hydralign.config.data import PromptSourceConfig
 from hydralign.config.model import ModelConfig
 from hydralign.data import DataSet, PromptStream, choose_rows, fingerprint, load_prompts, training_texts
 from hydralign.distributed import Distributed
-from hydralign.errors import ConfigError, DataError, NonFiniteError
+from hydralign.errors import ConfigError, DataError
 from hydralign.evaluation.comparison import Comparison, as_record, compare_answers, fact_sentence
 from hydralign.evaluation.held_out import Answers, answer_held_out
 from hydralign.evaluation.statistics import Difference
@@ -29,6 +29,7 @@ from hydralign.rewards.build import build_terms
 from hydralign.rewards.combine import RewardTerm
 from hydralign.runs.section import RESULT, kept, opened, write_json
 from hydralign.tracking import Tracker
+from hydralign.training.run import log_held_out
 from hydralign.types import Prompt
 
 
@@ -58,8 +59,7 @@ def run_ppo(recipe: Recipe, config: PPOConfig, folder: Path, processes: Distribu
             prompts=PromptStream(loaded.prompts.train, recipe.seed),
             rewards=terms,
             folder=folder,
-            tracker=records.tracker,
-            record=records.local,
+            records=records,
             processes=processes,
             on_step=partial(_evaluate_when_due, config, answers, records.tracker),
         )
@@ -67,7 +67,7 @@ def run_ppo(recipe: Recipe, config: PPOConfig, folder: Path, processes: Distribu
     after = kept_answers(folder / "after.json", rows, partial(answers, "after"), processes)
     comparison = compare_answers(before, after)
     if processes.main:
-        policy.export(folder / "model")
+        policy.save(folder / "model")
         write_json(folder / RESULT, as_record(comparison))
         tell(comparison)
         say(f"Model, metrics and samples lie in {folder}.")
@@ -78,16 +78,16 @@ def run_ppo(recipe: Recipe, config: PPOConfig, folder: Path, processes: Distribu
 def _evaluate_when_due(
     config: PPOConfig, answers: Callable[[str], Answers], tracker: Tracker, step: int, _: Policy
 ) -> None:
-    """Means of the held-out answers between before and after; poison there is an event, and training goes on."""
+    """Means of the held-out answers between before and after; non-finite ones are an event, and training goes on."""
     every = config.evaluation.every
     if not every or step % every or step == config.steps:
         return
-    try:
+
+    def means() -> dict[str, float]:
         metrics = answers(f"after {step} iterations").metrics
-    except NonFiniteError as error:
-        tracker.event(step - 1, "non_finite", {"where": f"evaluation/{error.where}", "message": str(error)})
-    else:
-        tracker.log(step - 1, {f"eval/{name}": sum(x) / len(x) for name, x in metrics.items()})
+        return {f"eval/{name}": sum(x) / len(x) for name, x in metrics.items()}
+
+    log_held_out(tracker, step, means)
 
 
 @dataclass(frozen=True)
@@ -113,19 +113,20 @@ def load_parts(recipe: Recipe, config: PPOConfig, processes: Distributed) -> Loa
     source = required_prompts(recipe)
     processes.require_shares(config.batch.minibatch_rows, "ppo rows per minibatch")
     terms = build_terms(config.rewards, processes.device)
-    policy = _policy(recipe, config.model or recipe.model, processes)
+    policy = _policy(recipe, config.model or recipe.model, processes, critic=config.has_critic)
     prompts = load_prompts(source, policy.tokenizer, seed=recipe.seed)
     held_out = proof_prompts(prompts, config, at_least=max(2, processes.count))
     check_context(policy, [*prompts.train, *held_out], sampling_params(config.sampling, recipe.seed))
     return Loaded(policy, prompts, held_out, terms)
 
 
-def _policy(recipe: Recipe, model: ModelConfig, processes: Distributed) -> Policy:
+def _policy(recipe: Recipe, model: ModelConfig, processes: Distributed, *, critic: bool) -> Policy:
     """The model in its form."""
     if model.path is not None:
         return load_policy(
             model.path,
             form=model.form,
+            critic=critic,
             precision=model.precision,
             pad_token=model.pad_token,
             device=processes.device,
@@ -135,7 +136,12 @@ def _policy(recipe: Recipe, model: ModelConfig, processes: Distributed) -> Polic
     tokenizer = train_tokenizer(training_texts(recipe.data), vocabulary=model.new.vocabulary)
     fresh = make_model(tokenizer, **model.new.model_dump(exclude={"vocabulary"}), seed=recipe.seed)
     return make_policy(
-        fresh.to(processes.device), tokenizer, form=model.form, precision=model.precision, seed=recipe.seed
+        fresh.to(processes.device),
+        tokenizer,
+        form=model.form,
+        critic=critic,
+        precision=model.precision,
+        seed=recipe.seed,
     )
 
 

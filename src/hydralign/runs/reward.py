@@ -100,7 +100,7 @@ def run_reward(recipe: Recipe, config: RewardConfig, folder: Path, processes: Di
     difference = compare_paired("held-out accuracy", before, after.right_N.tolist(), unit="rows")
     baseline = baseline_of(after, scorer.labels)
     if processes.main:
-        scorer.export(folder / "model")
+        scorer.save(folder / "model")
         told = {
             side: as_record(rows, scorer.labels) if rows else None
             for side, rows in (("held_out", after), ("test", test))

@@ -25,7 +25,8 @@ from hydralign.methods.packing_check import require_apart
 from hydralign.methods.sft import SFTParts, held_out_losses, max_tokens_of, train
 from hydralign.models import make_model, train_tokenizer
 from hydralign.models.folders.weights import require_ids_can_be_read
-from hydralign.models.student import Student, load_student
+from hydralign.models.forms.build import load_supervised_policy, make_supervised_policy
+from hydralign.models.policy import Policy
 from hydralign.progress import say
 from hydralign.runs.section import RESULT, kept_numbers, opened, write_json
 from hydralign.types import Demonstration
@@ -35,7 +36,7 @@ from hydralign.types import Demonstration
 class Loaded:
     """What an sft section works with."""
 
-    student: Student
+    policy: Policy
     data: DataSet[Demonstration]
     train: tuple[TokenSequence, ...]
     held_out: tuple[TokenSequence, ...]
@@ -57,16 +58,16 @@ class Loaded:
 def run_sft(recipe: Recipe, config: SFTConfig, folder: Path, processes: Distributed) -> list[Difference]:
     """Train as one item of the `sft` section says, into `folder`; returns the paired difference of held-out loss."""
     loaded = load_parts(recipe, config, processes)
-    student, rows = loaded.student, config.batch.micro_rows
+    policy, rows = loaded.policy, config.batch.micro_rows
     if processes.main:
         say(loaded.describe())
     with opened(recipe, config, folder, processes) as records:
 
         def losses() -> tuple[Tensor, Tensor]:
-            return held_out_losses(student, loaded.held_out, rows, processes)
+            return held_out_losses(policy, loaded.held_out, rows, processes)
 
         before = kept_numbers(folder / "before.json", loaded.measured, lambda: torch.div(*losses()).tolist(), processes)
-        parts = SFTParts(student, loaded.train, loaded.held_out, folder, records, processes)
+        parts = SFTParts(policy, loaded.train, loaded.held_out, folder, records, processes)
         train(config, parts, seed=recipe.seed)
         nll_N, tokens_N = losses()
     difference = compare_paired(
@@ -77,7 +78,7 @@ def run_sft(recipe: Recipe, config: SFTConfig, folder: Path, processes: Distribu
         unit="texts",
     )
     if processes.main:
-        student.export(folder / "model")
+        policy.save(folder / "model")
         record = as_record(difference, nll_N, tokens_N)
         write_json(folder / RESULT, record)
         say(difference.sentence())
@@ -120,20 +121,20 @@ def load_parts(recipe: Recipe, config: SFTConfig, processes: Distributed) -> Loa
     data: DataSet[Demonstration] | None = None
     if model.new is not None:
         data = load_demonstrations(source)
-    student = _student(model, data, recipe.seed, processes)
-    data = with_spelled(data, student.tokenizer) if data else load_demonstrations(source, student.tokenizer)
-    longest = max_tokens_of(config, student)
+    policy = _policy(model, data, recipe.seed, processes)
+    data = with_spelled(data, policy.tokenizer) if data else load_demonstrations(source, policy.tokenizer)
+    longest = max_tokens_of(config, policy)
     shaping: dict[str, Any] = {"max_tokens": longest, "too_long": config.too_long}
-    made, cut = sequences(data.train, student.tokenizer, student.stop_ids, **shaping)
+    made, cut = sequences(data.train, policy.tokenizer, policy.stop_ids, **shaping)
     chosen = choose_rows(data.held_out, config.evaluation.rows)
-    apart, cut_apart = sequences(chosen, student.tokenizer, student.stop_ids, max_tokens=longest, too_long="cut")
+    apart, cut_apart = sequences(chosen, policy.tokenizer, policy.stop_ids, max_tokens=longest, too_long="cut")
     shortened = {**cut, **{f"{reason} (held out)": count for reason, count in cut_apart.items()}}
     require_sequences(made, apart, longest, account(data, shortened))
     ids = (one.ids for one in (*made, *apart))
-    require_ids_can_be_read(ids, student.tokenizer, student.vocabulary, "A demonstration")
+    require_ids_can_be_read(ids, policy.tokenizer, policy.vocabulary, "A demonstration")
     if config.packing:
-        require_apart(student)
-    return Loaded(student, data, made, apart, shortened, fingerprint(chosen))
+        require_apart(policy)
+    return Loaded(policy, data, made, apart, shortened, fingerprint(chosen))
 
 
 def require_sequences(made: Sequence[TokenSequence], apart: Sequence[TokenSequence], longest: int, told: str) -> None:
@@ -154,9 +155,9 @@ def account(data: DataSet[Demonstration], shortened: Mapping[str, int]) -> str:
     return "\n".join(lines)
 
 
-def _student(model: ModelConfig, data: DataSet[Demonstration] | None, seed: int, processes: Distributed) -> Student:
+def _policy(model: ModelConfig, data: DataSet[Demonstration] | None, seed: int, processes: Distributed) -> Policy:
     if model.path is not None:
-        return load_student(
+        return load_supervised_policy(
             model.path,
             form=model.form,
             precision=model.precision,
@@ -169,4 +170,6 @@ def _student(model: ModelConfig, data: DataSet[Demonstration] | None, seed: int,
     texts = (row.prompt + row.completion for row in data.train)
     tokenizer = train_tokenizer(texts, vocabulary=model.new.vocabulary)
     fresh = make_model(tokenizer, **model.new.model_dump(exclude={"vocabulary"}), seed=seed)
-    return Student(fresh.to(processes.device), tokenizer, form=model.form, precision=model.precision, seed=seed)
+    return make_supervised_policy(
+        fresh.to(processes.device), tokenizer, form=model.form, precision=model.precision, seed=seed
+    )

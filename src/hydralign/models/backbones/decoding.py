@@ -14,9 +14,10 @@ from torch import Tensor
 
 from hydralign.errors import ModelError
 from hydralign.micro_batches import is_out_of_memory
-from hydralign.models.backbones.causal import CausalModel, allowed_gap
+from hydralign.models.backbones.causal import CausalTrunkStates, allowed_gap
 from hydralign.models.backbones.slicing import ARCHITECTURE_ERRORS, capture_output, describe_error
 from hydralign.models.backbones.trunk import Trunk
+from hydralign.models.branch import Branch
 from hydralign.models.heads.token import PACKED_FROM
 from hydralign.models.heads.value import ValueHead
 from hydralign.models.kernels.cache import RoomyCache
@@ -33,17 +34,18 @@ class CachedDecoding:
 
     def __init__(
         self,
-        causal: CausalModel,
-        value_head: ValueHead,
+        branch: Branch,
+        value_head: ValueHead | None,
         prompt_ids: Sequence[Sequence[int]],
         new_tokens: int,
         *,
         trunk: Trunk | None = None,
     ) -> None:
-        self.causal, self.value_head, self.trunk = causal, value_head, trunk
+        self.backbone, self.head, self.value_head, self.trunk = branch.backbone, branch.head, value_head, trunk
+        backbone = branch.backbone
         if new_tokens >= PACKED_FROM:
-            causal.head.pack()
-        device = causal.device
+            self.head.pack()
+        device = backbone.device
         lengths_B = torch.tensor([len(ids) for ids in prompt_ids])
         rows, columns = len(prompt_ids), int(lengths_B.max())
         tokens_BQ = torch.zeros(rows, columns, dtype=torch.long)
@@ -56,10 +58,10 @@ class CachedDecoding:
         self.mask_BT = torch.cat([mask_BQ, torch.ones(rows, new_tokens, dtype=torch.bool)], dim=1).to(device)
         self.next_position_B = lengths_B.to(device)
         self.place_B = torch.arange(rows, device=device)
-        self.cache = RoomyCache(causal.model.config.get_text_config().num_hidden_layers, columns + new_tokens)
+        self.cache = RoomyCache(backbone.model.config.get_text_config().num_hidden_layers, columns + new_tokens)
         self.harvest_BTD: Tensor | None = None
         positions_BQ = mask_BQ.cumsum(1) - 1
-        with only_at_positions(causal.last_position_wise, self.place_B, torch.full_like(self.place_B, columns - 1)):
+        with only_at_positions(backbone.last_position_wise, self.place_B, torch.full_like(self.place_B, columns - 1)):
             self.hidden_BD, trunk_BQD = self._forward(tokens_BQ.to(device), positions_BQ.clamp(min=0).to(device))
         if trunk is not None and trunk_BQD is not None:
             real = int(lengths_B.sum())
@@ -68,14 +70,14 @@ class CachedDecoding:
             row_N, column_N = (x.to(device) for x in mask_BQ.nonzero(as_tuple=True))
             self._keep_states(row_N, positions_BQ[mask_BQ].to(device), trunk_BQD[row_N, column_N])
 
-    def predict(self) -> tuple[Tensor, Tensor]:
-        """(logits_BV, values_B) of the next position, fp32."""
-        with self.causal.autocast():
-            return self.causal.head(self.hidden_BD), self.value_head(self.hidden_BD)
+    def predict(self) -> tuple[Tensor, Tensor | None]:
+        """(logits_BV, values_B) of the next position, fp32; values are None without a value head."""
+        with self.backbone.autocast():
+            return self.head(self.hidden_BD), None if self.value_head is None else self.value_head(self.hidden_BD)
 
     def append(self, tokens_B: Tensor, real: int) -> None:
         """Run one token per row through the body; all but `real` of them belong to rows that have ended."""
-        self._append(tokens_B, real, self.causal.body)
+        self._append(tokens_B, real, self.backbone.body)
 
     def finish(self, tokens_B: Tensor, real: int) -> None:
         """Read tokens that nothing follows: through the trunk alone, if its states are kept."""
@@ -90,11 +92,11 @@ class CachedDecoding:
         self.hidden_BD = self.hidden_BD[index_B]
         self.place_B = self.place_B[index_B]
 
-    def trunk_states(self) -> Tensor | None:
-        """trunk_BTD of all rows that the batch began with, right-padded; None without a trunk."""
+    def trunk_states(self, lengths_B: Tensor) -> CausalTrunkStates | None:
+        """The trunk's states of all rows of the beginning, with so many real tokens each; None without a trunk."""
         if self.trunk is None or self.harvest_BTD is None:
             return None
-        return self.trunk.stored(self.harvest_BTD[:, : self.columns])
+        return CausalTrunkStates(self.trunk.stored(self.harvest_BTD[:, : int(lengths_B.max())]), lengths_B)
 
     def _append(self, tokens_B: Tensor, real: int, body: Any) -> None:
         self.columns += 1
@@ -106,14 +108,14 @@ class CachedDecoding:
 
     def _forward(self, tokens_BC: Tensor, positions_BC: Tensor, body: Any = None) -> tuple[Tensor, Tensor | None]:
         """(hidden_BD at the last column, trunk_BCD or None)."""
-        inputs: dict[str, Any] = {"position_ids": positions_BC} if self.causal.takes_positions else {}
+        inputs: dict[str, Any] = {"position_ids": positions_BC} if self.backbone.takes_positions else {}
         if self.padded:
             inputs["attention_mask"] = self.mask_BT[:, : self.columns]
-        body = self.causal.body if body is None else body
+        body = self.backbone.body if body is None else body
         inputs |= cache_argument(body, self.cache)
         caught = nullcontext(list[Tensor]()) if self.trunk is None else capture_output(self.trunk.last)
-        with self.causal.autocast(), caught as seen:
-            states_BCD = body(inputs_embeds=self.causal.embed(tokens_BC), use_cache=True, **inputs).last_hidden_state
+        with self.backbone.autocast(), caught as seen:
+            states_BCD = body(inputs_embeds=self.backbone.embed(tokens_BC), use_cache=True, **inputs).last_hidden_state
         return states_BCD[:, -1], seen[0] if seen else None
 
     def _keep_states(self, row_N: Tensor, position_N: Tensor, states_ND: Tensor) -> None:
@@ -122,20 +124,21 @@ class CachedDecoding:
 
 
 @torch.no_grad()
-def check_decoding(causal: CausalModel) -> None:
+def check_decoding(branch: Branch) -> None:
     """Raise ModelError unless rows of unequal lengths, decoded with a cache, meet the states of a plain pass.
 
     That is a prefill of a few tokens, a step, and a second one after a row has left. It belongs before sampling alone:
     nothing is decoded in supervised training. Best in fp32, where a router of experts is not near a tie by rounding.
     """
-    name = type(causal.model).__name__
+    backbone = branch.backbone
+    name = type(backbone.model).__name__
     cause = "most likely its layers keep more from token to token than keys and values"
     way_out = (
         "Sample from an architecture whose layers are all attention, such as gpt2, llama or qwen3; sft can train this "
         "one."
     )
     try:
-        gap, scale = _decoding_gap(causal)
+        gap, scale = _decoding_gap(branch)
     except ARCHITECTURE_ERRORS as error:
         if is_out_of_memory(error):
             raise
@@ -143,8 +146,8 @@ def check_decoding(causal: CausalModel) -> None:
             f"{name} cannot be sampled with a key-value cache ({describe_error(error)}): {cause}, and no answer "
             f"could be drawn. {way_out}"
         ) from error
-    require_finite_outputs(scale, causal.model)
-    if not gap <= allowed_gap(causal.precision, scale):
+    require_finite_outputs(scale, backbone.model)
+    if not gap <= allowed_gap(backbone.precision, scale):
         raise ModelError(
             f"{name}: its states when it is sampled with a key-value cache differ from those of a plain pass by "
             f"{gap:.2g}: {cause}, and answers would come from another distribution than the one that is trained. "
@@ -152,15 +155,15 @@ def check_decoding(causal: CausalModel) -> None:
         )
 
 
-def _decoding_gap(causal: CausalModel) -> tuple[float, float]:
+def _decoding_gap(branch: Branch) -> tuple[float, float]:
     """Largest difference between decoded and plain states, and the largest plain state."""
-    device = causal.device
-    ids_BT = torch.arange(3 * 5, device=device).view(3, 5) % causal.vocabulary
-    with causal.autocast():
-        plain_BTD = causal.body(inputs_embeds=causal.embed(ids_BT), use_cache=False).last_hidden_state
+    device = branch.backbone.device
+    ids_BT = torch.arange(3 * 5, device=device).view(3, 5) % branch.vocabulary
+    with branch.backbone.autocast():
+        plain_BTD = branch.backbone.packed_states(ids_BT)
     row_B, column_B = torch.arange(3, device=device), torch.tensor([3, 1, 2], device=device)
     prompts = [ids[:n] for ids, n in zip(ids_BT.tolist(), column_B.tolist(), strict=True)]
-    decoding = CachedDecoding(causal, ValueHead(plain_BTD.shape[2]).to(device), prompts, 2)
+    decoding = CachedDecoding(branch, None, prompts, 2)
     gaps = [decoding.hidden_BD - plain_BTD[row_B, column_B - 1]]
     for stays in ([0, 1, 2], [0, 2]):
         decoding.keep(torch.tensor(stays, device=device))

@@ -84,7 +84,7 @@ class SequenceClassifier:
         """The parameters that an optimizer updates, by stable name; the head is always among them."""
         return {name: p for name, p in self.model.named_parameters() if p.requires_grad}
 
-    def fixed(self) -> list[Tensor]:
+    def frozen(self) -> list[Tensor]:
         """The parameters that nothing updates."""
         return [p for p in self.model.parameters() if not p.requires_grad]
 
@@ -102,7 +102,7 @@ class SequenceClassifier:
         for parameter in self._last.parameters():
             parameter.div_(temperature)
 
-    def export(self, folder: str | os.PathLike[str]) -> None:
+    def save(self, folder: str | os.PathLike[str]) -> None:
         """Write a plain classifier folder with its tokenizer, fp32 safetensors; training can go on afterwards."""
         with model_folder(folder) as partial:
             self.model.save_pretrained(partial, state_dict=_merged(self.model))

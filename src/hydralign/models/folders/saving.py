@@ -69,14 +69,6 @@ def save_model(model: Any, folder: Path) -> None:
         model.config.save_pretrained(folder)
 
 
-def save_policy_folder(folder: str | os.PathLike[str], model: Any, tokenizer: Any, value_head: ValueHead) -> None:
-    """Model, tokenizer and value head; the model loads without this library."""
-    with model_folder(folder) as partial:
-        save_model(model, partial)
-        tokenizer.save_pretrained(partial)
-        save_value_head(partial, value_head)
-
-
 def save_value_head(folder: Path, value_head: ValueHead) -> None:
     """value_head.safetensors (weight [D], bias []) and a small JSON file that describes it."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in value_head.state_dict().items()}

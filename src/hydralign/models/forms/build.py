@@ -11,18 +11,21 @@ import torch
 
 from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.errors import ConfigError, ModelError, did_you_mean
-from hydralign.models.backbones.causal import CausalModel
+from hydralign.models.backbones.causal import CausalBackbone
 from hydralign.models.backbones.decoding import check_decoding
+from hydralign.models.backbones.slicing import top_layers
 from hydralign.models.bf16_speed import concrete_precision
-from hydralign.models.folders.loading import own_tokenizer, prepare_model
-from hydralign.models.folders.merged import load_whole
+from hydralign.models.branch import Branch, check_readout
+from hydralign.models.folders.loading import own_tokenizer, prepare_model, stop_ids_of
+from hydralign.models.folders.merged import adapter_of, base_of, load_whole
 from hydralign.models.folders.saving import load_value_branch, load_value_head, require_no_value_branch
-from hydralign.models.forms.full import FullPolicy
-from hydralign.models.forms.hydra import HydraPolicy
-from hydralign.models.forms.lora import LoraPolicy
-from hydralign.models.heads.value import ValueHead
-from hydralign.models.policy import Policy
-from hydralign.models.precision import convert_to_fp32
+from hydralign.models.forms.full import FullModel
+from hydralign.models.forms.hydra import HydraModel
+from hydralign.models.forms.lora import LoraModel
+from hydralign.models.heads.token import absent_ids
+from hydralign.models.heads.value import Critic, ValueHead
+from hydralign.models.policy import BranchReference, ModelForm, Policy
+from hydralign.models.precision import convert_to_fp32, store_matrices_in_bf16
 
 FORMS: Mapping[str, Callable[[], Form]] = {"full": FullForm, "lora": LoraForm, "hydra": HydraForm}
 
@@ -31,6 +34,7 @@ def load_policy(
     path: str | os.PathLike[str],
     *,
     form: Form | str | None = None,
+    critic: bool = True,
     precision: str = "fp32",
     pad_token: str | None = None,
     device: str | torch.device = "cpu",
@@ -39,6 +43,7 @@ def load_policy(
     """A policy from a model folder or hub id; its value head is the one saved there, or a new one at zero.
 
     `form` is a FullForm (the default), LoraForm or HydraForm, or the name of one with its defaults, such as "lora".
+    Without `critic` it has no values, as methods that need none want it.
     An adapter in `path` is merged into the base that it names, unless the form trains adapters itself. Raises
     ModelError or TokenizerError when the folder cannot be trained from, ConfigError for arguments that are none.
     """
@@ -49,18 +54,67 @@ def load_policy(
     if isinstance(form, LoraForm) and (Path(path) / "adapter_config.json").exists():
         raise adapter_as_base(path)
     adapter = form.adapter if isinstance(form, LoraForm) else None
+    model, tokenizer = _load(path, adapter, pad_token, device)
+    shared: dict[str, Any] = {"form": form, "precision": precision, "seed": seed}
+    if not critic:
+        return make_policy(model, tokenizer, critic=False, **shared)
+    head_folder = adapter or path
+    head = load_value_head(head_folder, model.config.hidden_size).to(device)
+    policy = make_policy(model, tokenizer, value_head=head, **shared)
+    if policy.critic is not None and policy.critic.backbone is not None:
+        load_value_branch(head_folder, policy.critic.backbone.body)
+    else:
+        require_no_value_branch(head_folder)
+    return policy
+
+
+def load_supervised_policy(
+    path: str | os.PathLike[str],
+    *,
+    form: Form | None = None,
+    precision: str = "fp32",
+    pad_token: str | None = None,
+    device: str | torch.device = "cpu",
+    seed: int = 0,
+) -> Policy:
+    """`make_supervised_policy` from a model folder or hub id, or from an adapter's folder.
+
+    An adapter in `path` is trained further in the LoRA form, which saves an adapter for the same base, and merged into
+    its base in the others. Raises ModelError or TokenizerError when it cannot be trained from.
+    """
+    path = os.path.expanduser(path)
+    adapter = adapter_of(path)
+    if adapter is not None and isinstance(form, LoraForm):
+        if form.adapter is not None:
+            raise ModelError(
+                f"model.path={path!r} and model.form.adapter={form.adapter!r} are two adapters: which of them is to be "
+                "trained further is unclear. Name the base under model.path, or leave form.adapter out."
+            )
+        form, path = form.model_copy(update={"adapter": path}), base_of(adapter, path)
+    trained_adapter = form.adapter if isinstance(form, LoraForm) else None
+    model, tokenizer = _load(path, trained_adapter, pad_token, device)
+    return make_supervised_policy(model, tokenizer, form=form, precision=precision, seed=seed)
+
+
+def load_frozen_policy(
+    path: str,
+    *,
+    reference: Policy | None = None,
+    precision: str = "fp32",
+    pad_token: str | None = None,
+    device: str | torch.device = "cpu",
+) -> Policy:
+    """`make_frozen_policy` from a model folder, a hub id or an adapter's folder."""
+    model, tokenizer = load_whole(path, pad_token=pad_token, device=device)
+    return make_frozen_policy(model, tokenizer, reference=reference, precision=precision)
+
+
+def _load(path: str, adapter: str | None, pad_token: str | None, device: str | torch.device) -> tuple[Any, Any]:
     model, tokenizer = load_whole(path, tokenizer=own_tokenizer(adapter), pad_token=pad_token, device=device)
     if Path(path).exists():
         # An adapter saved from this model names it; an absolute name is found from any folder.
         model.name_or_path = model.config.name_or_path = str(Path(path).resolve())
-    head_folder = adapter or path
-    head = load_value_head(head_folder, model.config.hidden_size).to(device)
-    policy = make_policy(model, tokenizer, value_head=head, form=form, precision=precision, seed=seed)
-    if isinstance(policy, HydraPolicy) and policy.values is not None:
-        load_value_branch(head_folder, policy.values.body)
-    else:
-        require_no_value_branch(head_folder)
-    return policy
+    return model, tokenizer
 
 
 def adapter_as_base(path: str) -> ModelError:
@@ -77,45 +131,106 @@ def make_policy(
     *,
     value_head: ValueHead | None = None,
     form: Form | str | None = None,
+    critic: bool = True,
     precision: str = "fp32",
     seed: int = 0,
 ) -> Policy:
     """A policy in the wanted form around a model in memory, which it takes over. `seed` seeds fresh adapters.
 
-    Raises ModelError when the model is not understood, or cannot be sampled or trained in this form.
+    Without `critic` it has no values. Raises ModelError when the model is not understood, or cannot be sampled or
+    trained in this form.
     """
     form, precision = _form_of(form), concrete_precision(precision, model.device)
     prepare_model(convert_to_fp32(model), tokenizer)
-    causal = CausalModel(model)
-    causal.check_readout()
-    check_decoding(causal)
+    plain = Branch(CausalBackbone(model))
+    check_readout(plain)
+    check_decoding(plain)
     head = (value_head or ValueHead(model.config.hidden_size)).float().to(model.device)
+    made = _in_form(model, tokenizer, form, precision, seed, absent=absent_ids(tokenizer, plain.vocabulary))
+    branch = isinstance(form, HydraForm) and form.value == "branch"
+    if not critic and branch:
+        raise ModelError(
+            "model.form.value=branch asks for values of their own layers, and this method has no critic: they would "
+            "never be trained. Leave model.form.value out."
+        )
+    if not critic:
+        return Policy(made, tokenizer)
+    own = made.branch.backbone.with_own_weights() if branch else None
+    return Policy(made, tokenizer, critic=Critic(head, own))
+
+
+def _in_form(
+    model: Any, tokenizer: Any, form: Form, precision: str, seed: int, *, absent: tuple[int, ...]
+) -> ModelForm:
+    shared: dict[str, Any] = {
+        "precision": precision,
+        "absent_ids": absent,
+        "stop_ids": stop_ids_of(model, tokenizer),
+    }
+    if isinstance(form, FullForm):
+        return FullModel(model, **shared)
+    shared |= {"tokenizer": tokenizer, "seed": seed}
     if isinstance(form, HydraForm):
-        shared = form.model_dump(include={"unfrozen_layers", "value", "states", "offload"})
-        return HydraPolicy(model, tokenizer, head, **shared, precision=precision, seed=seed)
-    if isinstance(form, LoraForm) and form.unfrozen_layers is not None:
-        return HydraPolicy(
-            model,
-            tokenizer,
-            head,
-            unfrozen_layers=form.unfrozen_layers,
-            adapters=form,
-            precision=precision,
-            seed=seed,
-        )
+        cut = form.model_dump(include={"unfrozen_layers", "states", "offload"})
+        return HydraModel(model, **cut, **shared)
+    if form.unfrozen_layers is not None:
+        return HydraModel(model, unfrozen_layers=form.unfrozen_layers, adapters=form, **shared)
+    return LoraModel(model, settings=form, **shared)
+
+
+def make_supervised_policy(
+    model: Any, tokenizer: Any, *, form: Form | None = None, precision: str = "fp32", seed: int = 0
+) -> Policy:
+    """A policy without critic, reference and trunk, which it takes over: trained whole (in the hydra form too) or
+    through adapters, of all layers or of the top ones.
+
+    Texts decide what can be said, so every row of the output head is a token. `seed` seeds fresh adapters. Raises
+    ModelError when the head is not understood.
+    """
+    precision = concrete_precision(precision, model.device)
+    prepare_model(convert_to_fp32(model), tokenizer)
+    shared: dict[str, Any] = {
+        "precision": precision,
+        "reference": False,
+        "stop_ids": stop_ids_of(model, tokenizer),
+    }
+    made: ModelForm
     if isinstance(form, LoraForm):
-        return LoraPolicy(
-            model,
-            tokenizer,
-            head,
-            rank=form.rank,
-            alpha=form.alpha,
-            targets=form.targets,
-            adapter=form.adapter,
-            precision=precision,
-            seed=seed,
+        layers = top_layers(model, form.unfrozen_layers) if form.unfrozen_layers else None
+        made = LoraModel(model, tokenizer=tokenizer, settings=form, layers=layers, seed=seed, **shared)
+    else:
+        made = FullModel(model, **shared)
+    check_readout(made.branch)
+    return Policy(made, tokenizer)
+
+
+def make_frozen_policy(
+    model: Any, tokenizer: Any, *, reference: Policy | None = None, precision: str = "fp32"
+) -> Policy:
+    """A finished model, which is only sampled and read; its reference is another policy's model, or itself.
+
+    Takes the model over. Raises ModelError when it cannot be sampled, or the reference has other tokens.
+    """
+    precision = concrete_precision(precision, model.device)
+    model.requires_grad_(False)
+    check_decoding(Branch(CausalBackbone(model)))
+    if precision == "bf16":
+        store_matrices_in_bf16(model)
+    backbone = CausalBackbone(model, precision=precision)
+    absent = set(absent_ids(tokenizer, Branch(backbone).vocabulary))
+    other = None if reference is None else reference.branch
+    # What the reference cannot say has no KL to it, so it is not said here.
+    absent |= set() if other is None else set(other.head.absent_ids.tolist())
+    stop_ids = stop_ids_of(model, tokenizer)
+    made = FullModel(model, precision=precision, reference=False, absent_ids=tuple(sorted(absent)), stop_ids=stop_ids)
+    check_readout(made.branch)
+    other = made.branch if other is None else other
+    if other.vocabulary != made.branch.vocabulary:
+        raise ModelError(
+            f"the two models have {other.vocabulary:,} and {made.branch.vocabulary:,} tokens: KL between "
+            "them is not defined. Compare models that share a tokenizer."
         )
-    return FullPolicy(model, tokenizer, head, precision=precision)
+    return Policy(made, tokenizer, reference=BranchReference(other.with_stop_ids(stop_ids)))
 
 
 def _form_of(form: Form | str | None) -> Form:
@@ -127,11 +242,3 @@ def _form_of(form: Form | str | None) -> Form:
         f"form={form!r:.80} is no form of a policy: what would be trained is unknown. "
         f"{did_you_mean(str(form), FORMS)} Or give a FullForm, LoraForm or HydraForm."
     )
-
-
-def whole_model(policy: Policy) -> CausalModel:
-    """The causal model that a policy samples from, trunk and branch in one; of its adapters, those that it has."""
-    if isinstance(policy, HydraPolicy):
-        return policy.whole
-    assert isinstance(policy, FullPolicy | LoraPolicy), "one of the forms that are made here"
-    return policy.causal

@@ -6,7 +6,6 @@ base model would be another model, and KL would not start at 0. Whatever is trai
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,106 +15,64 @@ import torch
 from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
+from hydralign.config.model import LoraForm
 from hydralign.errors import ModelError
-from hydralign.models.backbones.causal import CausalModel
-from hydralign.models.backbones.decoding import CachedDecoding
-from hydralign.models.backbones.rope import explain_rope_limit
+from hydralign.models.backbones.causal import CausalBackbone
 from hydralign.models.backbones.slicing import layers_of
 from hydralign.models.backbones.trunk import Trunk
+from hydralign.models.branch import Branch
 from hydralign.models.fixed import freeze_fixed
 from hydralign.models.folders.adapters import ADAPTER, AdapterStart, load_adapter, read_language_adapter
 from hydralign.models.folders.load_errors import named_load_errors
-from hydralign.models.folders.loading import context_of, prepare_model, stop_ids_of
-from hydralign.models.folders.saving import model_folder, save_value_head
-from hydralign.models.folders.weights import embedding_rows
-from hydralign.models.heads.value import ValueHead
+from hydralign.models.folders.loading import prepare_model
+from hydralign.models.policy import BranchReference
 from hydralign.models.precision import store_frozen_in_bf16
 from hydralign.models.versions import Conv1D
-from hydralign.types import PolicyOutput, TokenBatch
 
 
-class LoraPolicy:
-    """Policy form `lora`. In bf16 mode the base's matrices are stored in bf16, the adapters in fp32."""
+class LoraModel:
+    """Adapters on a frozen base. In bf16 mode the base's matrices are stored in bf16, the adapters in fp32."""
 
     trunk: Trunk | None = None
-    samples_values = True
 
     def __init__(
         self,
         model: Any,
-        tokenizer: Any,
-        value_head: ValueHead,
         *,
-        rank: int = 16,
-        alpha: float = 32.0,
-        targets: Sequence[str] | None = None,
-        adapter: str | None = None,
+        tokenizer: Any,
+        settings: LoraForm,
+        layers: Sequence[int] | None = None,
         precision: str = "fp32",
+        reference: bool = True,
         seed: int = 0,
+        **heads: Any,
     ) -> None:
-        self.tokenizer, self.precision, self.value_head = tokenizer, precision, value_head
-        self.stop_ids = stop_ids_of(model, tokenizer)
-        self.context = context_of(model)
-        self.context_note, self.vocabulary = explain_rope_limit(model), embedding_rows(model.config)
-        self.peft = adapt(model, rank=rank, alpha=alpha, targets=targets, adapter=adapter, seed=seed)
+        """`settings` say which adapters, `layers` where; `heads` are the branch's: tokenizer and stop_ids."""
+        self.peft = adapt(model, settings, seed=seed, layers=layers)
         learned = [p for p in self.peft.parameters() if p.requires_grad]
-        self._start = AdapterStart(learned) if adapter is not None else None
+        self._start = AdapterStart(learned) if reference and settings.adapter is not None else None
         if precision == "bf16":
             store_frozen_in_bf16(model)
         prepare_model(model, tokenizer)
-        self.causal = CausalModel(model, tokenizer=tokenizer, precision=precision)
-
-    @property
-    def device(self) -> torch.device:
-        """Where its rows must lie."""
-        return self.causal.device
-
-    def evaluate(self, rows: TokenBatch, *, entropy_gradient: bool = False) -> PolicyOutput:
-        """Log-probabilities, values and entropies of the responses."""
-        return self.causal.evaluate(rows, self.value_head, self.stop_ids, entropy_gradient=entropy_gradient)
-
-    def read_values(self, rows: TokenBatch) -> Tensor:
-        """Values of the responses."""
-        return self.causal.read_values(rows, self.value_head)
-
-    @torch.no_grad()
-    def reference(self, rows: TokenBatch) -> Tensor:
-        """ref_logprobs_BR with the adapters off, or set to the adapter that training started from."""
-        with self._start.in_place() if self._start else self.peft.disable_adapter():
-            return self.causal.reference(rows, self.stop_ids)
-
-    def start(self, prompt_ids: list[tuple[int, ...]], new_tokens: int) -> CachedDecoding:
-        """Begin sampling."""
-        return CachedDecoding(self.causal, self.value_head, prompt_ids, new_tokens)
+        self.branch = self.whole = Branch(CausalBackbone(model, precision=precision), **heads)
+        without = self._start.in_place if self._start else self.peft.disable_adapter
+        self.reference = BranchReference(self.branch, without) if reference else None
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
-        """The adapters' weights, whatever else a trained adapter trains, and the value head."""
-        named = {name: p for name, p in self.peft.named_parameters() if p.requires_grad}
-        return named | {f"value_head.{name}": p for name, p in self.value_head.named_parameters()}
+        """The adapters' weights, and whatever else a trained adapter trains."""
+        return {name: p for name, p in self.peft.named_parameters() if p.requires_grad}
 
-    def fixed(self) -> list[Tensor]:
+    def frozen(self) -> list[Tensor]:
         """The base model, and the start of the adapter that training went on from."""
-        frozen: list[Tensor] = [p for p in self.peft.parameters() if not p.requires_grad]
-        return frozen + (self._start.copies if self._start else [])
+        base: list[Tensor] = [p for p in self.peft.parameters() if not p.requires_grad]
+        return base + (self._start.copies if self._start else [])
 
-    def export(self, folder: str | os.PathLike[str]) -> None:
-        """Write a PEFT adapter folder with tokenizer and value head; it names its base model."""
-        with model_folder(folder) as partial:
-            save_adapter(self.peft, partial)
-            self.tokenizer.save_pretrained(partial)
-            save_value_head(partial, self.value_head)
+    def save(self, folder: Path) -> None:
+        """The adapter as PEFT saves it; it names its base model."""
+        save_adapter(self.peft, folder)
 
 
-def adapt(
-    model: Any,
-    *,
-    rank: int,
-    alpha: float,
-    targets: Sequence[str] | None,
-    adapter: str | None,
-    seed: int,
-    layers: Sequence[int] | None = None,
-) -> Any:
+def adapt(model: Any, settings: LoraForm, *, seed: int, layers: Sequence[int] | None = None) -> Any:
     """The model in PEFT's wrapping, frozen but for fresh adapters, or for a trained one to go on from. Adapters are
     placed on the named `layers` only, by default on all.
 
@@ -124,8 +81,9 @@ def adapt(
     adapter changes other layers.
     """
     model.requires_grad_(False)
+    adapter = settings.adapter
     if adapter is None:
-        return _fresh_adapter(model, rank=rank, alpha=alpha, targets=targets, seed=seed, layers=layers)
+        return _fresh_adapter(model, settings, seed=seed, layers=layers)
     if not (Path(adapter) / "adapter_config.json").exists():
         raise ModelError(
             f"model.form.adapter={adapter!r} holds no adapter_config.json: there is no adapter to go on from. "
@@ -167,17 +125,15 @@ def require_rank_fits(model: Any, rank: int, targets: Sequence[str] | None) -> N
         )
 
 
-def _fresh_adapter(
-    model: Any, *, rank: int, alpha: float, targets: Sequence[str] | None, seed: int, layers: Sequence[int] | None
-) -> Any:
+def _fresh_adapter(model: Any, settings: LoraForm, *, seed: int, layers: Sequence[int] | None) -> Any:
     """Adapters whose second factor is zero: at the start they change nothing, to the bit."""
-    require_rank_fits(model, rank, targets)
+    require_rank_fits(model, settings.rank, settings.targets)
     config = LoraConfig(
-        r=rank,
-        lora_alpha=alpha,
+        r=settings.rank,
+        lora_alpha=settings.alpha,
         lora_dropout=0.0,
         bias="none",
-        target_modules=list(targets) if targets else None,
+        target_modules=list(settings.targets) if settings.targets else None,
         task_type="CAUSAL_LM",
         layers_to_transform=list(layers) if layers is not None else None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),

@@ -23,7 +23,7 @@ def absent_ids(tokenizer: Any, vocabulary: int) -> tuple[int, ...]:
     return tuple(token for token in range(vocabulary) if token not in known)
 
 
-class OutputHead:
+class TokenHead:
     """The language-model head of a transformers model, with the logit scaling that its family applies.
 
     Not a module of its own: the weights stay in the model (tied or not).

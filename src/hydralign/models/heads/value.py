@@ -1,9 +1,14 @@
-"""The value head: a scalar from a language model's final state."""
+"""Values: a linear head on final states, and the critic that says which states it reads."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor, nn
+
+from hydralign.models.backbones.causal import CausalBackbone
+from hydralign.types import TokenBatch
 
 
 class ValueHead(nn.Module):
@@ -22,3 +27,27 @@ class ValueHead(nn.Module):
         """values_N, fp32, in units of reward."""
         with torch.autocast(hidden_ND.device.type, enabled=False):
             return hidden_ND.float() @ self.weight + self.bias
+
+
+@dataclass(frozen=True)
+class Critic:
+    """Where values come from: a head on the policy's own states, or on those of a backbone of its own."""
+
+    head: ValueHead
+    backbone: CausalBackbone | None = None
+    """Layers above the policy's trunk, or a whole model; None reads the policy's states."""
+    prefix: str = "value_branch"
+    """What the names of the backbone's trained parameters begin with."""
+
+    def values(self, batch: TokenBatch, hidden_ND: Tensor | None) -> Tensor:
+        """values_N of the real response tokens; `hidden_ND` are the policy's states."""
+        if self.backbone is not None:
+            hidden_ND = self.backbone.hidden(batch)
+        assert hidden_ND is not None
+        return self.head(hidden_ND)
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """The parameters that an optimizer updates, by stable name."""
+        body = {} if self.backbone is None else dict(self.backbone.body.named_parameters())
+        named = {f"{self.prefix}.{name}": p for name, p in body.items() if p.requires_grad}
+        return named | {f"value_head.{name}": p for name, p in self.head.named_parameters()}

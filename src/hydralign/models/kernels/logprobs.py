@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
-from hydralign.models.heads.token import OutputHead
+from hydralign.models.heads.token import TokenHead
 
 STORED_ELEMENTS = 1 << 24
 """Probabilities of a trained head that are kept for the backward pass, at most: 64 MiB in fp32."""
@@ -52,7 +52,7 @@ def token_logprobs(
     targets_N: Tensor,
     blocked_N: Tensor,
     *,
-    head: OutputHead,
+    head: TokenHead,
     temperature: float,
     stop_ids: Sequence[int],
     entropy: bool = True,
@@ -87,7 +87,7 @@ def _stored(
     targets_N: Tensor,
     blocked_N: Tensor,
     *,
-    head: OutputHead,
+    head: TokenHead,
     temperature: float,
     stop_ids: Sequence[int],
     entropy: bool,
@@ -162,7 +162,7 @@ def _passed(
     targets_N: Tensor,
     blocked_N: Tensor,
     *,
-    head: OutputHead,
+    head: TokenHead,
     temperature: float,
     stop_ids: Sequence[int],
     entropy: bool,
