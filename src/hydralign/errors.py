@@ -12,6 +12,7 @@
     │   └── StorageError            a file could not be written: a full disk, no permission
     ├── StartCheckError             policy, reference and sampler disagree before the first update
     ├── NonFiniteError              NaN or infinity in logits, loss, reward or gradient
+    ├── GradientError               a gradient was asked for in a way that would give a part of it
     └── MemoryLimitError            one row at a time is more than memory holds
 
 A message says what is wrong, with the value: why it matters. What to do.
@@ -81,6 +82,10 @@ class NonFiniteError(HydralignError, ArithmeticError):
     def __init__(self, where: str, message: str) -> None:
         super().__init__(message)
         self.where = where
+
+
+class GradientError(HydralignError, RuntimeError):
+    """A gradient was asked for in a way that would give only a part of it."""
 
 
 class MemoryLimitError(HydralignError, MemoryError):

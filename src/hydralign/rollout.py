@@ -20,7 +20,7 @@ from hydralign.errors import NonFiniteError, RewardError
 from hydralign.generation.sampler import Sampler, encoded_prompts, sample
 from hydralign.micro_batches import MicroBatcher
 from hydralign.models.backbones.trunk import Trunk
-from hydralign.models.policy import Policy
+from hydralign.models.policy import Policy, Reference
 from hydralign.rewards.combine import RewardTerm, as_terms, score_rollout
 from hydralign.types import Experience, PolicyOutput, Prompt, Rollout, SamplingParams, Scores, TokenBatch, TrunkStates
 
@@ -34,8 +34,11 @@ def collect(
     micro_rows: int | MicroBatcher = 16,
     decode_rows: MicroBatcher | None = None,
     sampler: Sampler = sample,
+    reference: Reference | None = None,
 ) -> Experience:
     """Answer `prompts`, score the answers, and read the reference; `reward` is a function or weighted terms.
+
+    `reference` takes the place of the policy's own.
 
     Prompts may be plain texts; `plan` None is `SamplingParams()`.
     In fp32 the old log-probabilities and values are the sampler's own, but for values of a branch that sampling does
@@ -56,7 +59,9 @@ def collect(
         trunk = reading.run(states, total=len(rollout), undo=keep_trunk_count(policy))
         rollout = replace(rollout, rows=rollout.rows.with_trunk(trunk))
     scores = score(rollout, terms, policy.tokenizer)
-    old_logprobs_BR, ref_logprobs_BR, values_BR = reading.run(partial(_read, policy, rollout), total=len(rollout))
+    old_logprobs_BR, ref_logprobs_BR, values_BR = reading.run(
+        partial(_read, policy, reference, rollout), total=len(rollout)
+    )
     named = {"old/logprobs": old_logprobs_BR, "reference/logprobs": ref_logprobs_BR, "old/values": values_BR}
     require_finite({name: tensor for name, tensor in named.items() if tensor is not None})
     used = policy.trunk.use.since(before) if policy.trunk and before else None
@@ -71,9 +76,11 @@ def keep_trunk_count(policy: Policy) -> Callable[[], None]:
     return (lambda: None) if trunk is None else partial(setattr, trunk, "use", trunk.use)
 
 
-def _read(policy: Policy, rollout: Rollout, micro_rows: int) -> tuple[Tensor, Tensor, Tensor | None]:
+def _read(
+    policy: Policy, reference: Reference | None, rollout: Rollout, micro_rows: int
+) -> tuple[Tensor, Tensor, Tensor | None]:
     """(old_logprobs_BR, ref_logprobs_BR, values_BR), all from micro-batches of one size."""
-    ref_logprobs_BR = reference_rows(policy, rollout.rows, micro_rows)
+    ref_logprobs_BR = reference_rows(policy, rollout.rows, micro_rows, reference)
     if policy.precision != "fp32":
         old = evaluate_rows(policy, rollout.rows, micro_rows)
         return old.logprobs_BR, ref_logprobs_BR, old.values_BR
@@ -165,6 +172,7 @@ def value_rows(policy: Policy, rows: TokenBatch, micro_rows: int) -> Tensor:
     return by_micro_batch(rows, micro_rows, lambda few: [policy.read_values(few)])[0]
 
 
-def reference_rows(policy: Policy, rows: TokenBatch, micro_rows: int) -> Tensor:
-    """`policy.reference_logprobs` on any number of rows."""
-    return by_micro_batch(rows, micro_rows, lambda few: [policy.reference_logprobs(few)])[0]
+def reference_rows(policy: Policy, rows: TokenBatch, micro_rows: int, reference: Reference | None = None) -> Tensor:
+    """ref_logprobs_BR of any number of rows, of the policy's own reference or of another."""
+    read = policy.reference_logprobs if reference is None else reference.logprobs
+    return by_micro_batch(rows, micro_rows, lambda few: [read(few)])[0]

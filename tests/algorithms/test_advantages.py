@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from hydralign.algorithms.advantages import gae
+from hydralign.algorithms.advantages import gae, group_normalised, leave_one_out
 
 REWARDS_BR = torch.tensor([[0.0, 0.0, 1.0]], dtype=torch.float64)
 VALUES_BR = torch.tensor([[0.5, 0.6, 0.8]], dtype=torch.float64)
@@ -113,3 +113,28 @@ def test_gradients_with_respect_to_rewards_and_values_are_those_of_finite_differ
     rewards_BR, values_BR, mask_BR = random_case(0)
     inputs = (rewards_BR.requires_grad_(), values_BR.requires_grad_())
     assert torch.autograd.gradcheck(lambda r, v: gae(r, v, mask_BR, gamma=0.9, lam=0.8), inputs)
+
+
+def test_leave_one_out_by_hand() -> None:
+    # The others' means are (2 + 6) / 2, (1 + 6) / 2 and (1 + 2) / 2.
+    found_PG = leave_one_out(torch.tensor([[1.0, 2.0, 6.0], [4.0, 4.0, 4.0]], dtype=torch.float64))
+    assert found_PG.tolist() == [pytest.approx([-3.0, -1.5, 4.5]), [0.0, 0.0, 0.0]]
+
+
+def test_leave_one_out_is_blind_to_what_all_answers_to_a_prompt_share() -> None:
+    returns_PG = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    shifted_PG = returns_PG + torch.arange(5.0)[:, None]
+    torch.testing.assert_close(leave_one_out(shifted_PG), leave_one_out(returns_PG))
+    torch.testing.assert_close(leave_one_out(returns_PG).sum(1), torch.zeros(5, dtype=torch.float64))
+
+
+def test_group_normalised_by_hand() -> None:
+    # Mean 3, deviations -2, -1, 3, of a sample √((4 + 1 + 9) / 2) = √7.
+    found_PG = group_normalised(torch.tensor([[1.0, 2.0, 6.0], [4.0, 4.0, 4.0]], dtype=torch.float64), eps=0.0)
+    assert found_PG[0].tolist() == pytest.approx([-2 / 7**0.5, -1 / 7**0.5, 3 / 7**0.5])
+    assert group_normalised(torch.tensor([[4.0, 4.0]])).tolist() == [[0.0, 0.0]]
+
+
+def test_group_normalised_is_blind_to_the_scale_of_rewards() -> None:
+    returns_PG = torch.randn(5, 4, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    torch.testing.assert_close(group_normalised(9 * returns_PG, eps=0.0), group_normalised(returns_PG, eps=0.0))

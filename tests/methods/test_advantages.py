@@ -8,10 +8,13 @@ from typing import Any
 import pytest
 import torch
 
-from hydralign.methods.advantages import GAE, estimate
-from hydralign.models.policy import Policy
-from hydralign.rollout import collect
-from hydralign.testing import ScriptedSampler, tiny_policy, tiny_prompts
+from hydralign.distributed import Distributed
+from hydralign.errors import ConfigError
+from hydralign.methods.advantages import GAE, AdvantageEstimator, GroupNormalised, LeaveOneOut, estimate
+from hydralign.models import make_policy
+from hydralign.models.policy import BranchReference, Policy
+from hydralign.rollout import collect, evaluate_rows
+from hydralign.testing import ScriptedSampler, tiny_model, tiny_policy, tiny_prompts
 from hydralign.types import Experience, SamplingParams
 from tests.conftest import shake
 
@@ -100,3 +103,83 @@ def test_rewards_see_columns_text_and_token_lists(tokenizer: Any) -> None:
     assert seen["topic"] == [0, 1]
     assert seen["finished"] == [True, False]
     assert "".join(seen["completion_tokens"][0]) == "that<eos>"
+
+
+ANSWERS = [[20, 21], [22], [23, 24, 25], [26]]
+
+
+@pytest.fixture
+def without_critic(tokenizer: Any) -> Policy:
+    return make_policy(tiny_model(tokenizer), tokenizer, critic=False)
+
+
+@pytest.mark.parametrize(
+    ("estimator", "wanted"),
+    [
+        # Two answers to each prompt, with scores 1, 4 and 5, 3.
+        (LeaveOneOut(2), [-3.0, 3.0, 2.0, -2.0]),
+        (GroupNormalised(2), [-(0.5**0.5), 0.5**0.5, 0.5**0.5, -(0.5**0.5)]),
+    ],
+)
+def test_answers_to_one_prompt_are_compared_without_a_critic(
+    estimator: AdvantageEstimator, wanted: list[float], without_critic: Policy
+) -> None:
+    experience = scripted(without_critic, ANSWERS, lambda completions: [1.0, 4.0, 5.0, 3.0])
+    assert experience.values_BR is None
+    found = estimate(experience, estimator=estimator, kl_coefficient=0.0, whiten_advantages=False)
+    assert found.returns_BR is None
+    for row, (advantage, answer) in enumerate(zip(wanted, ANSWERS, strict=True)):
+        real = found.advantages_BR[row, : len(answer)].tolist()
+        assert real == [pytest.approx(advantage, rel=1e-3)] * len(answer)
+        assert not found.advantages_BR[row, len(answer) :].any()
+    assert not [name for name in found.stats if "val" in name or "returns" in name]
+
+
+def test_kl_penalty_is_part_of_what_answers_are_compared_by(without_critic: Policy) -> None:
+    shake(without_critic)
+    experience = scripted(without_critic, ANSWERS, lambda completions: [0.0] * 4)
+    mask_BR = experience.rollout.rows.mask_BR
+    kl_B = ((experience.old_logprobs_BR - experience.ref_logprobs_BR) * mask_BR).sum(1)
+    found = estimate(experience, estimator=LeaveOneOut(2), kl_coefficient=0.5, whiten_advantages=False)
+    assert found.advantages_BR[0, 0] == pytest.approx(float(0.5 * (kl_B[1] - kl_B[0])), abs=1e-5)
+
+
+class _SecondOfTwo(Distributed):
+    """A process whose neighbour holds the rows before its own, with returns 1, 2 and 3."""
+
+    def sum(self, x: torch.Tensor) -> torch.Tensor:
+        return x + 3
+
+    def gather(self, local_N: torch.Tensor, total: int) -> torch.Tensor:
+        return torch.cat([torch.tensor([1.0, 2.0, 3.0]), local_N])
+
+
+def test_answers_to_one_prompt_may_lie_on_two_processes(without_critic: Policy) -> None:
+    experience = scripted(without_critic, ANSWERS[:3], lambda completions: [7.0, 8.0, 10.0])
+    rewards_BR = estimate(experience, estimator=LeaveOneOut(3), kl_coefficient=0.0).rewards_BR
+    advantages_BR, _ = LeaveOneOut(2)(rewards_BR, experience, _SecondOfTwo(rank=1, count=2))
+    # Pairs over both: (1, 2), (3, 7), (8, 10).
+    assert advantages_BR[:, 0].tolist() == [4.0, -2.0, 2.0]
+
+
+def test_estimators_that_cannot_read_an_experience_say_why(without_critic: Policy) -> None:
+    experience = scripted(without_critic, ANSWERS, lambda completions: [0.0] * 4)
+    with pytest.raises(ConfigError, match="no critic"):
+        estimate(experience)
+    for samples in (1, 3):
+        with pytest.raises(ConfigError, match=f"samples_per_prompt={samples} with 4 answers"):
+            estimate(experience, estimator=LeaveOneOut(samples))
+
+
+def test_reference_may_be_handed_in(tokenizer: Any) -> None:
+    policy, other = (tiny_policy(tokenizer=tokenizer) for _ in range(2))
+    shake(other)
+    prompts = tiny_prompts(tokenizer)
+    own, handed = (
+        collect(policy, prompts, lambda completions: [0.0] * 3, SamplingParams(max_new_tokens=4), reference=reference)
+        for reference in (None, BranchReference(other.branch))
+    )
+    assert torch.equal(own.old_logprobs_BR, handed.old_logprobs_BR)
+    assert (own.old_logprobs_BR - own.ref_logprobs_BR).abs().max() < 1e-5
+    assert (handed.old_logprobs_BR - handed.ref_logprobs_BR).abs().max() > 0.01
+    assert torch.equal(handed.ref_logprobs_BR, evaluate_rows(other, handed.rollout.rows, 16).logprobs_BR)

@@ -18,6 +18,7 @@ import pytest
 from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.evaluation.comparison import compare_answers
 from hydralign.models import make_policy
+from hydralign.models.policy import Policy
 from hydralign.progress import say
 from hydralign.types import Prompt
 from tests.methods.toys import (
@@ -82,6 +83,33 @@ def test_favourite_token_is_learnt_to_95_percent_of_the_optimum(case: str, tmp_p
     first, score, _ = learn_favourite(*FORMS[case], tmp_path)
     assert first < 0.15
     assert score >= 0.95
+
+
+def learn_without_critic(kind: str, folder: Path, seed: int = 0) -> tuple[float, Policy]:
+    """Mean score of fresh answers after training with several answers to each prompt, and the policy."""
+    tokenizer = word_tokenizer(WORDS)
+    policy = make_policy(random_speaker(tokenizer, width=64, seed=seed), tokenizer, critic=False, seed=seed)
+    settings: dict[str, Any] = {
+        "steps": 16,
+        "sampling": answers_of(4),
+        "batch": {"rows": 128, "samples_per_prompt": 8, "minibatches": 1, "micro_rows": 128},
+        "optimizer": {"learning_rate": 2e-3, "warmup_steps": 2},
+        "loss": {"entropy_coefficient": 0.01},
+        "kl": {"coefficient": 0.0},
+        "advantages": {"type": kind},
+    }
+    taught(policy, word_prompts(tokenizer), share, folder, seed=seed, **settings)
+    after = answered(policy, word_prompts(tokenizer) * 8, share, **settings)
+    return statistics.fmean(after.metrics["score"]), policy
+
+
+@pytest.mark.parametrize("kind", ["rloo", "grpo"])
+def test_favourite_token_is_learnt_without_a_critic(kind: str, tmp_path: Path) -> None:
+    score, policy = learn_without_critic(kind, tmp_path)
+    assert score >= 0.95
+    assert not [name for name in policy.trained() if "value" in name]
+    policy.save(tmp_path / "model")
+    assert not list((tmp_path / "model").glob("value_*"))
 
 
 def learn_densely(folder: Path, seed: int = 0) -> dict[str, list[float]]:

@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from hydralign.config.model import HydraForm
+from hydralign.errors import GradientError
 from hydralign.methods.start_checks import check_start
+from hydralign.models import make_policy
 from hydralign.models.backbones.causal import CausalBackbone, lay_out
 from hydralign.models.branch import Branch
 from hydralign.models.heads.token import TokenHead
@@ -274,6 +276,23 @@ def test_a_tied_embedding_alone_frozen_or_untied() -> None:
     own = nn.Embedding(6, 2)
     (gradient,) = torch.autograd.grad(look_up(own, ids_BT, head=head).sum(), own.weight)
     assert gradient.tolist() == [[0, 0], [2, 2], [0, 0], [0, 0], [1, 1], [0, 0]]
+
+
+def test_part_of_a_tied_embedding_s_gradient_is_never_given(tokenizer: Any) -> None:
+    policy, whole = (make_policy(new_model("gpt2"), tokenizer) for _ in range(2))
+    rows = some_rows()
+    weight, norm = policy.model.transformer.wte.weight, policy.model.transformer.ln_f.weight
+    loss = policy.evaluate(rows).logprobs_BR.sum()
+    with pytest.raises(GradientError, match=r"tied to the output head.*backward\(\)"):
+        torch.autograd.grad(loss, [weight, norm])
+    # Of other weights it is right, and leaves nothing in the embedding; backward() for some weights likewise.
+    (gradient,) = torch.autograd.grad(policy.evaluate(rows).logprobs_BR.sum(), norm)
+    policy.evaluate(rows).logprobs_BR.sum().backward(inputs=[norm])
+    assert weight.grad is None
+    torch.testing.assert_close(norm.grad, gradient)
+    policy.evaluate(rows).logprobs_BR.sum().backward(inputs=[weight])
+    whole.evaluate(rows).logprobs_BR.sum().backward()
+    torch.testing.assert_close(weight.grad, whole.model.transformer.wte.weight.grad, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("trained", [True, False])
