@@ -16,7 +16,7 @@ import yaml
 
 from hydralign.cli import main
 from hydralign.config import load_recipe
-from hydralign.runs import recipes as runs
+from hydralign.runs import kinds
 from hydralign.runs.recipes import claim_folder, conflicts, run_section
 from hydralign.runs.standing import record_start
 from hydralign.testing import tiny_model
@@ -309,7 +309,7 @@ def copied(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     """The output of the finished recipe in another place; what ppo and compare train and measure is made up."""
     shutil.copytree(finished / "out", tmp_path / "out")
     for name in ("ppo", "compare"):
-        monkeypatch.setitem(runs.SECTIONS, name, replace(runs.SECTIONS[name], run=pretend))
+        monkeypatch.setitem(kinds.SECTIONS, name, replace(kinds.SECTIONS[name], run=pretend))
     return tmp_path / "out"
 
 

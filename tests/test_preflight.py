@@ -32,6 +32,7 @@ from hydralign.distributed import SINGLE_PROCESS
 from hydralign.errors import ConfigError, HydralignError
 from hydralign.models.folders.from_scratch import make_classifier
 from hydralign.runs import recipes as runs
+from hydralign.runs.kinds import all_steps
 from hydralign.testing import tiny_model, tiny_tokenizer
 
 Settings = dict[str, Any]
@@ -296,11 +297,7 @@ def test_only_the_head_of_large_data_is_read_closely(
     (tmp_path / "sorted.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     source = {"source": str(tmp_path / "sorted.jsonl"), "held_out": {"by": "hash", "percent": 40}}
     made = load_recipe_of({**recipe, "data": {**recipe["data"], "labelled": source}})
-    steps = [
-        preflight.Step(item.section, item.title, item.config)
-        for name in runs.SECTIONS
-        for item in runs.items_of(made, name)
-    ]
+    steps = all_steps(made)
     preflight.check_steps(made, steps, [step.title for step in steps], SINGLE_PROCESS)
     monkeypatch.setattr(preflight, "HEAD", 100)
     with pytest.raises(HydralignError, match="reward/labels: the data have the single label 'this'"):
@@ -327,11 +324,7 @@ def test_every_source_is_read_once_and_its_sparse_columns_are_known(
     changed = change(recipe, "data.prompts", {"source": str(tmp_path / "train.jsonl"), "held_out": held_out})
     changed = change(changed, "ppo.rewards.1.function", f"{inputs / 'rule.py'}:wants")
     made = load_recipe_of(change(changed, "ppo.rewards.1.minus_reference", None))
-    steps = [
-        preflight.Step(item.section, item.title, item.config)
-        for name in runs.SECTIONS
-        for item in runs.items_of(made, name)
-    ]
+    steps = all_steps(made)
     preflight.check_steps(made, steps, [step.title for step in steps], SINGLE_PROCESS)
     assert len(read) == len(set(read)) == 5
     data, whole = preflight.read_head(load_prompts, made.data.prompts, tiny_tokenizer())  # type: ignore[arg-type]
@@ -346,11 +339,7 @@ def test_a_hub_model_that_is_not_here_is_left_to_its_turn(recipe: Settings, monk
     from hydralign.runs import preflight
 
     made = load_recipe_of(change(recipe, "model.path", "somebody/a-model"))
-    steps = [
-        preflight.Step(item.section, item.title, item.config)
-        for name in runs.SECTIONS
-        for item in runs.items_of(made, name)
-    ]
+    steps = all_steps(made)
     preflight.check_steps(made, steps, [step.title for step in steps], SINGLE_PROCESS)
 
 

@@ -15,7 +15,8 @@ from transformers import PreTrainedTokenizerFast
 from hydralign.config import PPOConfig
 from hydralign.data import PromptStream
 from hydralign.evaluation.held_out import Answers, answer_held_out
-from hydralign.methods.ppo import PPOParts, sampling_params, train
+from hydralign.methods.ppo import PPOParts, train
+from hydralign.methods.sampling import sampling_params
 from hydralign.models import make_model
 from hydralign.models.policy import Policy
 from hydralign.rewards.combine import RewardTerm

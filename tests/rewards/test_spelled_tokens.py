@@ -21,7 +21,8 @@ from hydralign.models.folders.from_scratch import make_classifier
 from hydralign.rewards import ClassifierReward, RewardModel
 from hydralign.rewards.classifier import encode_text
 from hydralign.rewards.reward_model import encode
-from hydralign.runs.preflight import Step, check_steps
+from hydralign.runs.kinds import all_steps
+from hydralign.runs.preflight import check_steps
 from hydralign.runs.sft import load_parts
 from hydralign.testing import tiny_model, tiny_tokenizer
 from hydralign.types import Demonstration, Prompt, SamplingParams
@@ -87,7 +88,7 @@ def test_spelled_token_without_an_embedding_row_is_named_by_all_that_read_it(tmp
         "classifier": lambda: ClassifierReward(judge, tokenizer, label="yes")([text], [" b"]),
         "reward model": lambda: RewardModel(score, tokenizer)([text], [" b"]),
         "sft": lambda: load_parts(recipe, recipe.sft, SINGLE_PROCESS),  # type: ignore[arg-type]
-        "check": lambda: check_steps(recipe, [Step("sft", "sft", recipe.sft)], ["sft"], SINGLE_PROCESS),
+        "check": lambda: check_steps(recipe, all_steps(recipe), ["sft"], SINGLE_PROCESS),
     }
     for read in readers.values():
         with pytest.raises(TokenizerError, match=r"spells '<image>' \(id 300\).*replace: \{\"<image>\": \"\"\}"):

@@ -22,7 +22,7 @@ from hydralign.evaluation.held_out import Answers
 from hydralign.methods.sft import LONGEST_ROW, max_tokens_of
 from hydralign.runs import reward as reward_run
 from hydralign.runs import sft as sft_run
-from hydralign.runs.ppo import choose_prompts, kept_answers
+from hydralign.runs.held_out_prompts import choose_prompts, kept_answers
 from hydralign.runs.section import kept_numbers
 from hydralign.testing import tiny_model
 from hydralign.types import Prompt

@@ -20,7 +20,7 @@ from hydralign.demo.annotator import Answer, prefers_first
 from hydralign.demo.texts import demonstrations, prompts
 from hydralign.files import write_text
 from hydralign.generation import sample
-from hydralign.methods.ppo import sampling_params
+from hydralign.methods.sampling import sampling_params
 from hydralign.models import load_policy
 from hydralign.models.policy import Policy
 from hydralign.progress import progress, say

@@ -79,7 +79,7 @@ def answer_held_out(
     The first `samples` answers are kept as text; None keeps all of them.
     """
     sizes = {"micro_rows": micro_rows, "decode_rows": plan.decode_rows}
-    fits = {name: MicroBatcher(rows, name=name, speaks=processes.main) for name, rows in sizes.items()}
+    fits: dict[str, Any] = {name: MicroBatcher(rows, name=name, speaks=processes.main) for name, rows in sizes.items()}
     share = processes.share(len(prompts))
     own = list(prompts[share])
 

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from hydralign.algorithms.kl import adapt_coefficient, gap_name, k1
-from hydralign.config.ppo import AdaptiveKL, GAEConfig, LeaveOneOutConfig, PPOConfig, SamplingConfig
+from hydralign.config.ppo import AdaptiveKL, GAEConfig, LeaveOneOutConfig, PPOConfig
 from hydralign.data import PromptStream
 from hydralign.distributed import SINGLE_PROCESS, Distributed
 from hydralign.errors import ConfigError
@@ -27,6 +27,7 @@ from hydralign.methods.advantages import GAE, AdvantageEstimator, GroupNormalise
 from hydralign.methods.oom_hints import ppo_oom_hints
 from hydralign.methods.policy_update import LossWeights, update
 from hydralign.methods.ppo_state import PPOState, read_ppo_state
+from hydralign.methods.sampling import sampling_params
 from hydralign.methods.start_checks import check_start
 from hydralign.micro_batches import MicroBatcher
 from hydralign.models.policy import Policy
@@ -130,20 +131,6 @@ def _rows_at_once(config: PPOConfig, run: Run[PPOState]) -> _RowsAtOnce:
     return _RowsAtOnce(
         run.micro_batches("micro_rows", config.batch.micro_rows, hints),
         run.micro_batches("decode_rows", config.sampling.decode_rows, hints),
-    )
-
-
-def sampling_params(config: SamplingConfig, seed: int) -> SamplingParams:
-    """The sampler's plain arguments out of a recipe's section."""
-    return SamplingParams(
-        temperature=config.temperature,
-        min_new_tokens=config.min_new_tokens,
-        max_new_tokens=config.max_new_tokens,
-        lengths=(config.lengths.low, config.lengths.high) if config.lengths else None,
-        top_k=config.top_k,
-        top_p=config.top_p,
-        seed=seed,
-        decode_rows=config.decode_rows,
     )
 
 

@@ -24,13 +24,13 @@ from hydralign.evaluation.held_out import Answers, answer_held_out
 from hydralign.evaluation.report import AnswerPair, Report, write_report
 from hydralign.evaluation.statistics import Difference
 from hydralign.generation.sampler import check_context
-from hydralign.methods.ppo import sampling_params
+from hydralign.methods.sampling import sampling_params
 from hydralign.models.forms.build import load_frozen_policy
 from hydralign.models.policy import Policy
 from hydralign.progress import say
 from hydralign.rewards.build import build_terms
 from hydralign.rewards.combine import RewardTerm
-from hydralign.runs.ppo import choose_prompts, kept_answers, required_prompts, tell
+from hydralign.runs.held_out_prompts import choose_prompts, kept_answers, required_prompts, tell
 from hydralign.runs.provenance import held_out_source, reward_results
 from hydralign.runs.section_files import RESULT, read_lines, write_json
 from hydralign.runs.standing import delete_outdated_measurements, record_start

@@ -21,8 +21,8 @@ from hydralign.data.tokens import encode_text
 from hydralign.distributed import Distributed
 from hydralign.evaluation.statistics import fewest_changes
 from hydralign.methods.packing_check import require_apart
-from hydralign.methods.ppo import sampling_params
 from hydralign.methods.reward import Pair
+from hydralign.methods.sampling import sampling_params
 from hydralign.methods.sft import max_tokens_of
 from hydralign.methods.supervised import steps_of
 from hydralign.models.folders.merged import adapter_of
@@ -31,6 +31,7 @@ from hydralign.rewards.classifier import ClassifierReward
 from hydralign.rewards.combine import RewardTerm
 from hydralign.rewards.reward_model import RewardModel
 from hydralign.runs import compare as compare_run
+from hydralign.runs import held_out_prompts
 from hydralign.runs import ppo as ppo_run
 from hydralign.runs import reward as reward_run
 from hydralign.runs import sft as sft_run
@@ -98,7 +99,7 @@ def plan_ppo(recipe: Recipe, config: PPOConfig, processes: Distributed) -> list[
         *_memory_of_ppo(recipe, config, loaded, processes),
         f"answers    up to {sampling_params(config.sampling, recipe.seed).longest} tokens; context {policy.context}",
         *_reward_lines(loaded.terms, loaded.prompts.train, sampling_params(config.sampling, recipe.seed).longest),
-        f"prompt     {ppo_run.prompt_preview(loaded.prompts.train[0], source)}",
+        f"prompt     {held_out_prompts.prompt_preview(loaded.prompts.train[0], source)}",
     ]
 
 

@@ -12,22 +12,22 @@ from functools import partial
 from pathlib import Path
 
 from hydralign.config import PPOConfig, Recipe
-from hydralign.config.data import PromptSourceConfig
 from hydralign.config.model import ModelConfig
-from hydralign.data import DataSet, PromptStream, choose_rows, fingerprint, load_prompts, training_texts
+from hydralign.data import DataSet, PromptStream, fingerprint, load_prompts, training_texts
 from hydralign.distributed import Distributed
-from hydralign.errors import ConfigError, DataError
-from hydralign.evaluation.comparison import Comparison, as_record, compare_answers, fact_sentence
+from hydralign.evaluation.comparison import as_record, compare_answers
 from hydralign.evaluation.held_out import Answers, answer_held_out
 from hydralign.evaluation.statistics import Difference
 from hydralign.generation.sampler import check_context
-from hydralign.methods.ppo import PPOParts, sampling_params, train
+from hydralign.methods.ppo import PPOParts, train
+from hydralign.methods.sampling import sampling_params
 from hydralign.models import load_policy, make_model, make_policy, train_tokenizer
 from hydralign.models.policy import Policy
 from hydralign.progress import say
 from hydralign.rewards.build import build_terms
 from hydralign.rewards.combine import RewardTerm
-from hydralign.runs.section import RESULT, kept, opened, write_json
+from hydralign.runs.held_out_prompts import choose_prompts, kept_answers, required_prompts, tell
+from hydralign.runs.section import RESULT, opened, write_json
 from hydralign.tracking import Tracker
 from hydralign.training.run import log_held_out
 from hydralign.types import Prompt
@@ -101,13 +101,6 @@ class Loaded:
     terms: tuple[RewardTerm, ...]
 
 
-def required_prompts(recipe: Recipe) -> PromptSourceConfig:
-    """The prompts' source. Raises ConfigError when the recipe names none."""
-    if recipe.data.prompts is None:
-        raise ConfigError("The recipe has no `data.prompts`: there is nothing to answer. Name a source of prompts.")
-    return recipe.data.prompts
-
-
 def load_parts(recipe: Recipe, config: PPOConfig, processes: Distributed) -> Loaded:
     """Everything that a ppo section needs, with every check that can be made before the first answer is sampled."""
     source = required_prompts(recipe)
@@ -148,39 +141,3 @@ def _policy(recipe: Recipe, model: ModelConfig, processes: Distributed, *, criti
 def proof_prompts(prompts: DataSet[Prompt], config: PPOConfig, *, at_least: int) -> tuple[Prompt, ...]:
     """The held-out prompts that are answered before and after; raises DataError when no interval can be drawn."""
     return choose_prompts(prompts, config.evaluation.prompts, at_least=at_least)
-
-
-def choose_prompts(prompts: DataSet[Prompt], count: int, *, at_least: int) -> tuple[Prompt, ...]:
-    """`count` held-out prompts, or all that there are; raises DataError with the reasons when they are too few."""
-    held_out = choose_rows(prompts.held_out, count)
-    if len(held_out) < at_least:
-        raise DataError(
-            f"{len(held_out)} prompts are held out, at least {at_least} are needed: whether training helped could not "
-            "be told from chance. Set data.prompts.held_out, such as {by: hash, percent: 5}, or name more prompts.\n"
-            f"{prompts.report.describe()}"
-        )
-    return held_out
-
-
-def tell(comparison: Comparison) -> None:
-    """The result in plain sentences."""
-    for difference in comparison.metrics:
-        say(difference.sentence())
-    for fact in comparison.facts:
-        say(fact_sentence(fact))
-
-
-def kept_answers(path: Path, rows: str, make: Callable[[], Answers], processes: Distributed) -> Answers:
-    """`kept`, for answers to held-out prompts."""
-
-    def load(file: Path) -> tuple[str, Answers]:
-        answers = Answers.load(file)
-        return answers.rows, answers
-
-    return kept(path, rows, make, processes, load=load, save=lambda file, answers: answers.save(file))
-
-
-def prompt_preview(prompt: Prompt, source: PromptSourceConfig) -> str:
-    """One prompt as the policy will read it: text, then ids."""
-    cut = f"cut to {source.cut.min_tokens}-{source.cut.max_tokens} tokens" if source.cut else "whole"
-    return f"{prompt.text!r} ({cut}; {len(prompt.token_ids)} tokens: {list(prompt.token_ids[:12])})"

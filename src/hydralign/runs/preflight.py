@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -27,17 +26,19 @@ from hydralign.data.packing import sequences
 from hydralign.distributed import Distributed
 from hydralign.errors import ConfigError, HydralignError, TokenizerError
 from hydralign.generation.sampler import check_context
-from hydralign.methods.ppo import sampling_params
+from hydralign.methods.sampling import sampling_params
 from hydralign.methods.sft import max_tokens_of
 from hydralign.models.folders.from_scratch import train_tokenizer
 from hydralign.models.folders.weights import require_ids_can_be_read
 from hydralign.runs import compare as compare_run
+from hydralign.runs import held_out_prompts
 from hydralign.runs import ppo as ppo_run
 from hydralign.runs import reward as reward_run
 from hydralign.runs import sft as sft_run
 from hydralign.runs.model_facts import ModelFacts, ModelSource, require_form
 from hydralign.runs.reward_checks import check_terms
 from hydralign.runs.same_settings import comparable_text
+from hydralign.runs.steps import Step
 from hydralign.tracking import require_trackers
 from hydralign.types import Prompt
 
@@ -45,15 +46,6 @@ Record = TypeVar("Record")
 
 HEAD = 5000
 """Rows of a source that are looked at closely."""
-
-
-@dataclass(frozen=True)
-class Step:
-    """One section of a recipe, or one item of a section that is a list."""
-
-    section: str
-    title: str
-    config: Any
 
 
 @tables_kept()
@@ -89,13 +81,7 @@ def _check_step(recipe: Recipe, steps: Sequence[Step], step: Step, processes: Di
     for folder, one in folders.items():
         if folder in made and isinstance(one.config, RewardConfig) and isinstance(one.config.task, Labels):
             models.labels[folder] = _labels_of(recipe, one.config)
-    checks: Mapping[str, Callable[..., None]] = {
-        "sft": _check_sft,
-        "reward": _check_reward,
-        "ppo": _check_ppo,
-        "compare": _check_compare,
-    }
-    checks[step.section](recipe, step.config, models, processes)
+    step.section.check(recipe, step.config, models, processes)
 
 
 def _check_order(recipe: Recipe, step: Step, folders: Mapping[str, Step], later: Sequence[Step]) -> None:
@@ -139,7 +125,8 @@ def read_rows(
     return data, False
 
 
-def _check_sft(recipe: Recipe, config: SFTConfig, models: ModelSource, processes: Distributed) -> None:
+def check_sft(recipe: Recipe, config: SFTConfig, models: ModelSource, processes: Distributed) -> None:
+    """Raise what an sft section would end with, as far as that can be known before."""
     source, model = sft_run.required_source(recipe, config), config.model or recipe.model
     processes.require_shares(config.batch.rows, "batch.rows")
     facts = models.of_config(model)
@@ -158,7 +145,8 @@ def _check_sft(recipe: Recipe, config: SFTConfig, models: ModelSource, processes
     require_ids_can_be_read(ids, facts.tokenizer, facts.vocabulary, "A demonstration")
 
 
-def _check_reward(recipe: Recipe, config: RewardConfig, models: ModelSource, processes: Distributed) -> None:
+def check_reward(recipe: Recipe, config: RewardConfig, models: ModelSource, processes: Distributed) -> None:
+    """Raise what a reward section would end with, as far as that can be known before."""
     source, model = reward_run.required_source(recipe, config), config.model or recipe.model
     processes.require_shares(config.batch.rows, "batch.rows")
     facts = models.of_config(model, writes=False)
@@ -207,8 +195,9 @@ def _labels_of(recipe: Recipe, config: RewardConfig) -> list[str]:
     return sorted({row.label for row in data.train}) if whole else []
 
 
-def _check_ppo(recipe: Recipe, config: PPOConfig, models: ModelSource, processes: Distributed) -> None:
-    ppo_run.required_prompts(recipe)
+def check_ppo(recipe: Recipe, config: PPOConfig, models: ModelSource, processes: Distributed) -> None:
+    """Raise what a ppo section would end with, as far as that can be known before."""
+    held_out_prompts.required_prompts(recipe)
     processes.require_shares(config.batch.minibatch_rows, "ppo rows per minibatch")
     model = config.model or recipe.model
     facts = models.of_config(model)
@@ -222,16 +211,17 @@ def _check_ppo(recipe: Recipe, config: PPOConfig, models: ModelSource, processes
     check_terms(config.rewards, columns_of(prompts, whole=whole), models)
 
 
-def _check_compare(recipe: Recipe, config: CompareConfig, models: ModelSource, processes: Distributed) -> None:
+def check_compare(recipe: Recipe, config: CompareConfig, models: ModelSource, processes: Distributed) -> None:
+    """Raise what a compare section would end with, as far as that can be known before."""
     before, after, sampling, score = compare_run.required_settings(recipe.ppo, config)
-    ppo_run.required_prompts(recipe)
+    held_out_prompts.required_prompts(recipe)
     sides = []
     for name, path in (("compare.before", before), ("compare.after", after)):
         with errors_naming(name):
             sides.append(models.of_path(path))
     prompts, whole = _prompts(recipe, sides[0])
     if prompts and whole:
-        ppo_run.choose_prompts(prompts, config.prompts, at_least=max(2, processes.count))
+        held_out_prompts.choose_prompts(prompts, config.prompts, at_least=max(2, processes.count))
     for facts in sides:
         _check_length(facts, choose_rows(prompts.held_out, config.prompts) if prompts else [], sampling, recipe.seed)
     columns = columns_of(prompts, whole=whole)
@@ -242,7 +232,7 @@ def _check_compare(recipe: Recipe, config: CompareConfig, models: ModelSource, p
 
 def _prompts(recipe: Recipe, facts: ModelFacts) -> tuple[DataSet[Prompt] | None, bool]:
     """The first prompts as the model reads them, and whether these are all and their number is certain."""
-    source = ppo_run.required_prompts(recipe)
+    source = held_out_prompts.required_prompts(recipe)
     if facts.tokenizer is not None:
         return read_rows(load_prompts, source, facts, seed=recipe.seed)
     # A tokenizer that is not known yet counts tokens in its own way.

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,19 +26,16 @@ from hydralign.errors import ConfigError, RunFolderError, did_you_mean
 from hydralign.evaluation.statistics import Difference
 from hydralign.files import delete, write_text
 from hydralign.progress import say
-from hydralign.runs.compare import run_compare
 from hydralign.runs.inputs import kinds_read
+from hydralign.runs.kinds import SECTIONS, all_steps
 from hydralign.runs.lock import locked
 from hydralign.runs.output_checks import check_output
-from hydralign.runs.plans import later_lines, plan_compare, plan_ppo, plan_reward, plan_sft
-from hydralign.runs.ppo import run_ppo
+from hydralign.runs.plans import later_lines
 from hydralign.runs.precision import choose_precision, resolve_precision, same_precision
-from hydralign.runs.preflight import Step, check_steps
+from hydralign.runs.preflight import check_steps
 from hydralign.runs.results import RunResult, read_results
-from hydralign.runs.reward import run_reward
 from hydralign.runs.same_settings import comparable, comparable_text
 from hydralign.runs.section_files import RESULT
-from hydralign.runs.sft import run_sft
 from hydralign.runs.standing import (
     Standing,
     growth,
@@ -49,45 +46,9 @@ from hydralign.runs.standing import (
     standing,
     stored_config,
 )
+from hydralign.runs.steps import Step
 from hydralign.streams import lasting_output
 from hydralign.training.checkpoints import telling_what_stands
-
-
-@dataclass(frozen=True)
-class Section:
-    """One kind of section: what runs it, and what tells beforehand what that would do."""
-
-    run: Callable[[Recipe, Any, Path, Distributed], list[Difference]]
-    plan: Callable[[Recipe, Any, Distributed], list[str]]
-    data: tuple[str, ...]
-    """Kinds of data that it reads."""
-
-
-SECTIONS: dict[str, Section] = {
-    "sft": Section(run_sft, plan_sft, ("demonstrations",)),
-    "reward": Section(run_reward, plan_reward, ("comparisons", "labelled")),
-    "ppo": Section(run_ppo, plan_ppo, ("prompts",)),
-    "compare": Section(run_compare, plan_compare, ("prompts",)),
-}
-"""Loops by section, in the order in which a recipe runs them."""
-
-
-@dataclass(frozen=True)
-class Item:
-    """One section of a recipe, or one item of a section that is a list."""
-
-    section: str
-    title: str
-    """Where it stands in the recipe and under the output folder: reward, or reward/classifier."""
-    config: Any
-
-
-def items_of(recipe: Recipe, section: str) -> list[Item]:
-    """The section's items in order; none when the recipe lacks it."""
-    value = getattr(recipe, section)
-    if isinstance(value, tuple):
-        return [Item(section, f"{section}/{config.name}", config) for config in value]
-    return [] if value is None else [Item(section, section, value)]
 
 
 def run_recipe(recipe: Recipe | str | os.PathLike[str]) -> RunResult:
@@ -102,14 +63,14 @@ def run_recipe(recipe: Recipe | str | os.PathLike[str]) -> RunResult:
         for line in processes.raise_together(lambda: _precision_lines(recipe, output, processes)):
             say(line)
         differences = {name: _run_items(recipe, name, tell_settings=True, tell_precision=False) for name in names}
-    titles = [item.title for name in names for item in items_of(recipe, name)]
+    titles = [item.title for name in names for item in SECTIONS[name].steps(recipe)]
     return read_results(output, titles, differences)
 
 
 def _precision_lines(recipe: Recipe, output: Path, processes: Distributed) -> list[str]:
     """What is to be said of the precision of unfinished sections before the first one runs; nothing on other ranks."""
     titles: dict[str, list[str]] = {}
-    for item in (item for name in SECTIONS for item in items_of(recipe, name) if processes.main):
+    for item in (item for item in all_steps(recipe) if processes.main):
         folder = output / item.title
         if standing(recipe, item.config, folder).state != "finished":
             line = choose_precision(recipe, item.config, folder, processes.device.type)[1]
@@ -127,7 +88,7 @@ def alone_in(output: Path, processes: Distributed) -> Iterator[None]:
 
 def present_sections(recipe: Recipe) -> list[str]:
     """The sections that the recipe has, in the order in which they run. Raises ConfigError when there is none."""
-    present = [name for name in SECTIONS if items_of(recipe, name)]
+    present = [name for name, section in SECTIONS.items() if section.steps(recipe)]
     if not present:
         raise ConfigError(
             f"The recipe has none of the sections {', '.join(SECTIONS)}: there is nothing to run. Add one."
@@ -168,7 +129,7 @@ def _run_items(recipe: Recipe, name: str, *, tell_settings: bool, tell_precision
     return differences
 
 
-def make_room(recipe: Recipe, item: Item, folder: Path, processes: Distributed) -> bool:
+def make_room(recipe: Recipe, item: Step, folder: Path, processes: Distributed) -> bool:
     """Move an outdated result of the item out of the way; returns whether the item is to be run. Says what it finds.
 
     Raises RunFolderError when its inputs changed since it was trained, or are not there yet.
@@ -178,8 +139,8 @@ def make_room(recipe: Recipe, item: Item, folder: Path, processes: Distributed) 
         if not processes.main:
             return None
         found = standing(recipe, item.config, folder)
-        if found.state == "stale" and item.section != "compare":
-            others = [(one.title, one.config) for name in SECTIONS for one in items_of(recipe, name)]
+        if found.state == "stale" and item.section.name != "compare":
+            others = [(one.title, one.config) for one in all_steps(recipe)]
             made = [(title, config) for title, config in others if has_results(folder_of(recipe, title))]
             refuse_stale(recipe, item.title, folder, found.changed, readers_of(item.title, made, recipe.output))
         if found.state != "finished":
@@ -208,7 +169,7 @@ def check_before(recipe: Recipe, names: Sequence[str], processes: Distributed, *
     `dry` allows models that a section outside of `names` has yet to make. Raises the error that the run would end with.
     """
     output = Path(recipe.output).expanduser()
-    steps = [Step(item.section, item.title, item.config) for name in SECTIONS for item in items_of(recipe, name)]
+    steps = all_steps(recipe)
     items = [item for name in names for item in required_items(recipe, name)]
     require_usable_paths(recipe)
     check_output(recipe, [item.title for item in items])
@@ -221,25 +182,25 @@ def check_before(recipe: Recipe, names: Sequence[str], processes: Distributed, *
     check_steps(recipe, steps, [item.title for item in wanted], processes)
 
 
-def required_items(recipe: Recipe, name: str) -> list[Item]:
+def required_items(recipe: Recipe, name: str) -> list[Step]:
     """The section's items. Raises ConfigError when there is no such section, or the recipe lacks it."""
     if name not in SECTIONS:
         raise ConfigError(f"There is no section {name!r} to run. {did_you_mean(name, SECTIONS)}")
-    items = items_of(recipe, name)
+    items = SECTIONS[name].steps(recipe)
     if not items:
         raise ConfigError(f"The recipe has no `{name}` section: there is nothing to run. Add one.")
     return items
 
 
-def describe_item(recipe: Recipe, item: Item, processes: Distributed) -> str:
+def describe_item(recipe: Recipe, item: Step, processes: Distributed) -> str:
     """The settings that the item uses: the recipe's own, its kinds of data, and its section's."""
-    others = {name: None for name in SECTIONS if name != item.section}
-    unread = {kind: None for kind in type(recipe.data).model_fields if kind not in SECTIONS[item.section].data}
-    used = {**others, item.section: item.config, "data": recipe.data.model_copy(update=unread)}
+    others = {name: None for name in SECTIONS if name != item.section.name}
+    unread = {kind: None for kind in type(recipe.data).model_fields if kind not in item.section.data}
+    used = {**others, item.section.name: item.config, "data": recipe.data.model_copy(update=unread)}
     return describe(recipe.model_copy(update=used), processes=processes.count)
 
 
-def require_made(recipe: Recipe, item: Item, *, besides: Sequence[str] = ()) -> None:
+def require_made(recipe: Recipe, item: Step, *, besides: Sequence[str] = ()) -> None:
     """Raise RunFolderError when the item needs something out of this recipe's output that is not there yet.
 
     What the sections `besides` make does not count.
@@ -254,7 +215,7 @@ def require_made(recipe: Recipe, item: Item, *, besides: Sequence[str] = ()) -> 
         )
 
 
-def missing_parts(recipe: Recipe, item: Item) -> list[Path]:
+def missing_parts(recipe: Recipe, item: Step) -> list[Path]:
     """Paths inside the output folder that the item's settings name and that do not exist."""
     texts = (comparable_text(file_of(text), recipe.output) for _, text in paths_of(item.config))
     paths = [folder_of(recipe, text.removeprefix(f"{OUTPUT}/")) for text in texts if text.startswith(f"{OUTPUT}/")]
@@ -342,8 +303,7 @@ def conflicts(stored: Recipe, recipe: Recipe, output: Path) -> list[str]:
 
 def _made_items(recipe: Recipe, output: Path) -> dict[str, Any]:
     """The settings, by title, of those sections and items that have results."""
-    items = [item for name in SECTIONS for item in items_of(recipe, name)]
-    return {item.title: item.config for item in items if has_results(output / item.title)}
+    return {step.title: step.config for step in all_steps(recipe) if has_results(output / step.title)}
 
 
 @tables_kept()
@@ -358,10 +318,8 @@ def plan(recipe: Recipe, section: str | None = None) -> str:
         missing = missing_parts(recipe, item)
         folder = Path(recipe.output).expanduser() / item.title
         used, config, line = resolve_precision(recipe, item.config, folder, processes)
-        if missing:
-            told = later_lines(used, item.title, config, missing)
-        else:
-            told = SECTIONS[item.section].plan(used, config, processes)
+        makes = item.section.plan
+        told = later_lines(used, item.title, config, missing) if missing else makes(used, config, processes)
         found = standing(used, config, folder)
         settings = describe_item(used, replace(item, config=config), processes)
         notes = [f"precision  {line.removeprefix('precision ')}"] if line else []

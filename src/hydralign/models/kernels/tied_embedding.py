@@ -20,8 +20,8 @@ from hydralign.errors import GradientError
 def look_up(lookup: nn.Module, tokens_BT: Tensor, *, head: nn.Module) -> Tensor:
     """Input states_BTD, fp32.
 
-    Of a trained embedding that is the head's matrix too, their gradient goes into the weight's `.grad` when `backward()`
-    comes by, if it is to fill that weight. Hooks on the weight see the head's part alone, and so would
+    Of a trained embedding that is the head's matrix too, their gradient goes into the weight's `.grad` in `backward()`,
+    if that is to fill it. Hooks on the weight see the head's part alone, and so would
     `torch.autograd.grad`: a GradientError refuses that. On a GPU the order of the additions is not fixed. Every other
     look-up is called as it is.
     """
