@@ -89,8 +89,8 @@ def plan_of(sizes: ModelSizes, geometry: str, form: str, precision: str) -> Memo
         prompt=shape["q"],
         answer=shape["r"],
         rows=shape["batch"],
-        decode_rows=shape["batch"],
-        micro_rows=shape["mini"],
+        decode_batch_size=shape["batch"],
+        micro_batch_size=shape["mini"],
         minibatch_rows=shape["mini"],
     )
     return plan_memory(sizes, FORMS[form], work, precision=precision, fresh=True)

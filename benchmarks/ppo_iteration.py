@@ -106,7 +106,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
         with clock.phase("total"):
             with clock.phase("collect"):
                 experience = collect(
-                    policy, prompts, random_scores, plan.at(iteration), micro_rows=a.mini, sampler=sampler
+                    policy, prompts, random_scores, plan.at(iteration), micro_batch_size=a.mini, sampler=sampler
                 )
             estimates = estimate(experience)
             with clock.phase("update"):
@@ -117,7 +117,7 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                     estimates,
                     epochs=a.epochs,
                     minibatches=a.batch // a.mini,
-                    micro_rows=a.mini,
+                    micro_batch_size=a.mini,
                     iteration=iteration,
                 )
     return _told(policy, clock.medians(), stats, arguments, rate=(rate + matrix_rate()) / 2)

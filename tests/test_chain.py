@@ -37,7 +37,7 @@ def write_recipe(folder: Path, tokenizer: Any, **changes: Any) -> Path:
     for name, rows in data.items():
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "rule.py").write_text("def length(completions):\n    return [float(len(c)) for c in completions]\n")
-    small = {"batch": {"rows": 8, "micro_rows": 3}, "evaluation": {"rows": 20, "every": 4}}
+    small = {"batch": {"rows": 8, "micro_batch_size": 3}, "evaluation": {"rows": 20, "every": 4}}
     recipe = {
         "output": str(folder / "out"),
         "model": {"path": str(folder / "model"), "precision": "fp32"},
@@ -58,7 +58,7 @@ def write_recipe(folder: Path, tokenizer: Any, **changes: Any) -> Path:
             "steps": 2,
             "rewards": [{"type": "model", "path": "{output}/reward/pairs/model", "name": "pairs"}],
             "sampling": {"max_new_tokens": 5},
-            "batch": {"rows": 8, "epochs": 1, "minibatches": 2, "micro_rows": 4},
+            "batch": {"rows": 8, "epochs": 1, "minibatches": 2, "micro_batch_size": 4},
             "evaluation": {"prompts": 10},
         },
         "compare": {
@@ -335,7 +335,7 @@ def test_moved_output_is_the_same_run_and_settings_without_effect_may_change(
         options = [
             "--output",
             output,
-            "--ppo.batch.micro_rows",
+            "--ppo.batch.micro_batch_size",
             "1",
             "--ppo.saving.keep",
             "5",

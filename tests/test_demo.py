@@ -83,13 +83,13 @@ def test_answers_to_annotate_are_shown_as_they_come_and_keyed_by_row(
 ) -> None:
     policy = tiny_policy(tokenizer=tokenizer)
     asked = tiny_prompts(tokenizer, *("that and this thing of words"[:n] for n in range(1, 12)))
-    plan = SamplingParams(max_new_tokens=4, decode_rows=4)
+    plan = SamplingParams(max_new_tokens=4, decode_batch_size=4)
     answers = sampled_answers(policy, asked, plan)
     told = capsys.readouterr().err.splitlines()
     assert told[0].startswith("answers 4/22")
     assert told[-1].startswith("answers 22/22")
     for side, found in enumerate(answers):
-        at_once = sample(policy, asked, replace(plan.at(ANNOTATION + side), decode_rows=64))
+        at_once = sample(policy, asked, replace(plan.at(ANNOTATION + side), decode_batch_size=64))
         assert found == list(map(Answer, at_once.completions, at_once.finished_B.tolist()))
     assert answers[0] != answers[1]
 

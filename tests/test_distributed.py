@@ -116,7 +116,7 @@ def write_recipe(folder: Path, tokenizer: Any, form: dict[str, Any]) -> Path:
             "steps": 5,
             "rewards": [{"type": "function", "function": f"{folder / 'rewards.py'}:count"}],
             "sampling": {"max_new_tokens": 6, "lengths": {"low": 2, "high": 6}, "temperature": 0.9},
-            "batch": {"rows": 8, "samples_per_prompt": 2, "epochs": 2, "minibatches": 2, "micro_rows": 3},
+            "batch": {"rows": 8, "samples_per_prompt": 2, "epochs": 2, "minibatches": 2, "micro_batch_size": 3},
             "optimizer": {"type": "sgd", "learning_rate": 0.05},
             "shaping": {"scale": "running", "missing_eos_penalty": 0.5},
             "kl": {"controller": {"type": "adaptive", "target": 0.05, "horizon": 20}},

@@ -118,9 +118,9 @@ def test_rows_are_halved_until_they_fit_and_stay_so(capsys: pytest.CaptureFixtur
     told = capsys.readouterr().err.splitlines()
     assert told == [
         "Out of memory: going on with 8 rows at a time instead of 16, which computes the same. "
-        "micro_rows: 8 in the recipe starts there.",
+        "micro_batch_size: 8 in the recipe starts there.",
         "Out of memory: going on with 4 rows at a time instead of 8, which computes the same. "
-        "micro_rows: 4 in the recipe starts there.",
+        "micro_batch_size: 4 in the recipe starts there.",
     ]
 
 
@@ -180,9 +180,11 @@ def test_collecting_in_fewer_rows_gives_the_same_experience(precision: str, toke
     def experience(most: int) -> Any:
         policy = stops_early(tiny_policy(precision=precision, tokenizer=tokenizer))
         shake(policy)
-        decode = MicroBatcher(PLAN.decode_rows, name="decode_rows")
+        decode = MicroBatcher(PLAN.decode_batch_size, name="decode_batch_size")
         micro = MicroBatcher(8)
-        out = collect(cramp(policy, most), many(policy), LengthReward(3), PLAN, micro_rows=micro, decode_rows=decode)
+        out = collect(
+            cramp(policy, most), many(policy), LengthReward(3), PLAN, micro_batch_size=micro, decode_batch_size=decode
+        )
         return out, (micro.rows, decode.rows)
 
     whole, sizes = experience(8)
@@ -213,8 +215,8 @@ def test_start_check_compares_bits_between_micro_batches_of_one_size(tokenizer: 
     policy.evaluate = evaluate_rounded
     policy.reference = lambda rows: reference(rows) + rounding(rows)
     micro = MicroBatcher(8)
-    experience = collect(policy, many(policy), LengthReward(3), PLAN, micro_rows=micro)
-    measured = check_start(policy, experience, fresh=True, micro_rows=micro)
+    experience = collect(policy, many(policy), LengthReward(3), PLAN, micro_batch_size=micro)
+    measured = check_start(policy, experience, fresh=True, micro_batch_size=micro)
     assert calls == [8, 8, 4, 4, 4, 4]
     assert measured["sampler/logprob_drift_max"] < 1e-4
 
@@ -226,7 +228,9 @@ def test_held_out_answers_are_the_same(tokenizer: Any, capsys: pytest.CaptureFix
         shake(policy)
         cramp(policy, most)
         terms = [RewardTerm("length", LengthReward(2))]
-        answers.append(answer_held_out(policy, many(policy, 20), terms, replace(PLAN, decode_rows=8), samples=None))
+        answers.append(
+            answer_held_out(policy, many(policy, 20), terms, replace(PLAN, decode_batch_size=8), samples=None)
+        )
     assert [row["response"] for row in answers[1].samples] == [row["response"] for row in answers[0].samples]
     for name, values in answers[0].metrics.items():
         assert answers[1].metrics[name] == pytest.approx(values, abs=1e-4), name
@@ -243,7 +247,7 @@ def test_ppo_run_goes_on_in_fewer_rows_to_the_same_weights(
             "steps": 3,
             "rewards": [{"type": "function", "function": "unused:unused"}],
             "sampling": {"max_new_tokens": 5},
-            "batch": {"rows": 8, "epochs": 2, "minibatches": 2, "micro_rows": 4},
+            "batch": {"rows": 8, "epochs": 2, "minibatches": 2, "micro_batch_size": 4},
             "optimizer": {"type": "sgd", "learning_rate": 0.05},
         }
     )
@@ -261,9 +265,9 @@ def test_ppo_run_goes_on_in_fewer_rows_to_the_same_weights(
         torch.testing.assert_close(ends[1][0][name], weight, atol=1e-6, rtol=0)
     events = [line for line in ends[1][1] if "event" in line]
     assert events == [
-        {"step": 0, "event": "out_of_memory", "decode_rows": 4},
-        {"step": 0, "event": "out_of_memory", "decode_rows": 2},
-        {"step": 0, "event": "out_of_memory", "micro_rows": 2},
+        {"step": 0, "event": "out_of_memory", "decode_batch_size": 4},
+        {"step": 0, "event": "out_of_memory", "decode_batch_size": 2},
+        {"step": 0, "event": "out_of_memory", "micro_batch_size": 2},
     ]
     steps = [line for line in ends[1][1] if "event" not in line]
     assert [line["ppo/optimizer_steps"] for line in steps] == [4.0, 4.0, 4.0]
@@ -292,7 +296,7 @@ def together(processes: Distributed) -> dict[str, Any]:
         policy.evaluate = counted
         micro = MicroBatcher(2)
         optimizer = make_optimizer(policy.trained(), type="sgd", learning_rate=0.05)
-        plan: dict[str, Any] = {"epochs": 2, "minibatches": 1, "micro_rows": micro, "processes": processes}
+        plan: dict[str, Any] = {"epochs": 2, "minibatches": 1, "micro_batch_size": micro, "processes": processes}
         seen: dict[str, Any] = {}
         try:
             seen["stats"] = update(policy, optimizer, experience, estimates, **plan)

@@ -281,7 +281,7 @@ MISTAKES: dict[str, Callable[[], Any]] = {
     "unknown estimator": lambda: hy.estimate(experience(), kl_estimator="k2"),
     "rows that do not divide": lambda: hy.update(POLICY, OPTIMIZER, experience(), hy.estimate(experience())),
     "no epochs": lambda: hy.update(POLICY, OPTIMIZER, experience(), hy.estimate(experience()), epochs=0),
-    "no micro rows": lambda: hy.collect(POLICY, ["this"], length, micro_rows=0),
+    "no micro rows": lambda: hy.collect(POLICY, ["this"], length, micro_batch_size=0),
     "text for metrics": lambda: hy.compare_paired("score", ["a", "b"], ["c", "d"]),
     "ragged metrics": lambda: hy.compare_paired("score", [[1], [1, 2]], [[1], [1, 2]]),
     "recipe that is no file": lambda: hy.run_recipe("nowhere.yaml"),

@@ -48,19 +48,19 @@ class MicroBatcher:
         self,
         rows: int,
         *,
-        name: str = "micro_rows",
+        name: str = "micro_batch_size",
         speaks: bool = True,
         on_change: Callable[[int], None] | None = None,
-        remedies: Sequence[str] = OOM_HINTS,
+        hints: Sequence[str] = OOM_HINTS,
     ) -> None:
         """`name` is the recipe's word for it. A new number is said in a line if `speaks`, and told to `on_change`.
 
-        `remedies` are named when one row at a time is too many. Raises ConfigError for less than one row.
+        `hints` are named when one row at a time is too many. Raises ConfigError for less than one row.
         """
         if not isinstance(rows, int) or rows < 1:
             raise ConfigError(f"{name}={rows!r:.60}: nothing would go through the model. Give a whole number above 0.")
         self.rows = rows
-        self.name, self.speaks, self.on_change, self.remedies = name, speaks, on_change, remedies
+        self.name, self.speaks, self.on_change, self.hints = name, speaks, on_change, hints
 
     @classmethod
     def of(cls, rows: int | MicroBatcher) -> MicroBatcher:
@@ -108,7 +108,7 @@ class MicroBatcher:
                 if not is_out_of_memory(error):
                     raise
                 if at_once == 1:
-                    raise _hopeless(error, self.remedies) from error
+                    raise _hopeless(error, self.hints) from error
             # Here and not above: as long as the error is being handled, its traceback keeps the attempt's tensors.
             if undo:
                 undo()
@@ -138,10 +138,10 @@ def is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, RuntimeError) and any(text in str(error) for text in ALLOCATOR_TEXTS)
 
 
-def _hopeless(error: Exception, remedies: Sequence[str]) -> MemoryLimitError:
+def _hopeless(error: Exception, hints: Sequence[str]) -> MemoryLimitError:
     wanted = re.search(r"tried to allocate ([\d.]+ \w+)", str(error), re.IGNORECASE)
     amount = f" ({wanted[1]} more were wanted)" if wanted else ""
     return MemoryLimitError(
         f"Out of memory with one row at a time{amount}: there is no smaller micro-batch. "
-        f"What helps: {'; '.join(remedies)}."
+        f"What helps: {'; '.join(hints)}."
     )

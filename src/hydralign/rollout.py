@@ -31,8 +31,8 @@ def collect(
     reward: Callable[..., Any] | RewardTerm | Sequence[RewardTerm | Callable[..., Any]],
     plan: SamplingParams | None = None,
     *,
-    micro_rows: int | MicroBatcher = 16,
-    decode_rows: MicroBatcher | None = None,
+    micro_batch_size: int | MicroBatcher = 16,
+    decode_batch_size: MicroBatcher | None = None,
     sampler: Sampler = sample,
     reference: Reference | None = None,
 ) -> Experience:
@@ -43,14 +43,17 @@ def collect(
     Prompts may be plain texts; `plan` None is `SamplingParams()`.
     In fp32 the old log-probabilities and values are the sampler's own, but for values of a branch that sampling does
     not run. In bf16, where decoding with a cache and a full forward pass differ, both are read again by the path that
-    the update uses. A shared trunk is run for rows that the sampler did not harvest. `micro_rows`, and the plan's
-    `decode_rows`, are halved whenever memory runs out; a `MicroBatcher` of either remembers it for the next call.
+    the update uses. A shared trunk is run for rows that the sampler did not harvest. `micro_batch_size`, and the plan's
+    `decode_batch_size`, are halved whenever memory runs out; a `MicroBatcher` of either remembers it for the next call.
     """
     prompts, terms, plan = encoded_prompts(policy, prompts), as_terms(reward), plan or SamplingParams()
-    decoding, reading = decode_rows or MicroBatcher(plan.decode_rows, name="decode_rows"), MicroBatcher.of(micro_rows)
+    decoding, reading = (
+        decode_batch_size or MicroBatcher(plan.decode_batch_size, name="decode_batch_size"),
+        MicroBatcher.of(micro_batch_size),
+    )
     before = policy.trunk and policy.trunk.use
     rollout = decoding.run(
-        lambda rows: sampler(policy, prompts, replace(plan, decode_rows=rows)),
+        lambda rows: sampler(policy, prompts, replace(plan, decode_batch_size=rows)),
         total=len(prompts),
         undo=keep_trunk_count(policy),
     )
@@ -77,15 +80,15 @@ def keep_trunk_count(policy: Policy) -> Callable[[], None]:
 
 
 def _read(
-    policy: Policy, reference: Reference | None, rollout: Rollout, micro_rows: int
+    policy: Policy, reference: Reference | None, rollout: Rollout, micro_batch_size: int
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """(old_logprobs_BR, ref_logprobs_BR, values_BR), all from micro-batches of one size."""
-    ref_logprobs_BR = reference_rows(policy, rollout.rows, micro_rows, reference)
+    ref_logprobs_BR = reference_rows(policy, rollout.rows, micro_batch_size, reference)
     if policy.precision != "fp32":
-        old = evaluate_rows(policy, rollout.rows, micro_rows)
+        old = evaluate_rows(policy, rollout.rows, micro_batch_size)
         return old.logprobs_BR, ref_logprobs_BR, old.values_BR
     told = policy.samples_values
-    values_BR = rollout.values_BR if told else value_rows(policy, rollout.rows, micro_rows)
+    values_BR = rollout.values_BR if told else value_rows(policy, rollout.rows, micro_batch_size)
     return rollout.old_logprobs_BR, ref_logprobs_BR, values_BR
 
 
@@ -137,10 +140,12 @@ def completion_tokens(rows: TokenBatch, tokenizer: Any) -> list[list[str]]:
     return decode_tokens(tokenizer, prompts, answers)
 
 
-def by_micro_batch(rows: TokenBatch, micro_rows: int, read: Callable[[TokenBatch], Sequence[Tensor]]) -> list[Tensor]:
+def by_micro_batch(
+    rows: TokenBatch, micro_batch_size: int, read: Callable[[TokenBatch], Sequence[Tensor]]
+) -> list[Tensor]:
     """The `_BR` tensors that `read` gives, a few rows at a time, rows of like length together; order kept."""
     out: list[Tensor] = []
-    for index_B in rows.lengths_B.argsort(stable=True).split(micro_rows):
+    for index_B in rows.lengths_B.argsort(stable=True).split(micro_batch_size):
         part = rows.select(index_B)
         results = read(part)
         if not out:
@@ -150,29 +155,31 @@ def by_micro_batch(rows: TokenBatch, micro_rows: int, read: Callable[[TokenBatch
     return out
 
 
-def trunk_states(trunk: Trunk, rows: TokenBatch, micro_rows: int) -> TrunkStates:
+def trunk_states(trunk: Trunk, rows: TokenBatch, micro_batch_size: int) -> TrunkStates:
     """The trunk's states of any number of rows, each crossing the trunk once."""
     whole = trunk.collector(len(rows))
-    for index_B in rows.lengths_B.argsort(stable=True).split(micro_rows):
+    for index_B in rows.lengths_B.argsort(stable=True).split(micro_batch_size):
         whole.add(index_B, trunk.states(rows.select(index_B)))
     return whole.states()
 
 
 @torch.no_grad()
-def evaluate_rows(policy: Policy, rows: TokenBatch, micro_rows: int) -> PolicyOutput:
+def evaluate_rows(policy: Policy, rows: TokenBatch, micro_batch_size: int) -> PolicyOutput:
     """`policy.evaluate` on any number of rows, without gradient, by the very path that updates use."""
     return PolicyOutput(
-        *by_micro_batch(rows, micro_rows, lambda few: [x for x in policy.evaluate(few) if x is not None])
+        *by_micro_batch(rows, micro_batch_size, lambda few: [x for x in policy.evaluate(few) if x is not None])
     )
 
 
 @torch.no_grad()
-def value_rows(policy: Policy, rows: TokenBatch, micro_rows: int) -> Tensor:
+def value_rows(policy: Policy, rows: TokenBatch, micro_batch_size: int) -> Tensor:
     """`policy.read_values` on any number of rows, without gradient."""
-    return by_micro_batch(rows, micro_rows, lambda few: [policy.read_values(few)])[0]
+    return by_micro_batch(rows, micro_batch_size, lambda few: [policy.read_values(few)])[0]
 
 
-def reference_rows(policy: Policy, rows: TokenBatch, micro_rows: int, reference: Reference | None = None) -> Tensor:
+def reference_rows(
+    policy: Policy, rows: TokenBatch, micro_batch_size: int, reference: Reference | None = None
+) -> Tensor:
     """ref_logprobs_BR of any number of rows, of the policy's own reference or of another."""
     read = policy.reference_logprobs if reference is None else reference.logprobs
-    return by_micro_batch(rows, micro_rows, lambda few: [read(few)])[0]
+    return by_micro_batch(rows, micro_batch_size, lambda few: [read(few)])[0]

@@ -89,7 +89,7 @@ class SamplingParams:
     seed: int = 0
     iteration: int = 0
     first_row: int = 0
-    decode_rows: int = 64
+    decode_batch_size: int = 64
 
     def __post_init__(self) -> None:
         lengths = self.lengths
@@ -106,7 +106,7 @@ class SamplingParams:
             ),
             "top_k": (self.top_k >= 0, "0, which keeps all tokens, or more"),
             "top_p": (0 < self.top_p <= 1, "a number above 0, at most 1"),
-            "decode_rows": (self.decode_rows >= 1, "1 or more"),
+            "decode_batch_size": (self.decode_batch_size >= 1, "1 or more"),
         }
         for name, (right, wanted) in allowed.items():
             if not right:

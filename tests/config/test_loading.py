@@ -20,6 +20,7 @@ from hydralign.config import (
 from hydralign.config.model import LoraForm
 from hydralign.config.ppo import AdaptiveKL
 from hydralign.config.rewards import ClassifierReward
+from hydralign.config.training import SupervisedBatchConfig
 from hydralign.errors import ConfigError, UnknownKeyError
 
 RECIPE = """
@@ -248,7 +249,7 @@ def test_unknown_key_in_the_file_is_found_as_in_an_override(path: Path) -> None:
         ("--ppo.optimizer.betas=[1, 2, 3]", "ppo.optimizer.betas=[1, 2, 3] cannot be used"),
         ("--ppo.optimizer.betas=[0.9]", "ppo.optimizer.betas.1 is missing"),
         ("--model.pad_token=no", "model.pad_token=False cannot be used: it sets “Padding token"),
-        ("--ppo.batch=null", "ppo.batch=None cannot be used: it sets “TokenBatch, optimizer steps, forward passes”."),
+        ("--ppo.batch=null", "ppo.batch=None cannot be used: it sets “Rows, optimizer steps, forward passes”."),
         (
             "--ppo.rewards={}",
             "ppo.rewards={} cannot be used: it sets “Terms whose weighted sum is the score”. Give",
@@ -389,3 +390,28 @@ def test_load_recipe_runs_no_code_from_the_file(tmp_path: Path) -> None:
 def test_read_config_takes_values_from_python() -> None:
     recipe = read_config(Recipe, {"output": "o", "model": {"path": "p"}})
     assert recipe == Recipe.model_validate({"output": "o", "model": {"path": "p"}})
+
+
+def test_settings_load_under_their_old_names_and_say_the_new_one(
+    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("hydralign.config.base._SAID", set())
+    old = ["--ppo.batch.micro_rows", "7", "--ppo.sampling.decode_rows=9", "--compare.micro_rows", "5"]
+    recipe = load_recipe(path, old)
+    assert recipe.ppo is not None
+    assert recipe.compare is not None
+    assert (recipe.ppo.batch.micro_batch_size, recipe.ppo.sampling.decode_batch_size) == (7, 9)
+    assert recipe.compare.micro_batch_size == 5
+    said = capsys.readouterr().err
+    assert said.count("micro_rows is called micro_batch_size now") == 1
+    assert "decode_rows is called decode_batch_size now" in said
+    assert "micro_rows" not in dump_recipe(recipe)
+    last = load_recipe(path, [*old, "--ppo.batch.micro_batch_size", "3"])
+    assert last.ppo is not None
+    assert last.ppo.batch.micro_batch_size == 3
+
+
+def test_one_setting_under_both_names_is_refused() -> None:
+    both: dict[str, int] = {"micro_rows": 2, "micro_batch_size": 3}
+    with pytest.raises(ConfigError, match="micro_rows and micro_batch_size are one setting"):
+        SupervisedBatchConfig(**both)

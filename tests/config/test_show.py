@@ -92,7 +92,7 @@ def test_batch_arithmetic_multiplies_out() -> None:
 
 
 def test_batch_arithmetic_says_at_most_when_processes_do_not_divide_the_rows() -> None:
-    values = {"rows": 24, "samples_per_prompt": 3, "epochs": 2, "minibatches": 2, "micro_rows": 4}
+    values = {"rows": 24, "samples_per_prompt": 3, "epochs": 2, "minibatches": 2, "micro_batch_size": 4}
     rewards = [{"type": "function", "function": "module:score"}]
     ppo = PPOConfig.model_validate({"steps": 10, "rewards": rewards, "batch": values})
     assert batch_arithmetic(ppo, processes=5) == [

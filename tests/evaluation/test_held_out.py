@@ -36,7 +36,7 @@ def test_chunks_change_no_number(many: list[Prompt], tokenizer: Any) -> None:
     policy = tiny_policy(tokenizer=tokenizer)
     shake(policy)
     whole = answer_held_out(policy, many, [LENGTH], PLAN)
-    parts = answer_held_out(policy, many, [LENGTH], replace(PLAN, decode_rows=4))
+    parts = answer_held_out(policy, many, [LENGTH], replace(PLAN, decode_batch_size=4))
     assert whole.metrics.keys() == {"score", "kl", "tokens", "finished"}
     for name, values in whole.metrics.items():
         assert parts.metrics[name] == pytest.approx(values, abs=1e-4), name
@@ -46,7 +46,7 @@ def test_chunks_change_no_number(many: list[Prompt], tokenizer: Any) -> None:
 def test_reward_that_skips_a_whole_chunk_leaves_gaps(many: list[Prompt], tokenizer: Any, tmp_path: Path) -> None:
     policy = tiny_policy(tokenizer=tokenizer)
     terms = [LENGTH, RewardTerm("rare", first_five)]
-    before = answer_held_out(policy, many, terms, replace(PLAN, decode_rows=4))
+    before = answer_held_out(policy, many, terms, replace(PLAN, decode_batch_size=4))
     assert [x for x in before.metrics["reward/rare"] if not math.isnan(x)] == [1.0, 2.0, 3.0, 4.0, 5.0]
     before.save(tmp_path / "before.json")
     stored = json.loads((tmp_path / "before.json").read_text(), parse_constant=lambda name: pytest.fail(name))

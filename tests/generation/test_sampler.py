@@ -43,7 +43,7 @@ def test_batching_changes_no_token(policy: Policy, many: list[Prompt]) -> None:
     favour_stopping(policy)
     whole = sample(policy, many, PLAN)
     assert len(set(whole.rows.response_lengths_B.tolist())) > 3
-    small = sample(policy, many, replace(PLAN, decode_rows=5))
+    small = sample(policy, many, replace(PLAN, decode_batch_size=5))
     assert torch.equal(lay_out(small.rows), lay_out(whole.rows))
     torch.testing.assert_close(small.old_logprobs_BR, whole.old_logprobs_BR, atol=1e-5, rtol=0)
     part = sample(policy, many[7:12], replace(PLAN, first_row=7))
@@ -104,14 +104,14 @@ def test_each_row_keeps_its_own_drawn_length(policy: Policy, many: list[Prompt])
     rollout = sample(policy, many, plan)
     lengths = rollout.rows.response_lengths_B[~rollout.finished_B]
     assert (int(lengths.min()), int(lengths.max())) == (2, 6)
-    again = sample(policy, many, replace(plan, decode_rows=3))
+    again = sample(policy, many, replace(plan, decode_batch_size=3))
     assert torch.equal(again.rows.response_lengths_B, rollout.rows.response_lengths_B)
 
 
 def test_tokens_follow_the_distribution(tokenizer: Any) -> None:
     policy = tiny_policy(tokenizer=tokenizer)
     prompt = tiny_prompts(tokenizer, "this")
-    rollout = sample(policy, prompt * 4000, SamplingParams(max_new_tokens=1, seed=1, decode_rows=4000))
+    rollout = sample(policy, prompt * 4000, SamplingParams(max_new_tokens=1, seed=1, decode_batch_size=4000))
     with torch.no_grad():
         ids = torch.tensor([prompt[0].token_ids])
         expected = torch.softmax(policy.model(input_ids=ids).logits[0, -1], -1)

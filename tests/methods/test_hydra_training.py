@@ -96,25 +96,25 @@ def crossing(policy: Any) -> Iterator[list[int]]:
         handle.remove()
 
 
-@pytest.mark.parametrize("decode_rows", [2, 10])
+@pytest.mark.parametrize("decode_batch_size", [2, 10])
 @pytest.mark.parametrize("form", ["k1", "k2-values", "lora2"])
 @few_families
 def test_every_token_crosses_the_trunk_once_and_the_count_is_true(
-    family: str, form: str, decode_rows: int, tokenizer: Any
+    family: str, form: str, decode_batch_size: int, tokenizer: Any
 ) -> None:
     policy = new_policy(family, form, tokenizer)
     with crossing(policy) as counted:
-        experience, estimates = learnt(policy, prompts=10, decode_rows=decode_rows)
+        experience, estimates = learnt(policy, prompts=10, decode_batch_size=decode_batch_size)
         collecting = counted[0]
         optimizer = make_optimizer(policy.trained(), learning_rate=1e-3)
-        stats = update(policy, optimizer, experience, estimates, epochs=2, minibatches=2, micro_rows=2)
+        stats = update(policy, optimizer, experience, estimates, epochs=2, minibatches=2, micro_batch_size=2)
     use, rows = policy.trunk.use, experience.rollout.rows
-    left_B = rows.prompt_lengths_B.sort().values.view(-1, decode_rows)
+    left_B = rows.prompt_lengths_B.sort().values.view(-1, decode_batch_size)
     left_pad = int((left_B.amax(1, keepdim=True) - left_B).sum())
     assert counted[0] == collecting == use.real + use.pad
     assert experience.trunk_use == use
     assert use.real == int(rows.lengths_B.sum())
-    assert use.pad == left_pad if decode_rows == 2 else use.pad >= left_pad > 0
+    assert use.pad == left_pad if decode_batch_size == 2 else use.pad >= left_pad > 0
     assert experience.rollout.finished_B.sum() > 3
     assert stats["trunk_passes_per_token"] == 1.0
     assert stats["trunk_pad_share"] == use.pad / (use.real + use.pad)
@@ -185,13 +185,22 @@ def test_micro_rows_change_no_weight_after_updates_with_sgd(form: str, average: 
     assert len(set(experience.rollout.rows.response_lengths_B.tolist())) > 3
     start = {name: p.detach().clone() for name, p in policy.trained().items()}
     ends: list[dict[str, Tensor]] = []
-    for micro_rows in (1, 6, 4):
+    for micro_batch_size in (1, 6, 4):
         with torch.no_grad():
             for name, parameter in policy.trained().items():
                 parameter.copy_(start[name])
         optimizer = make_optimizer(policy.trained(), type="sgd", learning_rate=0.05)
         loss = LossWeights(average=average, entropy_coefficient=0.01)
-        update(policy, optimizer, experience, estimates, epochs=2, minibatches=1, micro_rows=micro_rows, loss=loss)
+        update(
+            policy,
+            optimizer,
+            experience,
+            estimates,
+            epochs=2,
+            minibatches=1,
+            micro_batch_size=micro_batch_size,
+            loss=loss,
+        )
         ends.append({name: p.detach().clone() for name, p in policy.trained().items()})
     for name, weight in ends[0].items():
         for other in ends[1:]:

@@ -37,23 +37,31 @@ def learnt(policy: Any, rows: int = 8) -> tuple[Experience, Advantages]:
 
 
 def step_gradients(
-    policy: Policy, experience: Experience, estimates: Advantages, *, micro_rows: int, order: list[int], average: Any
+    policy: Policy,
+    experience: Experience,
+    estimates: Advantages,
+    *,
+    micro_batch_size: int,
+    order: list[int],
+    average: Any,
 ) -> dict[str, torch.Tensor]:
     optimizer = make_optimizer(policy.trained(), type="sgd", learning_rate=0.1)
     weights = LossWeights(average=average, entropy_coefficient=0.01)
-    accumulate(policy, experience, estimates, torch.tensor(order), micro_rows, weights, optimizer, SINGLE_PROCESS)
+    accumulate(policy, experience, estimates, torch.tensor(order), micro_batch_size, weights, optimizer, SINGLE_PROCESS)
     return {name: p.grad.clone() for name, p in policy.trained().items() if p.grad is not None}
 
 
 @pytest.mark.parametrize("average", ["token", "sequence"])
-@pytest.mark.parametrize(("micro_rows", "order"), [(1, [0, 1, 2, 3]), (3, [3, 1, 0, 2]), (2, [2, 3, 0, 1])])
+@pytest.mark.parametrize(("micro_batch_size", "order"), [(1, [0, 1, 2, 3]), (3, [3, 1, 0, 2]), (2, [2, 3, 0, 1])])
 def test_micro_batches_add_up_to_the_whole_step(
-    policy: Policy, micro_rows: int, order: list[int], average: str
+    policy: Policy, micro_batch_size: int, order: list[int], average: str
 ) -> None:
     experience, estimates = learnt(policy, rows=4)
     shake(policy)
-    whole = step_gradients(policy, experience, estimates, micro_rows=4, order=[0, 1, 2, 3], average=average)
-    parts = step_gradients(policy, experience, estimates, micro_rows=micro_rows, order=order, average=average)
+    whole = step_gradients(policy, experience, estimates, micro_batch_size=4, order=[0, 1, 2, 3], average=average)
+    parts = step_gradients(
+        policy, experience, estimates, micro_batch_size=micro_batch_size, order=order, average=average
+    )
     scale = max(g.abs().max().item() for g in whole.values())
     for name, gradient in whole.items():
         torch.testing.assert_close(parts[name] / scale, gradient / scale, atol=1e-5, rtol=0)
@@ -63,12 +71,14 @@ def test_micro_rows_change_no_weight_after_an_update_with_sgd(policy: Policy) ->
     experience, estimates = learnt(policy)
     start = {name: p.detach().clone() for name, p in policy.trained().items()}
     ends = []
-    for micro_rows in (1, 16):
+    for micro_batch_size in (1, 16):
         with torch.no_grad():
             for name, parameter in policy.trained().items():
                 parameter.copy_(start[name])
         optimizer = make_optimizer(policy.trained(), type="sgd", learning_rate=0.05)
-        stats = update(policy, optimizer, experience, estimates, epochs=2, minibatches=2, micro_rows=micro_rows)
+        stats = update(
+            policy, optimizer, experience, estimates, epochs=2, minibatches=2, micro_batch_size=micro_batch_size
+        )
         ends.append(({name: p.detach().clone() for name, p in policy.trained().items()}, stats))
     for name, weight in ends[0][0].items():
         torch.testing.assert_close(weight, ends[1][0][name], atol=1e-5, rtol=0)
@@ -173,7 +183,7 @@ def test_poisoned_loss_takes_no_step_and_names_the_loss(policy: Policy) -> None:
     start = {name: p.detach().clone() for name, p in policy.trained().items()}
     optimizer = make_optimizer(policy.trained(), learning_rate=1e-2)
     with pytest.raises(NonFiniteError, match="NaN or infinite") as caught:
-        update(policy, optimizer, experience, poison(estimates, 3), epochs=1, minibatches=1, micro_rows=2)
+        update(policy, optimizer, experience, poison(estimates, 3), epochs=1, minibatches=1, micro_batch_size=2)
     assert caught.value.where == "update/policy_loss"
     assert all(torch.equal(start[name], p) for name, p in policy.trained().items())
     assert all(p.grad is None for p in policy.trained().values())
@@ -212,7 +222,7 @@ def test_metrics_ignore_padding(tokenizer: Any) -> None:
     mask_BR = experience.rollout.rows.mask_BR
     assert stats["objective/logprobs"] == pytest.approx(experience.old_logprobs_BR[mask_BR].mean().item(), abs=1e-6)
     optimizer = make_optimizer(policy.trained(), learning_rate=1e-9)
-    stats = update(policy, optimizer, experience, estimate(experience), epochs=1, minibatches=4, micro_rows=1)
+    stats = update(policy, optimizer, experience, estimate(experience), epochs=1, minibatches=4, micro_batch_size=1)
     with torch.no_grad():
         entropy_BR = policy.evaluate(experience.rollout.rows).entropy_BR
     assert stats["objective/entropy"] == pytest.approx(entropy_BR[mask_BR].mean().item(), abs=1e-5)
@@ -268,7 +278,7 @@ def run_out(policy: Any, *, forward: int | None = None, backward: int | None = N
 def test_gradients_after_a_fallback_are_those_without(policy: Policy, place: str) -> None:
     experience, estimates = learnt(policy)
     shake(policy)
-    shared: dict[str, Any] = {"micro_rows": 4, "order": list(range(8)), "average": "token"}
+    shared: dict[str, Any] = {"micro_batch_size": 4, "order": list(range(8)), "average": "token"}
     plain = step_gradients(policy, experience, estimates, **shared)
     rows_seen = run_out(policy, **{place: 2})
     short = step_gradients(policy, experience, estimates, **shared)
@@ -286,7 +296,7 @@ def test_fallback_changes_neither_steps_nor_metrics_and_stays_for_the_next_updat
         experience, estimates = learnt(policy)
         rows_seen, micro = run_out(policy, forward=forward), MicroBatcher(4)
         optimizer = make_optimizer(policy.trained(), type="sgd", learning_rate=0.05)
-        plan: dict[str, Any] = {"epochs": 2, "minibatches": 2, "micro_rows": micro}
+        plan: dict[str, Any] = {"epochs": 2, "minibatches": 2, "micro_batch_size": micro}
         stats = [update(policy, optimizer, experience, estimates, iteration=i, **plan) for i in (0, 1)]
         ends.append((stats, torch.cat([p.detach().reshape(-1) for p in policy.trained().values()]), rows_seen, micro))
     assert ends[1][2] == [4, 4, 2, 2] + [2, 2] * 6  # the second of eight steps is done again, the others by twos
@@ -303,7 +313,12 @@ def test_poison_is_not_taken_for_lack_of_memory(tokenizer: Any) -> None:
     rows_seen, micro = run_out(policy), MicroBatcher(4)
     with pytest.raises(NonFiniteError):
         update(
-            policy, make_optimizer(policy.trained()), experience, poison(estimates, 3), minibatches=1, micro_rows=micro
+            policy,
+            make_optimizer(policy.trained()),
+            experience,
+            poison(estimates, 3),
+            minibatches=1,
+            micro_batch_size=micro,
         )
     assert micro.rows == 4
     assert rows_seen in ([4], [4, 4])  # nothing is tried again

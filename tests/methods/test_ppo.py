@@ -31,7 +31,7 @@ CONFIG = PPOConfig.model_validate(
         "steps": 6,
         "rewards": [{"type": "function", "function": "unused:unused"}],
         "sampling": {"max_new_tokens": 5},
-        "batch": {"rows": 8, "epochs": 2, "minibatches": 2, "micro_rows": 3},
+        "batch": {"rows": 8, "epochs": 2, "minibatches": 2, "micro_batch_size": 3},
         "optimizer": {"learning_rate": 3e-3, "warmup_steps": 1},
         "shaping": {"scale": "running", "clip": 3.0},
         "kl": {"controller": {"type": "adaptive", "target": 0.05, "horizon": 20}},
@@ -293,7 +293,7 @@ def finished_shares(folder: Path, seed: int) -> list[dict[str, Any]]:
     config = PPOConfig.model_validate(
         CONFIG.model_dump()
         | {"steps": 25, "kl": {"coefficient": 0.0}, "loss": {"entropy_coefficient": 0.01}}
-        | {"batch": {"rows": 64, "minibatches": 1, "micro_rows": 64}}
+        | {"batch": {"rows": 64, "minibatches": 1, "micro_batch_size": 64}}
         | {"optimizer": {"learning_rate": 3e-3, "decay": "constant"}, "shaping": {}}
     )
     run = parts(folder, tokenizer, reward=ended)

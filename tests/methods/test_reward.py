@@ -50,7 +50,7 @@ def scorer(
 def settings(**changes: Any) -> RewardConfig:
     given = {
         "epochs": 30,
-        "batch": {"rows": 3, "micro_rows": 2},
+        "batch": {"rows": 3, "micro_batch_size": 2},
         "optimizer": {"learning_rate": 1e-2},
         "evaluation": {"every": 5},
         "saving": {"checkpoint_every": 4},

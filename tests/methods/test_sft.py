@@ -43,7 +43,7 @@ def student(tokenizer: Any, family: str = "gpt2", form: str = "full", **settings
 
 def settings(**changes: Any) -> SFTConfig:
     given = {
-        "batch": {"rows": 2, "micro_rows": 2},
+        "batch": {"rows": 2, "micro_batch_size": 2},
         "optimizer": {"learning_rate": 1e-2, "warmup": 0.0},
         "saving": {"checkpoint_every": 2},
         "epochs": 4,
@@ -163,7 +163,7 @@ def test_prompts_are_not_learned(tokenizer: Any) -> None:
 
 @pytest.mark.parametrize("form", FORMS)
 def test_resumed_run_equals_an_uninterrupted_one(tokenizer: Any, tmp_path: Path, form: str) -> None:
-    config = settings(batch={"rows": 1, "micro_rows": 1}, packing=False, epochs=2)
+    config = settings(batch={"rows": 1, "micro_batch_size": 1}, packing=False, epochs=2)
     with pytest.raises(Stop):
         run(config, student(tokenizer, form=form), tmp_path / "stopped", stop_after=4)
     assert len(metrics(tmp_path / "stopped")) == 5
@@ -182,11 +182,11 @@ def test_poisoned_loss_is_an_event_and_no_step(tokenizer: Any, tmp_path: Path) -
         learner.branch.backbone.embed(torch.tensor([5]))  # touch, so that the row below is the one that is read
         learner.model.get_input_embeddings().weight[5] = math.nan
     start = {name: p.detach().clone() for name, p in learner.trained().items()}
-    config = settings(batch={"rows": 4, "micro_rows": 2}, packing=False, stop_after_bad_steps=2)
+    config = settings(batch={"rows": 4, "micro_batch_size": 2}, packing=False, stop_after_bad_steps=2)
     with pytest.raises(NonFiniteError, match="2 steps in a row"):
         run(config, learner, tmp_path)
     assert [row["event"] for row in metrics(tmp_path) if "event" in row] == ["non_finite"] * 2
-    short = settings(batch={"rows": 4, "micro_rows": 2}, packing=False, stop_after_bad_steps=2, epochs=2)
+    short = settings(batch={"rows": 4, "micro_batch_size": 2}, packing=False, stop_after_bad_steps=2, epochs=2)
     with pytest.raises(NonFiniteError, match="has not learned"):  # all steps are done, and none of them was good
         run(short, student(tokenizer), tmp_path)
     for name, parameter in learner.trained().items():
@@ -196,7 +196,7 @@ def test_poisoned_loss_is_an_event_and_no_step(tokenizer: Any, tmp_path: Path) -
 def test_run_with_poison_only_at_its_end_is_finished(
     tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config, calls = settings(batch={"rows": 4, "micro_rows": 4}, packing=False, epochs=3), iter(range(9))
+    config, calls = settings(batch={"rows": 4, "micro_batch_size": 4}, packing=False, epochs=3), iter(range(9))
     sound = sft.language_loss
 
     def loss(learner: Policy, rows: Any, count: float) -> Any:
@@ -212,7 +212,7 @@ def test_run_with_poison_only_at_its_end_is_finished(
 def test_poisoned_held_out_loss_is_an_event_and_training_goes_on(
     tokenizer: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = settings(batch={"rows": 4, "micro_rows": 4}, packing=False, evaluation={"every": 1})
+    config = settings(batch={"rows": 4, "micro_batch_size": 4}, packing=False, evaluation={"every": 1})
     calls, sound = iter(range(9)), sft.held_out_losses
 
     def losses(*given: Any) -> Any:

@@ -42,7 +42,7 @@ FIVE_SEEDS = pytest.mark.parametrize("seed", range(5))
 
 
 def answers_of(length: int) -> dict[str, int]:
-    return {"min_new_tokens": length, "max_new_tokens": length, "decode_rows": 128}
+    return {"min_new_tokens": length, "max_new_tokens": length, "decode_batch_size": 128}
 
 
 def share(completion_tokens: Sequence[Sequence[str]]) -> list[float]:
@@ -67,7 +67,7 @@ def learn_favourite(family: str, form: Form, rate: float, folder: Path, seed: in
     settings: dict[str, Any] = {
         "steps": 16,
         "sampling": answers_of(4),
-        "batch": {"rows": 128, "minibatches": 1, "micro_rows": 128},
+        "batch": {"rows": 128, "minibatches": 1, "micro_batch_size": 128},
         "optimizer": {"learning_rate": rate, "warmup_steps": 2},
         "loss": {"entropy_coefficient": 0.01},
         "kl": {"coefficient": 0.0},
@@ -92,7 +92,7 @@ def learn_without_critic(kind: str, folder: Path, seed: int = 0) -> tuple[float,
     settings: dict[str, Any] = {
         "steps": 16,
         "sampling": answers_of(4),
-        "batch": {"rows": 128, "samples_per_prompt": 8, "minibatches": 1, "micro_rows": 128},
+        "batch": {"rows": 128, "samples_per_prompt": 8, "minibatches": 1, "micro_batch_size": 128},
         "optimizer": {"learning_rate": 2e-3, "warmup_steps": 2},
         "loss": {"entropy_coefficient": 0.01},
         "kl": {"coefficient": 0.0},
@@ -118,7 +118,7 @@ def learn_densely(folder: Path, seed: int = 0) -> dict[str, list[float]]:
     settings = {
         "steps": 8,
         "sampling": answers_of(8),
-        "batch": {"rows": 128, "minibatches": 1, "micro_rows": 128},
+        "batch": {"rows": 128, "minibatches": 1, "micro_batch_size": 128},
         "optimizer": {"learning_rate": 4e-3, "warmup_steps": 2, "decay": "constant"},
         "kl": {"coefficient": 0.0},
         "advantages": {"gamma": 0.5},
@@ -146,7 +146,7 @@ def follow_target(target: float, folder: Path, seed: int = 0) -> list[dict[str, 
     settings = {
         "steps": 60,
         "sampling": answers_of(4),
-        "batch": {"rows": 64, "minibatches": 1, "micro_rows": 64},
+        "batch": {"rows": 64, "minibatches": 1, "micro_batch_size": 64},
         "optimizer": {"learning_rate": 2e-3, "decay": "constant"},
         "kl": {"coefficient": 0.1, "controller": {"type": "adaptive", "target": target, "horizon": 400}},
     }
@@ -165,8 +165,8 @@ def test_kl_follows_the_target_of_the_adaptive_controller(target: float, tmp_pat
 
 
 WALK_SETTINGS = {
-    "sampling": {"max_new_tokens": 10, "decode_rows": 128},
-    "batch": {"rows": 110, "epochs": 4, "minibatches": 1, "micro_rows": 110},
+    "sampling": {"max_new_tokens": 10, "decode_batch_size": 128},
+    "batch": {"rows": 110, "epochs": 4, "minibatches": 1, "micro_batch_size": 110},
     "optimizer": {"learning_rate": 1e-3, "warmup_steps": 2},
     "loss": {"entropy_coefficient": 0.01},  # without it a start node can settle on a way that is not the shortest
     "kl": {"coefficient": 0.0},

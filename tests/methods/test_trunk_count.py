@@ -49,13 +49,15 @@ def test_attempt_that_failed_is_not_counted_as_a_pass_through_the_trunk(
 
     policy.start, policy.trunk.states = out_after_the_prompts, out_after_the_pass
     sampler: Sampler = sample if harvests else without_states
-    experience = collect(policy, many(policy), LengthReward(3), PLAN, micro_rows=8, sampler=sampler)
+    experience = collect(policy, many(policy), LengthReward(3), PLAN, micro_batch_size=8, sampler=sampler)
     assert failed == ["sampling"] * 2 + ["reading"] * 2 * (not harvests)
     assert experience.trunk_use is not None
     real = int(experience.rollout.rows.lengths_B.sum())
     assert experience.trunk_use.real == real * (1 if harvests else 2)
     calm: Any = stops_early(tiny_policy(form=FORMS[form], tokenizer=tokenizer))
-    plain = collect(calm, many(calm), LengthReward(3), replace(PLAN, decode_rows=2), micro_rows=2, sampler=sampler)
+    plain = collect(
+        calm, many(calm), LengthReward(3), replace(PLAN, decode_batch_size=2), micro_batch_size=2, sampler=sampler
+    )
     assert experience.trunk_use == plain.trunk_use
     assert policy.trunk.use == calm.trunk.use
 
@@ -64,7 +66,7 @@ def test_update_that_ran_out_counts_the_trunk_once(tokenizer: Any) -> None:
     uses = []
     for most in (8, 3):
         policy: Any = stops_early(tiny_policy(form=FORMS["hydra"], tokenizer=tokenizer))
-        experience = collect(policy, many(policy), LengthReward(3), PLAN, micro_rows=2)
+        experience = collect(policy, many(policy), LengthReward(3), PLAN, micro_batch_size=2)
         bare = replace(experience.rollout, rows=replace(experience.rollout.rows, trunk=None))
         evaluate = policy.evaluate
 
@@ -76,7 +78,7 @@ def test_update_that_ran_out_counts_the_trunk_once(tokenizer: Any) -> None:
 
         policy.evaluate = cramped
         optimizer = make_optimizer(policy.trained(), type="sgd", learning_rate=0.05)
-        settings: dict[str, Any] = {"epochs": 1, "minibatches": 1, "micro_rows": 8}
+        settings: dict[str, Any] = {"epochs": 1, "minibatches": 1, "micro_batch_size": 8}
         stats = update(policy, optimizer, replace(experience, rollout=bare), estimate(experience), **settings)
         uses.append(stats["trunk_passes_per_token"])
     assert uses[0] == uses[1] == 2.0

@@ -88,7 +88,7 @@ def toy_config(**settings: Any) -> PPOConfig:
 def answered(policy: Policy, prompts: Sequence[Prompt], reward: Callable[..., Any], **settings: Any) -> Answers:
     """Fresh answers of the policy, by sampling, on random numbers that training never used."""
     plan = sampling_params(toy_config(**settings).sampling, seed=1)
-    return answer_held_out(policy, prompts, (RewardTerm("toy", reward),), plan, micro_rows=256)
+    return answer_held_out(policy, prompts, (RewardTerm("toy", reward),), plan, micro_batch_size=256)
 
 
 @dataclass(frozen=True)

@@ -103,7 +103,7 @@ def recipe(tmp_path: Path, tokenizer: Any) -> dict[str, Any]:
         "output": str(tmp_path / "out"),
         "model": {"path": model},
         "data": {"demonstrations": source, "prompts": source},
-        "sft": {"max_tokens": 40, "batch": {"rows": 8, "micro_rows": 8}},
+        "sft": {"max_tokens": 40, "batch": {"rows": 8, "micro_batch_size": 8}},
         "compare": {"before": model, "after": model, "prompts": 4, "score": score, "sampling": sampling},
     }
 

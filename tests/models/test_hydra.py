@@ -156,11 +156,11 @@ def test_states_are_stored_as_told(states: Any, dtype: torch.dtype, tokenizer: A
     assert states_of(rows).dtype == policy.trunk.states(rows).dtype == dtype
 
 
-@pytest.mark.parametrize("decode_rows", [1, 4, 64])
+@pytest.mark.parametrize("decode_batch_size", [1, 4, 64])
 @pytest.mark.parametrize("offload", [False, True])
-def test_kept_states_take_no_more_room_than_the_rows(offload: bool, decode_rows: int, tokenizer: Any) -> None:
+def test_kept_states_take_no_more_room_than_the_rows(offload: bool, decode_batch_size: int, tokenizer: Any) -> None:
     policy = new_policy("llama", HydraForm(unfrozen_layers=2, offload=offload), tokenizer)
-    plan = replace(PLAN, max_new_tokens=32, decode_rows=decode_rows, seed=8)
+    plan = replace(PLAN, max_new_tokens=32, decode_batch_size=decode_batch_size, seed=8)
     rows = sample(policy, some_prompts(10), plan).rows
     assert rows.trunk is not None
     assert states_of(rows).shape == (*lay_out(rows).shape, 32)
@@ -247,7 +247,7 @@ def test_rows_that_end_at_different_times_decode_as_each_would_alone(
     whole = sample(policy, some_prompts(10), PLAN)
     assert len(left) >= 2
     assert max(left) < 9
-    alone = sample(policy, some_prompts(10), replace(PLAN, decode_rows=1))
+    alone = sample(policy, some_prompts(10), replace(PLAN, decode_batch_size=1))
     assert torch.equal(lay_out(whole.rows), lay_out(alone.rows))
     torch.testing.assert_close(whole.old_logprobs_BR, alone.old_logprobs_BR, atol=1e-5, rtol=0)
     torch.testing.assert_close(whole.values_BR, alone.values_BR, atol=1e-5, rtol=1e-5)

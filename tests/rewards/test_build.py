@@ -18,14 +18,14 @@ def test_build_terms_makes_every_kind_and_names_it(
     (tmp_path / "mine.py").write_text("def brevity(completions):\n    return [-len(c) for c in completions]\n")
     brevity = f"{tmp_path / 'mine.py'}:brevity"
     classifier = config.ClassifierReward(
-        type="classifier", path=str(bert_folder(["bad", "Good"])), label="good", output="probability", batch_rows=3
+        type="classifier", path=str(bert_folder(["bad", "Good"])), label="good", output="probability", batch_size=3
     )
     terms = build_terms(
         [
             config.FunctionReward(type="function", function=brevity, weight=0.5),
             config.FunctionReward(type="function", function=brevity, minus_reference="summary"),
             classifier,
-            config.ModelReward(type="model", path=str(gpt2_folder("helpful")), batch_rows=5),
+            config.ModelReward(type="model", path=str(gpt2_folder("helpful")), batch_size=5),
             config.ModelReward(type="model", path=str(gpt2_folder("helpful")), name="mine"),
         ],
         "cpu",
@@ -34,13 +34,13 @@ def test_build_terms_makes_every_kind_and_names_it(
     assert [term.weight for term in terms] == [0.5, 1.0, 1.0, 1.0, 1.0]
     assert terms[1].minus_reference == "summary"
     assert isinstance(terms[2].reward, ClassifierReward)
-    assert (terms[2].reward.output, terms[2].reward.text, terms[2].reward.batch_rows.rows) == (
+    assert (terms[2].reward.output, terms[2].reward.text, terms[2].reward.batch_size.rows) == (
         "probability",
         "prompt+completion",
         3,
     )
     assert isinstance(terms[3].reward, RewardModel)
-    assert terms[3].reward.batch_rows.rows == 5
+    assert terms[3].reward.batch_size.rows == 5
     scores = score_rollout(terms, ["the film was"], [" good"], {"summary": ["four"]}, [True], [["good"]])
     assert scores.terms["brevity"] == [-5.0]
     assert scores.terms["brevity_2"] == [-1.0]

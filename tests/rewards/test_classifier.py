@@ -60,7 +60,7 @@ def test_classifier_gives_the_same_score_when_labels_are_permuted(bert_folder: C
 def test_classifier_score_does_not_depend_on_company(bert_folder: Callable[..., Path], text: TextPart) -> None:
     folder = bert_folder(LABELS)
     together = ClassifierReward.from_folder(folder, label="neutral", text=text)(PROMPTS, COMPLETIONS)
-    single = ClassifierReward.from_folder(folder, label="neutral", text=text, batch_rows=1)
+    single = ClassifierReward.from_folder(folder, label="neutral", text=text, batch_size=1)
     alone = [single([p], [c])[0] for p, c in zip(PROMPTS, COMPLETIONS, strict=True)]
     assert together == pytest.approx(alone, abs=1e-5)
     assert len({round(score, 3) for score in together}) == 3

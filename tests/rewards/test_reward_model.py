@@ -24,7 +24,7 @@ def test_reward_model_scores_as_transformers_does_alone_and_batched(gpt2_folder:
     model = AutoModelForSequenceClassification.from_pretrained(folder).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     got = RewardModel.from_folder(folder)(PROMPTS, COMPLETIONS, FINISHED)
-    single = RewardModel.from_folder(folder, batch_rows=1)(PROMPTS, COMPLETIONS, FINISHED)
+    single = RewardModel.from_folder(folder, batch_size=1)(PROMPTS, COMPLETIONS, FINISHED)
     texts = [p + c + "<eos>" * f for p, c, f in zip(PROMPTS, COMPLETIONS, FINISHED, strict=True)]
     with torch.no_grad():
         batched = model(**tokenizer(texts, padding=True, padding_side="right", return_tensors="pt")).logits[:, 0]

@@ -164,13 +164,13 @@ def test_every_spelling_of_the_output_is_the_same_folder(
 def test_settings_that_change_no_result_are_left_out(recipe: Recipe) -> None:
     values = recipe.model_dump()
     other = json.loads(json.dumps(values))
-    other["ppo"]["batch"]["micro_rows"] = 1
-    other["ppo"]["sampling"]["decode_rows"] = 1
+    other["ppo"]["batch"]["micro_batch_size"] = 1
+    other["ppo"]["sampling"]["decode_batch_size"] = 1
     other["ppo"]["evaluation"]["every"] = 3
     other["ppo"]["saving"]["keep"] = 7
     other["ppo"]["stop_after_bad_steps"] = 9
     other["ppo"]["trackers"] = ["wandb"]
-    other["compare"]["micro_rows"] = 1
+    other["compare"]["micro_batch_size"] = 1
     assert comparable(read_config(Recipe, other), recipe.output) == comparable(recipe, recipe.output)
     other["ppo"]["evaluation"]["prompts"] = 3
     assert comparable(read_config(Recipe, other), recipe.output) != comparable(recipe, recipe.output)

@@ -44,7 +44,7 @@ SIZES = ModelSizes(
     frozen=Saved(per_token=32.0, last=24.0),
     cached=80.0,
 )
-WORK = Work(prompt=6, answer=4, rows=16, decode_rows=8, micro_rows=2, minibatch_rows=4)
+WORK = Work(prompt=6, answer=4, rows=16, decode_batch_size=8, micro_batch_size=2, minibatch_rows=4)
 VALUE_HEAD = 4 * 11
 ALL_FORMS: list[Form | str] = [*FORMS.values(), SEPARATE]
 
@@ -154,8 +154,8 @@ def changed(a: MemoryPlan, b: MemoryPlan) -> set[str]:
 
 GROWS: dict[str, tuple[dict[str, int], set[str]]] = {
     "rows": ({"rows": 32}, {"trunk_states", "reading"}),
-    "decode_rows": ({"decode_rows": 16}, {"kv_cache", "reading", "sampling_logits"}),
-    "micro_rows": ({"micro_rows": 4}, {"activations", "backward", "update_logits"}),
+    "decode_batch_size": ({"decode_batch_size": 16}, {"kv_cache", "reading", "sampling_logits"}),
+    "micro_batch_size": ({"micro_batch_size": 4}, {"activations", "backward", "update_logits"}),
     "prompt": ({"prompt": 12}, {"trunk_states", "kv_cache", "reading", "activations", "backward"}),
     "answer": ({"answer": 8}, {"trunk_states", "kv_cache", "reading", "activations", "backward", "update_logits"}),
     "minibatch_rows": ({"minibatch_rows": 8}, set()),

@@ -6,6 +6,7 @@ Import-light on purpose (pydantic only): `hydralign --help` and a wrong recipe m
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -15,6 +16,13 @@ from hydralign.errors import ConfigError, UnknownKeyError, did_you_mean
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 """One of AdamW's moment decays: at 1 the moment would never forget its start, and its correction divides by 0."""
+
+
+OLD_NAMES = {"micro_rows": "micro_batch_size", "decode_rows": "decode_batch_size"}
+"""Settings that once had another name, which still loads: old name to new."""
+
+_SAID: set[str] = set()
+"""Old names that were said to be old."""
 
 
 class Config(BaseModel):
@@ -41,6 +49,23 @@ class Config(BaseModel):
     # pydantic calls an `__init__` of one's own for groups inside groups too, unless it is marked as its own: there,
     # errors must stay pydantic's, so that all of a recipe's are listed together with their keys.
     __init__.__pydantic_base_init__ = True  # type: ignore[attr-defined]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _by_new_names(cls, settings: Any) -> Any:
+        if not isinstance(settings, Mapping) or not OLD_NAMES.keys() & settings.keys():
+            return settings
+        renamed = dict(settings)
+        for old, new in OLD_NAMES.items():
+            if old not in renamed or new not in cls.model_fields:
+                continue
+            if new in renamed:
+                raise ValueError(f"{old} and {new} are one setting, under its old and its new name. Leave {old} out.")
+            renamed[new] = renamed.pop(old)
+            if old not in _SAID:
+                _SAID.add(old)
+                sys.stderr.write(f"{old} is called {new} now; the old name still works. Rename it in the recipe.\n")
+        return renamed
 
     @model_validator(mode="before")
     @classmethod

@@ -40,7 +40,7 @@ class CompareConfig(Config):
     sampling: SamplingConfig | None = None
     """How answers are sampled; None is as ppo does. With top_k or top_p no KL is reported: the answers are then no
     samples of the distribution that it is of, and their log-probability gap goes by another name."""
-    micro_rows: int = Field(default=32, ge=1)
+    micro_batch_size: int = Field(default=32, ge=1)
     """Most rows in one forward pass."""
     confidence: float = Field(default=0.95, gt=0, lt=1)
     """Level of the intervals."""

@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
-from hydralign.config.base import Config
+from hydralign.config.base import OLD_NAMES, Config
 from hydralign.config.recipe import Recipe
 from hydralign.config.texts import unusable_texts
 from hydralign.config.yaml_reading import MAX_DEPTH, parse_yaml, read_yaml_file
@@ -177,7 +177,10 @@ def _overridden(node: Any, parts: Sequence[str], value: Any, key: str) -> Any:
             f"{key} is not a setting: {above} holds the value {_short(node)}, which has no keys below it. "
             f"Set --{above} itself."
         )
-    section = node or {}
+    section = dict(node or {})
+    for names in OLD_NAMES.items() if not rest else ():
+        if head in names:  # one setting under two names: what is given last counts
+            section = {name: held for name, held in section.items() if name not in names}
     return {**section, head: _overridden(section.get(head), rest, value, key)}
 
 
@@ -348,6 +351,8 @@ def _lost_booleans(raw: Any, read: Any, key: str = "") -> Iterator[tuple[str, bo
         yield key, raw
     elif isinstance(raw, Mapping):
         for name, value in raw.items():
+            if isinstance(read, Config):
+                name = name if name in type(read).model_fields else OLD_NAMES[name]
             child = getattr(read, name) if isinstance(read, Config) else read[name]
             yield from _lost_booleans(value, child, f"{key}.{name}" if key else name)
     elif isinstance(raw, list):

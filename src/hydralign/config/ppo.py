@@ -48,7 +48,7 @@ class SamplingConfig(Config):
     """Keep the likeliest tokens up to this mass only; 1 keeps all."""
     allow_truncated_sampling: bool = False
     """PPO with top_k or top_p is off-policy, and no KL is measured; set this to run it all the same."""
-    decode_rows: int = Field(default=64, ge=1)
+    decode_batch_size: int = Field(default=64, ge=1)
     """Rows decoded together in one process; changes speed and memory, and in fp32 on CPU no token."""
 
 
@@ -63,7 +63,7 @@ class BatchConfig(Config):
     """Passes over the rows of an iteration."""
     minibatches: int = Field(default=4, ge=1)
     """Optimizer steps per pass."""
-    micro_rows: int = Field(default=16, ge=1)
+    micro_batch_size: int = Field(default=16, ge=1)
     """Most rows in one forward and backward pass; changes memory, never the mathematics."""
 
     @model_validator(mode="after")

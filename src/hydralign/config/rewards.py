@@ -45,7 +45,7 @@ class ClassifierReward(RewardTermConfig):
     the model's problem_type, and softmax where it has none."""
     text: Literal["completion", "prompt+completion"] = "prompt+completion"
     """What the classifier reads; of a text that is too long, the end."""
-    batch_rows: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=32, ge=1)
     """Texts per forward pass."""
 
 
@@ -56,7 +56,7 @@ class ModelReward(RewardTermConfig):
     """Tag of this kind of term."""
     path: str
     """Folder or hub id of the reward model."""
-    batch_rows: int = Field(default=32, ge=1)
+    batch_size: int = Field(default=32, ge=1)
     """Texts per forward pass."""
 
 

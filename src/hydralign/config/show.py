@@ -48,7 +48,7 @@ def batch_arithmetic(config: PPOConfig, *, processes: int = 1) -> list[str]:
         f"{batch.epochs} epochs × {batch.minibatches} minibatches of {batch.minibatch_rows} rows = "
         f"{steps} optimizer steps per iteration",
         f"{processes} process{'es' if processes > 1 else ''} × {at_most}{share} rows per optimizer step",
-        f"micro-batches of {min(batch.micro_rows, share)} rows",
+        f"micro-batches of {min(batch.micro_batch_size, share)} rows",
         f"{config.steps} iterations = {config.steps * batch.rows:,} answers, {config.steps * steps:,} optimizer steps",
     ]
 

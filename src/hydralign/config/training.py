@@ -15,7 +15,7 @@ class SupervisedBatchConfig(Config):
 
     rows: int = Field(default=32, ge=1)
     """Rows per optimizer step over all processes: packed sequences, pairs or texts."""
-    micro_rows: int = Field(default=8, ge=1)
+    micro_batch_size: int = Field(default=8, ge=1)
     """Most rows in one forward and backward pass; changes memory, never the mathematics."""
 
 

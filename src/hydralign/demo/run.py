@@ -104,8 +104,8 @@ def sampled_answers(policy: Policy, asked: Sequence[Prompt], plan: SamplingParam
     sides: tuple[list[Answer], list[Answer]] = ([], [])
     with progress("answers", 2 * len(asked)) as shown:
         for side, answers in enumerate(sides):
-            for start in range(0, len(asked), plan.decode_rows):
-                few = asked[start : start + plan.decode_rows]
+            for start in range(0, len(asked), plan.decode_batch_size):
+                few = asked[start : start + plan.decode_batch_size]
                 rollout = sample(policy, few, plan.at(ANNOTATION + side, first_row=start))
                 answers += map(Answer, rollout.completions, rollout.finished_B.tolist())
                 shown.update(side * len(asked) + len(answers), {})

@@ -66,7 +66,7 @@ def answer_held_out(
     terms: Sequence[RewardTerm],
     plan: SamplingParams,
     *,
-    micro_rows: int = 16,
+    micro_batch_size: int = 16,
     samples: int | None = 8,
     label: str = "held out",
     processes: Distributed = SINGLE_PROCESS,
@@ -78,7 +78,7 @@ def answer_held_out(
 
     The first `samples` answers are kept as text; None keeps all of them.
     """
-    sizes = {"micro_rows": micro_rows, "decode_rows": plan.decode_rows}
+    sizes = {"micro_batch_size": micro_batch_size, "decode_batch_size": plan.decode_batch_size}
     fits: dict[str, Any] = {name: MicroBatcher(rows, name=name, speaks=processes.main) for name, rows in sizes.items()}
     share = processes.share(len(prompts))
     own = list(prompts[share])
@@ -87,8 +87,8 @@ def answer_held_out(
         parts: dict[str, list[Tensor]] = {}
         shown: list[dict[str, Any]] = []
         with progress(label, len(own), stream=None if processes.main else io.StringIO()) as bar:
-            for start in range(0, len(own), plan.decode_rows):
-                few = own[start : start + plan.decode_rows]
+            for start in range(0, len(own), plan.decode_batch_size):
+                few = own[start : start + plan.decode_batch_size]
                 keyed = plan.at(EVALUATION, first_row=share.start + start)
                 experience = collect(policy, few, terms, keyed, **fits, sampler=sampler)
                 measured = _measured(experience)

@@ -41,8 +41,8 @@ class Sampler(Protocol):
 def sample(policy: Policy, prompts: Sequence[Prompt | str], plan: SamplingParams | None = None) -> Rollout:
     """One answer per prompt, by ancestral sampling from softmax(logits / temperature).
 
-    Rows are decoded `plan.decode_rows` at a time, similar prompt lengths together. Raises ConfigError when a prompt
-    and its answer do not fit the context, NonFiniteError when logits hold NaN or infinity, or overflow by a low
+    Rows are decoded `plan.decode_batch_size` at a time, similar prompt lengths together. Raises ConfigError when a
+    prompt and its answer do not fit the context, NonFiniteError when logits hold NaN or infinity, or overflow by a low
     temperature. Minus infinity for tokens that are not drawn is fine: it only says that they are impossible.
     Texts are encoded as data sets are; `plan` None is `SamplingParams()`.
     """
@@ -54,8 +54,8 @@ def sample(policy: Policy, prompts: Sequence[Prompt | str], plan: SamplingParams
     by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row].token_ids))
     drawn = _Drawn(policy, len(prompts), int(limits_B.max()))
     # The longest first: their width is mostly that of all, and what does not fit into memory is known at once.
-    for start in reversed(range(0, len(prompts), plan.decode_rows)):
-        index_B = torch.tensor(by_length[start : start + plan.decode_rows])
+    for start in reversed(range(0, len(prompts), plan.decode_batch_size)):
+        index_B = torch.tensor(by_length[start : start + plan.decode_batch_size])
         _decode(policy, prompts, plan, index_B, limits_B[index_B], torch.from_numpy(uniforms_BR)[index_B], drawn)
     return drawn.rollout(policy, prompts, plan)
 

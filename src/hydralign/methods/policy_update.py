@@ -49,7 +49,7 @@ def update(
     *,
     epochs: int = 4,
     minibatches: int = 4,
-    micro_rows: int | MicroBatcher = 16,
+    micro_batch_size: int | MicroBatcher = 16,
     loss: LossWeights | None = None,
     target_kl: float | None = None,
     max_grad_norm: float = 1.0,
@@ -60,7 +60,7 @@ def update(
     """Train the policy on one experience; returns global means of the update's metrics.
 
     Takes `epochs · minibatches` optimizer steps, fewer when after one of them the k3 estimate of KL(old, new) per
-    token exceeds `target_kl` on the next minibatch, whose step is then not taken. `micro_rows` are halved whenever
+    token exceeds `target_kl` on the next minibatch, whose step is then not taken. `micro_batch_size` is halved whenever
     memory runs out, and a `MicroBatcher` remembers it for the next call. Raises NonFiniteError, with the weights as the
     last good step left them, when a loss or a gradient is NaN or infinite; MemoryLimitError when one row at a time is
     too many; ConfigError when the rows do not divide among the minibatches.
@@ -75,7 +75,7 @@ def update(
             f"{len(experience)} rows are not a multiple of minibatches={minibatches}: some would never be trained on. "
             "Collect another number of rows, or change minibatches."
         )
-    weights, fits = loss or LossWeights(), MicroBatcher.of(micro_rows)
+    weights, fits = loss or LossWeights(), MicroBatcher.of(micro_batch_size)
     trained = policy.trained()
     sums, steps, stopped = Sums(), 0, False
     before = policy.trunk and policy.trunk.use
@@ -149,7 +149,7 @@ def accumulate(
     experience: Experience,
     estimates: Advantages,
     index_B: Tensor,
-    micro_rows: int | MicroBatcher,
+    micro_batch_size: int | MicroBatcher,
     weights: LossWeights,
     optimizer: torch.optim.Optimizer,
     processes: Distributed,
@@ -185,7 +185,9 @@ def accumulate(
         return stats, losses, drift, ""
 
     forget()
-    stats, losses, drift, where = MicroBatcher.of(micro_rows).run(gradients, processes, total=len(index_B), undo=undo)
+    stats, losses, drift, where = MicroBatcher.of(micro_batch_size).run(
+        gradients, processes, total=len(index_B), undo=undo
+    )
     if processes.any(bool(where)):
         forget()
         raise NonFiniteError(

@@ -79,7 +79,7 @@ def train(config: PPOConfig, parts: PPOParts, *, seed: int = 0) -> Run[PPOState]
                 rows.decode.use_smallest(processes)
                 collected = time.perf_counter()
                 checked = checked or processes.raise_together(
-                    partial(check_start, policy, experience, fresh=fresh, micro_rows=rows.micro)
+                    partial(check_start, policy, experience, fresh=fresh, micro_batch_size=rows.micro)
                 )
                 # 2. Estimate advantages.
                 batch = _batch_moments(config, experience, processes)
@@ -129,8 +129,8 @@ class _RowsAtOnce:
 def _rows_at_once(config: PPOConfig, run: Run[PPOState]) -> _RowsAtOnce:
     hints = ppo_oom_hints(config, run.processes.device.type)
     return _RowsAtOnce(
-        run.micro_batches("micro_rows", config.batch.micro_rows, hints),
-        run.micro_batches("decode_rows", config.sampling.decode_rows, hints),
+        run.micro_batches("micro_batch_size", config.batch.micro_batch_size, hints),
+        run.micro_batches("decode_batch_size", config.sampling.decode_batch_size, hints),
     )
 
 
@@ -144,8 +144,8 @@ def _collect(config: PPOConfig, parts: PPOParts, plan: SamplingParams, step: int
         prompts[share],
         parts.rewards,
         plan.at(step, first_row=share.start),
-        micro_rows=rows.micro,
-        decode_rows=rows.decode,
+        micro_batch_size=rows.micro,
+        decode_batch_size=rows.decode,
         sampler=parts.sampler,
     )
 
@@ -191,7 +191,7 @@ def _update(
         advantages,
         epochs=config.batch.epochs,
         minibatches=config.batch.minibatches,
-        micro_rows=micro,
+        micro_batch_size=micro,
         loss=LossWeights(**config.loss.model_dump(exclude={"target_kl"})),
         target_kl=config.loss.target_kl,
         max_grad_norm=config.optimizer.max_grad_norm,

@@ -74,7 +74,7 @@ def train_on_pairs(config: RewardConfig, parts: RewardParts[Pair], *, seed: int 
         batch=lambda step: stream.batch(step, config.batch.rows),
         count=len,
         loss=partial(pair_loss, parts.scorer),
-        measure=partial(_measure, parts, config.batch.micro_rows, judge_pairs),
+        measure=partial(_measure, parts, config.batch.micro_batch_size, judge_pairs),
         size=lambda pair: len(pair.chosen) + len(pair.rejected),
     )
     learn(lesson, config, parts.folder, parts.records, processes=parts.processes)
@@ -107,7 +107,7 @@ def train_on_labels(
         batch=batch,
         count=len,
         loss=partial(label_loss, parts.scorer),
-        measure=partial(_measure, parts, config.batch.micro_rows, judge_labels),
+        measure=partial(_measure, parts, config.batch.micro_batch_size, judge_labels),
         size=lambda text: len(text.ids),
     )
     learn(lesson, config, parts.folder, parts.records, processes=parts.processes)
@@ -151,7 +151,7 @@ def cropped_once(texts: Sequence[Labelled], crops: CropsConfig, tokenizer: Any, 
 
 @torch.no_grad()
 def outputs_of(
-    scorer: SequenceClassifier, rows: Sequence[Ids], micro_rows: int, processes: Distributed = SINGLE_PROCESS
+    scorer: SequenceClassifier, rows: Sequence[Ids], micro_batch_size: int, processes: Distributed = SINGLE_PROCESS
 ) -> Tensor:
     """logits_NC of all rows in order, float64 on the CPU, the same on every process. Raises NonFiniteError."""
     share = processes.share(len(rows))
@@ -165,7 +165,7 @@ def outputs_of(
             batch = order[start : start + micro]
             logits_NC[batch] = scorer.outputs([own[n] for n in batch]).double().cpu()
 
-    MicroBatcher(micro_rows).run(read, processes, total=len(own))
+    MicroBatcher(micro_batch_size).run(read, processes, total=len(own))
     columns = [processes.gather(column_N.to(processes.device), len(rows)).cpu() for column_N in logits_NC.unbind(1)]
     gathered_NC = torch.stack(columns, dim=1)
     if not bool(torch.isfinite(gathered_NC).all()):
@@ -197,11 +197,11 @@ class Judged:
 
 
 def judge_pairs(
-    scorer: SequenceClassifier, pairs: Sequence[Pair], micro_rows: int, processes: Distributed = SINGLE_PROCESS
+    scorer: SequenceClassifier, pairs: Sequence[Pair], micro_batch_size: int, processes: Distributed = SINGLE_PROCESS
 ) -> Judged:
     """The scorer's choice in each comparison; σ(|margin|) is its confidence."""
     chosen_N, rejected_N = (
-        outputs_of(scorer, side, micro_rows, processes)[:, 0]
+        outputs_of(scorer, side, micro_batch_size, processes)[:, 0]
         for side in ([pair.chosen for pair in pairs], [pair.rejected for pair in pairs])
     )
     margin_N = chosen_N - rejected_N
@@ -210,10 +210,13 @@ def judge_pairs(
 
 
 def judge_labels(
-    scorer: SequenceClassifier, texts: Sequence[Labelled], micro_rows: int, processes: Distributed = SINGLE_PROCESS
+    scorer: SequenceClassifier,
+    texts: Sequence[Labelled],
+    micro_batch_size: int,
+    processes: Distributed = SINGLE_PROCESS,
 ) -> Judged:
     """The scorer's label for each text."""
-    return judge_logits(outputs_of(scorer, [text.ids for text in texts], micro_rows, processes), texts)
+    return judge_logits(outputs_of(scorer, [text.ids for text in texts], micro_batch_size, processes), texts)
 
 
 def judge_logits(logits_NC: Tensor, texts: Sequence[Labelled]) -> Judged:
@@ -227,5 +230,5 @@ def judge_logits(logits_NC: Tensor, texts: Sequence[Labelled]) -> Judged:
 Judge = Callable[[SequenceClassifier, Any, int, Distributed], Judged]
 
 
-def _measure(parts: RewardParts[Row], micro_rows: int, judge: Judge) -> Mapping[str, float]:
-    return judge(parts.scorer, parts.held_out, micro_rows, parts.processes).metrics()
+def _measure(parts: RewardParts[Row], micro_batch_size: int, judge: Judge) -> Mapping[str, float]:
+    return judge(parts.scorer, parts.held_out, micro_batch_size, parts.processes).metrics()

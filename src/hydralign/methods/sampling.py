@@ -16,5 +16,5 @@ def sampling_params(config: SamplingConfig, seed: int) -> SamplingParams:
         top_k=config.top_k,
         top_p=config.top_p,
         seed=seed,
-        decode_rows=config.decode_rows,
+        decode_batch_size=config.decode_batch_size,
     )

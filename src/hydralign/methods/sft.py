@@ -60,7 +60,7 @@ def train(config: SFTConfig, parts: SFTParts, *, seed: int = 0) -> None:
     stream = Stream(rows, seed)
 
     def measure() -> Mapping[str, float]:
-        nll_N, tokens_N = held_out_losses(policy, parts.held_out, config.batch.micro_rows, parts.processes)
+        nll_N, tokens_N = held_out_losses(policy, parts.held_out, config.batch.micro_batch_size, parts.processes)
         loss = float(nll_N.sum() / tokens_N.sum())
         return {"eval/loss": loss, "eval/perplexity": math.exp(min(loss, 700.0))}
 
@@ -123,7 +123,7 @@ def _tensors(rows: Sequence[Row], pad_id: int, device: torch.device) -> tuple[Te
 
 @torch.no_grad()
 def held_out_losses(
-    policy: Policy, sequences: Sequence[TokenSequence], micro_rows: int, processes: Distributed = SINGLE_PROCESS
+    policy: Policy, sequences: Sequence[TokenSequence], micro_batch_size: int, processes: Distributed = SINGLE_PROCESS
 ) -> tuple[Tensor, Tensor]:
     """(nll_N, tokens_N) of each sequence by itself, in order: Σ −log p in nats, and over how many tokens.
 
@@ -141,7 +141,7 @@ def held_out_losses(
             sums_B = torch.zeros(len(batch), dtype=torch.float64, device=policy.device)
             nll_N[batch] = sums_B.index_add(0, row_M, losses_M.double()).cpu()
 
-    MicroBatcher(micro_rows).run(measure, processes, total=len(own))
+    MicroBatcher(micro_batch_size).run(measure, processes, total=len(own))
     nll_N = processes.gather(nll_N.to(processes.device), len(sequences)).cpu()
     if not bool(torch.isfinite(nll_N).all()):
         raise NonFiniteError("held-out loss", "The held-out loss is NaN or infinite: the model's weights are broken.")

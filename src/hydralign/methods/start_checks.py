@@ -31,14 +31,14 @@ PROBED_ROWS = 4
 
 
 def check_start(
-    policy: Policy, experience: Experience, *, fresh: bool, micro_rows: int | MicroBatcher = 16
+    policy: Policy, experience: Experience, *, fresh: bool, micro_batch_size: int | MicroBatcher = 16
 ) -> dict[str, float]:
     """Run both checks on an experience that was collected before any update; returns what was measured.
 
     `fresh` is False for a resumed run, whose policy has left its reference already. The experience must have been
-    collected with the same `micro_rows`. Raises StartCheckError, or NonFiniteError for NaN in the forward pass.
+    collected with the same `micro_batch_size`. Raises StartCheckError, or NonFiniteError for NaN in the forward pass.
     """
-    rows, fits = experience.rollout.rows, MicroBatcher.of(micro_rows)
+    rows, fits = experience.rollout.rows, MicroBatcher.of(micro_batch_size)
     mask_BR, collected_with = rows.mask_BR, fits.rows
 
     def read(at_once: int) -> tuple[Tensor, Tensor, Tensor]:

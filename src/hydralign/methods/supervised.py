@@ -68,7 +68,7 @@ def learn(
     when interrupted.
     """
     run = start_run(task, config, folder, records, processes)
-    rows = run.micro_batches("micro_rows", config.batch.micro_rows, supervised_oom_hints(config))
+    rows = run.micro_batches("micro_batch_size", config.batch.micro_batch_size, supervised_oom_hints(config))
     every = config.evaluation.every
     with run:
         for step in run:
@@ -121,10 +121,10 @@ def accumulate(
     own = sorted(items[processes.share(len(items))], key=task.size)
     count = float(task.count(items))
 
-    def gradients(micro_rows: int) -> tuple[dict[str, Tensor], bool]:
+    def gradients(micro_batch_size: int) -> tuple[dict[str, Tensor], bool]:
         totals: dict[str, Tensor] = {}
-        for start in range(0, len(own), micro_rows):
-            loss, stats = task.loss(own[start : start + micro_rows], count)
+        for start in range(0, len(own), micro_batch_size):
+            loss, stats = task.loss(own[start : start + micro_batch_size], count)
             if not bool(torch.isfinite(loss)):
                 return totals, True
             loss.backward()

@@ -29,7 +29,7 @@ def score_batched(
     rows: Sequence[Sequence[int]],
     forward: Callable[[Sequence[Sequence[int]]], Tensor],
     *,
-    batch_rows: int | MicroBatcher,
+    batch_size: int | MicroBatcher,
 ) -> list[float]:
     """`forward` (rows of ids to `scores_B`) over all rows, without gradients; the result is in the rows' order.
 
@@ -46,5 +46,5 @@ def score_batched(
                 scores[row] = score
 
     with torch.no_grad():
-        MicroBatcher.of(batch_rows).run(read, total=len(rows))
+        MicroBatcher.of(batch_size).run(read, total=len(rows))
     return scores

@@ -46,11 +46,11 @@ def _reward(term: config.RewardTerm, device: torch.device | str) -> _Built:
                 output=term.output,
                 text=term.text,
                 activation=term.activation,
-                batch_rows=term.batch_rows,
+                batch_size=term.batch_size,
                 device=device,
             )
             return _Built(reward.label, reward)
         case config.ModelReward():
             return _Built(
-                Path(term.path).name, RewardModel.from_folder(term.path, batch_rows=term.batch_rows, device=device)
+                Path(term.path).name, RewardModel.from_folder(term.path, batch_size=term.batch_size, device=device)
             )

@@ -61,7 +61,7 @@ class ClassifierReward:
         output: Output = "logit",
         text: TextPart = "prompt+completion",
         activation: Activation | None = None,
-        batch_rows: int = 32,
+        batch_size: int = 32,
     ) -> None:
         """Takes a transformers sequence classifier in eval mode. Raises ModelError when it cannot be read so."""
         choices = ((output, get_args(Output)), (text, get_args(TextPart)), (activation, get_args(Activation)))
@@ -88,7 +88,7 @@ class ClassifierReward:
             )
         config.pad_token_id = require_pad_row(pad_id, getattr(config.get_text_config(), "vocab_size", None))
         self.model, self.tokenizer, self.output, self.text = model, tokenizer, output, text
-        self.batch_rows = MicroBatcher(batch_rows, name="batch_rows")
+        self.batch_size = MicroBatcher(batch_size, name="batch_size")
         self.truncated = 0
         self._pad_id = int(pad_id)
         self._independent = independent
@@ -104,14 +104,14 @@ class ClassifierReward:
         output: Output = "logit",
         text: TextPart = "prompt+completion",
         activation: Activation | None = None,
-        batch_rows: int = 32,
+        batch_size: int = 32,
         device: torch.device | str = "cpu",
     ) -> ClassifierReward:
         """The classifier of a folder or hub id. Raises ModelError when weights, tokenizer or label are missing."""
         model, tokenizer, raw = load_classifier(path, device)
         labels_of_config(raw, label, repr(str(path)))
         return cls(
-            model, tokenizer, label=label, output=output, text=text, activation=activation, batch_rows=batch_rows
+            model, tokenizer, label=label, output=output, text=text, activation=activation, batch_size=batch_size
         )
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
@@ -125,7 +125,7 @@ class ClassifierReward:
         ids = (one.ids for one in encoded)
         require_ids_can_be_read(ids, self.tokenizer, embedding_rows(self.model.config), "A text to score")
         self.truncated += count_cut(encoded, self.max_tokens, f"classifier for {self.label!r}", self.truncated)
-        return score_batched([self._ids(one) for one in encoded], self._forward, batch_rows=self.batch_rows)
+        return score_batched([self._ids(one) for one in encoded], self._forward, batch_size=self.batch_size)
 
     def _ids(self, encoded: Encoded) -> Sequence[int]:
         if encoded.ids:

@@ -107,12 +107,12 @@ class RewardModel:
     """A reward model folder as a reward. `truncated` counts the texts that were too long so far."""
 
     def __init__(
-        self, model: nn.Module, tokenizer: Any, *, batch_rows: int = 32, max_tokens: int | None = None
+        self, model: nn.Module, tokenizer: Any, *, batch_size: int = 32, max_tokens: int | None = None
     ) -> None:
         """Takes a model in eval mode; `max_tokens` None is the longest text that it can read. Raises ModelError."""
         self._pad_id = require_reward_model(model, tokenizer)
         self.model, self.tokenizer = model, tokenizer
-        self.batch_rows = MicroBatcher(batch_rows, name="batch_rows")
+        self.batch_size = MicroBatcher(batch_size, name="batch_size")
         limit = rope_limit(model)
         if max_tokens is not None and limit is not None and max_tokens > limit:
             raise ModelError(
@@ -124,11 +124,11 @@ class RewardModel:
 
     @classmethod
     def from_folder(
-        cls, path: str | os.PathLike[str], *, batch_rows: int = 32, device: torch.device | str = "cpu"
+        cls, path: str | os.PathLike[str], *, batch_size: int = 32, device: torch.device | str = "cpu"
     ) -> RewardModel:
         """The reward model of a folder or hub id. Raises ModelError when it is incomplete or of another kind."""
         model, tokenizer, _ = load_classifier(path, device)
-        return cls(model, tokenizer, batch_rows=batch_rows)
+        return cls(model, tokenizer, batch_size=batch_size)
 
     def __call__(
         self,
@@ -148,5 +148,5 @@ class RewardModel:
         return score_batched(
             [row.ids for row in encoded],
             lambda rows: scores(self.model, rows, self._pad_id).float(),
-            batch_rows=self.batch_rows,
+            batch_size=self.batch_size,
         )

@@ -68,7 +68,7 @@ def run_compare(recipe: Recipe, config: CompareConfig, folder: Path, processes: 
             loaded.prompts,
             loaded.terms,
             loaded.plan,
-            micro_rows=config.micro_rows,
+            micro_batch_size=config.micro_batch_size,
             samples=None,
             label=label,
             processes=processes,

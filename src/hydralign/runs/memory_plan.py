@@ -40,8 +40,8 @@ class Work:
     answer: int
     rows: int
     """Answers per iteration."""
-    decode_rows: int
-    micro_rows: int
+    decode_batch_size: int
+    micro_batch_size: int
     minibatch_rows: int
 
     @property
@@ -52,7 +52,7 @@ class Work:
     @property
     def accumulates(self) -> bool:
         """Whether gradients of one micro-batch wait while the next one goes forward."""
-        return self.minibatch_rows > self.micro_rows
+        return self.minibatch_rows > self.micro_batch_size
 
 
 @dataclass(frozen=True)
@@ -151,7 +151,7 @@ def plan_memory(
     state = BF16 if (getattr(form, "states", None) or precision) == "bf16" else FP32
     kept = shares and (cpu or not getattr(form, "offload", False))
     rollout = float(work.rows * position * state) if kept else 0.0
-    harvest = rollout + work.decode_rows * position * number if shares else 0.0
+    harvest = rollout + work.decode_batch_size * position * number if shares else 0.0
     whole = sizes.body + sizes.head
     model = FP32 * whole * (2 if learns_head else 1)
     return MemoryPlan(
@@ -159,12 +159,12 @@ def plan_memory(
         gradients=stored.trained,
         optimizer=moments * stored.trained,
         trunk_states=rollout,
-        kv_cache=work.decode_rows * work.columns * sizes.cached * len(sizes.layers),
-        reading=work.decode_rows * work.prompt * (sizes.frozen.per_token + 2 * FP32 * sizes.width) + harvest,
+        kv_cache=work.decode_batch_size * work.columns * sizes.cached * len(sizes.layers),
+        reading=work.decode_batch_size * work.prompt * (sizes.frozen.per_token + 2 * FP32 * sizes.width) + harvest,
         sampling_logits=_sampling_logits(sizes, work, precision, cpu),
         activations=_activations(sizes, form, work, top),
         update_logits=_update_logits(sizes, work, precision, cpu, learns_head),
-        backward=work.micro_rows * work.columns * sizes.trained.per_token / 2,
+        backward=work.micro_batch_size * work.columns * sizes.trained.per_token / 2,
         loading=max(model, FP32 * whole + table) if fresh else model,
         packed=table if cpu and precision == "fp32" and not learns_head and work.answer >= PACKED_FROM else 0.0,
         accumulates=work.accumulates,
@@ -208,7 +208,7 @@ def _top(form: Form | Separate, layers: int) -> int:
 
 def _activations(sizes: ModelSizes, form: Form | Separate, work: Work, top: int) -> float:
     """Bytes that autograd saves of one micro-batch."""
-    tokens, state, saved = work.micro_rows * work.columns, FP32 * sizes.width, sizes.trained
+    tokens, state, saved = work.micro_batch_size * work.columns, FP32 * sizes.width, sizes.trained
     extra = 0
     if isinstance(form, LoraForm):
         saved, upper = sizes.frozen, sizes.layers[len(sizes.layers) - top :]
@@ -222,14 +222,14 @@ def _activations(sizes: ModelSizes, form: Form | Separate, work: Work, top: int)
 def _sampling_logits(sizes: ModelSizes, work: Work, precision: str, cpu: bool) -> float:
     """Bytes of the next tokens' logits, and of their probabilities as far as they are drawn from at once."""
     product = BF16 if precision == "bf16" else 0
-    drawn = min(work.decode_rows, max(1, DRAWN_ELEMENTS // sizes.vocabulary)) if cpu else work.decode_rows
+    drawn = min(work.decode_batch_size, max(1, DRAWN_ELEMENTS // sizes.vocabulary)) if cpu else work.decode_batch_size
     # Log-probabilities, probabilities, shaped logits; probabilities and their sums in fp64.
-    return float(sizes.vocabulary * (work.decode_rows * (FP32 + product) + drawn * (3 * FP32 + 2 * 8)))
+    return float(sizes.vocabulary * (work.decode_batch_size * (FP32 + product) + drawn * (3 * FP32 + 2 * 8)))
 
 
 def _update_logits(sizes: ModelSizes, work: Work, precision: str, cpu: bool, learns_head: bool) -> float:
     """Bytes at the output head in an update."""
-    tokens, product = work.micro_rows * work.answer, BF16 if precision == "bf16" else 0
+    tokens, product = work.micro_batch_size * work.answer, BF16 if precision == "bf16" else 0
     most = max(1, STORED_ELEMENTS // sizes.vocabulary) if learns_head else PASSING_ROWS
     chunk = -(-tokens // -(-tokens // most))
     if not learns_head:
@@ -256,12 +256,18 @@ def memory_lines(own: MemoryPlan, form: Form, others: Mapping[str, MemoryPlan], 
         "optimizer": (own.optimizer, "AdamW's two numbers per trained weight"),
         "trunk cache": (own.trunk_states, kept),
         "head copy": (own.packed, f"laid out for few states, with answers of {PACKED_FROM} tokens and more"),
-        "KV cache": (own.kv_cache, f"sampling: {work.decode_rows} rows of up to {work.columns} tokens"),
-        "prompts": (own.reading, f"sampling: one layer reads {work.decode_rows} prompts of up to {work.prompt} tokens"),
-        "next tokens": (own.sampling_logits, f"sampling: probabilities of the next token of {work.decode_rows} rows"),
-        "activations": (own.activations, f"update: what {work.micro_rows} rows leave for the backward pass"),
-        "backward": (own.backward, f"update: gradients inside one layer, of {work.micro_rows} rows"),
-        "head": (own.update_logits, f"update: logits of {work.micro_rows} rows × {work.answer} tokens, in parts"),
+        "KV cache": (own.kv_cache, f"sampling: {work.decode_batch_size} rows of up to {work.columns} tokens"),
+        "prompts": (
+            own.reading,
+            f"sampling: one layer reads {work.decode_batch_size} prompts of up to {work.prompt} tokens",
+        ),
+        "next tokens": (
+            own.sampling_logits,
+            f"sampling: probabilities of the next token of {work.decode_batch_size} rows",
+        ),
+        "activations": (own.activations, f"update: what {work.micro_batch_size} rows leave for the backward pass"),
+        "backward": (own.backward, f"update: gradients inside one layer, of {work.micro_batch_size} rows"),
+        "head": (own.update_logits, f"update: logits of {work.micro_batch_size} rows × {work.answer} tokens, in parts"),
         "runtime": (RUNTIME if own.cpu else 0, "libraries that load later, the tokenizer"),
     }
     lines = [f"memory     in MB, of one process, above what the imports take; form {form_name(form)}"]

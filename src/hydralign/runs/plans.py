@@ -182,13 +182,13 @@ def _memory_of_ppo(recipe: Recipe, config: PPOConfig, loaded: ppo_run.Loaded, pr
     model = config.model or recipe.model
     policy, on_cpu = loaded.policy, processes.device.type == "cpu"
     share = [-(-rows // processes.count) for rows in (config.batch.rows, config.batch.minibatch_rows)]
-    held_out = min(config.sampling.decode_rows, -(-len(loaded.held_out) // processes.count))
+    held_out = min(config.sampling.decode_batch_size, -(-len(loaded.held_out) // processes.count))
     work = Work(
         prompt=max(len(prompt.token_ids) for prompt in [*loaded.prompts.train, *loaded.held_out]),
         answer=sampling_params(config.sampling, recipe.seed).longest,
         rows=max(share[0], held_out),
-        decode_rows=max(min(config.sampling.decode_rows, share[0]), held_out),
-        micro_rows=min(config.batch.micro_rows, share[1]),
+        decode_batch_size=max(min(config.sampling.decode_batch_size, share[0]), held_out),
+        micro_batch_size=min(config.batch.micro_batch_size, share[1]),
         minibatch_rows=share[1],
     )
     targets = model.form.targets if isinstance(model.form, LoraForm) else None

@@ -46,7 +46,7 @@ def run_ppo(recipe: Recipe, config: PPOConfig, folder: Path, processes: Distribu
             held_out,
             terms,
             sampling_params(config.sampling, recipe.seed),
-            micro_rows=config.batch.micro_rows,
+            micro_batch_size=config.batch.micro_batch_size,
             label=label,
             processes=processes,
         )

@@ -79,7 +79,7 @@ def run_reward(recipe: Recipe, config: RewardConfig, folder: Path, processes: Di
     one before training, and to the baseline.
     """
     loaded = load_parts(recipe, config, processes)
-    scorer, task, micro = loaded.scorer, config.task, config.batch.micro_rows
+    scorer, task, micro = loaded.scorer, config.task, config.batch.micro_batch_size
     judge: Any = judge_pairs if isinstance(task, Comparisons) else judge_labels
     if processes.main:
         say(loaded.describe())

@@ -17,9 +17,9 @@ from hydralign.config.recipe import OUTPUT
 C = TypeVar("C", bound=Config)
 
 _WITHOUT_EFFECT = {
-    "micro_rows",
-    "decode_rows",
-    "batch_rows",
+    "micro_batch_size",
+    "decode_batch_size",
+    "batch_size",
     "saving",
     "trackers",
     "stop_after_bad_steps",

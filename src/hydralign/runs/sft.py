@@ -58,7 +58,7 @@ class Loaded:
 def run_sft(recipe: Recipe, config: SFTConfig, folder: Path, processes: Distributed) -> list[Difference]:
     """Train as one item of the `sft` section says, into `folder`; returns the paired difference of held-out loss."""
     loaded = load_parts(recipe, config, processes)
-    policy, rows = loaded.policy, config.batch.micro_rows
+    policy, rows = loaded.policy, config.batch.micro_batch_size
     if processes.main:
         say(loaded.describe())
     with opened(recipe, config, folder, processes) as records:

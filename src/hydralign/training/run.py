@@ -143,7 +143,7 @@ class Run(Generic[State]):
         def note(fewer: int) -> None:
             self.records.tracker.event(self.step, "out_of_memory", {name: fewer})
 
-        return MicroBatcher(rows, name=name, speaks=self.processes.main, on_change=note, remedies=hints)
+        return MicroBatcher(rows, name=name, speaks=self.processes.main, on_change=note, hints=hints)
 
     def save(self) -> None:
         """A checkpoint of the steps done, written by the main process; all wait for it."""
