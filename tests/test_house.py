@@ -283,6 +283,31 @@ def import_cycle(trees: Mapping[str, ast.Module]) -> list[str]:
     return []
 
 
+SHARED_NAMES = {"train"}
+"""What every method calls its loop."""
+
+
+def shared_names(trees: Mapping[str, ast.Module]) -> list[str]:
+    """Public functions and classes that two modules define under one name: a reader could not tell which is meant."""
+    homes: dict[str, list[str]] = {}
+    for module, tree in trees.items():
+        for node in tree.body:
+            if isinstance(node, Definition) and not node.name.startswith("_"):
+                homes.setdefault(node.name, []).append(module)
+    return [
+        f"{name}: {', '.join(where)}" for name, where in homes.items() if len(where) > 1 and name not in SHARED_NAMES
+    ]
+
+
+def test_no_two_modules_share_a_public_name(trees: Mapping[str, ast.Module]) -> None:
+    assert shared_names(trees) == []
+
+
+def test_shared_names_are_found() -> None:
+    modules = {name: ast.parse("def load(): ...\ndef _own(): ...\ndef train(): ...") for name in ("a", "b")}
+    assert shared_names(modules) == ["load: a, b"]
+
+
 def test_modules_import_each_other_in_no_circle(trees: Mapping[str, ast.Module]) -> None:
     assert import_cycle(trees) == []
 

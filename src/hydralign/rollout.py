@@ -66,7 +66,7 @@ def collect(
         partial(_read, policy, reference, rollout), total=len(rollout)
     )
     named = {"old/logprobs": old_logprobs_BR, "reference/logprobs": ref_logprobs_BR, "old/values": values_BR}
-    require_finite({name: tensor for name, tensor in named.items() if tensor is not None})
+    require_finite_numbers({name: tensor for name, tensor in named.items() if tensor is not None})
     used = policy.trunk.use.since(before) if policy.trunk and before else None
     return Experience(
         rollout, scores, old_logprobs_BR, ref_logprobs_BR, values_BR, trunk_use=used, truncated=plan.truncated
@@ -92,7 +92,7 @@ def _read(
     return rollout.old_logprobs_BR, ref_logprobs_BR, values_BR
 
 
-def require_finite(named: Mapping[str, Tensor]) -> None:
+def require_finite_numbers(named: Mapping[str, Tensor]) -> None:
     """Raise NonFiniteError naming the first tensor that holds NaN or infinity."""
     for name, tensor in named.items():
         if not bool(torch.isfinite(tensor).all()):

@@ -19,7 +19,7 @@ from hydralign.config import (
 )
 from hydralign.config.model import LoraForm
 from hydralign.config.ppo import AdaptiveKL
-from hydralign.config.rewards import ClassifierReward
+from hydralign.config.rewards import ClassifierRewardConfig
 from hydralign.config.training import SupervisedBatchConfig
 from hydralign.errors import ConfigError, UnknownKeyError
 
@@ -63,7 +63,7 @@ def test_load_recipe_reads_every_kind_of_value(path: Path) -> None:
     assert recipe.ppo.optimizer.learning_rate == 1e-5
     assert recipe.ppo.optimizer.betas == (0.8, 0.9)
     assert recipe.ppo.kl.controller == AdaptiveKL(type="adaptive", target=3.0)
-    assert recipe.ppo.rewards[0] == ClassifierReward(type="classifier", path="c", label="POSITIVE")
+    assert recipe.ppo.rewards[0] == ClassifierRewardConfig(type="classifier", path="c", label="POSITIVE")
 
 
 def test_overrides_may_be_values_by_dotted_key(path: Path) -> None:
@@ -87,7 +87,7 @@ def test_home_of_the_output_is_written_out_wherever_it_is_named(path: Path, monk
     assert recipe.ppo.model is not None
     assert isinstance(recipe.ppo.model.form, LoraForm)
     assert recipe.ppo.model.form.adapter == "/home-of-all/runs/sft/model"
-    assert isinstance(recipe.ppo.rewards[0], ClassifierReward)
+    assert isinstance(recipe.ppo.rewards[0], ClassifierRewardConfig)
     assert recipe.ppo.rewards[0].path == "/home-of-all/runs/reward/model"
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from hydralign.errors import ConfigError
-from hydralign.evaluation.comparison import Share, as_record, compare_answers, fact_sentence
+from hydralign.evaluation.comparison import Share, compare_answers, comparison_record, fact_sentence
 from hydralign.evaluation.held_out import Answers
 
 N = 40
@@ -31,7 +31,7 @@ def answers(shift: float, texts: bool = False) -> Answers:
 def test_metrics_have_verdicts_and_facts_have_none() -> None:
     comparison = compare_answers(answers(0), answers(2))
     assert [(d.metric, d.verdict) for d in comparison.metrics] == [("score", "better"), ("judge/other", "worse")]
-    record = as_record(comparison)
+    record = comparison_record(comparison)
     assert record["metrics"]["score"]["difference"] == {"mean": 2.0, "ci_low": 2.0, "ci_high": 2.0}
     assert [record["metrics"][name]["primary"] for name in record["metrics"]] == [True, False]
     assert record["facts"].keys() == {"kl", "tokens", "finished"}
@@ -76,7 +76,7 @@ def test_share_may_be_taken_of_another_one() -> None:
 def test_distinct_2_is_compared_over_equal_token_counts() -> None:
     comparison = compare_answers(answers(0, texts=True), answers(2, texts=True))
     assert [fact.metric for fact in comparison.facts] == ["kl", "tokens", "finished", "distinct-2"]
-    record = as_record(comparison)["facts"]["distinct-2"]
+    record = comparison_record(comparison)["facts"]["distinct-2"]
     # 6 different pairs of 120 before; 3 of the first text and one of the second after.
     assert record["all_answers"] == pytest.approx({"before": 6 / 120, "after": 4 / 120, "ratio": 4 / 6})
     assert record["difference"]["ci_high"] < 0
@@ -97,6 +97,6 @@ def test_variety_counts_blocks_and_not_prompts() -> None:
     ]
     comparison = compare_answers(*sides)
     assert [(fact.metric, fact.n, fact.changed) for fact in comparison.facts] == [("distinct-2", 5, 1)]
-    record = as_record(comparison)
+    record = comparison_record(comparison)
     assert "n = 5 is too small for any verdict: 6 blocks must change" in record["facts"]["distinct-2"]["sentence"]
     assert (record["facts"]["distinct-2"]["unit"], record["metrics"]["score"]["unit"]) == ("blocks", "prompts")

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from hydralign.errors import NonFiniteError, RewardError
-from hydralign.evaluation.comparison import as_record, compare_answers
+from hydralign.evaluation.comparison import compare_answers, comparison_record
 from hydralign.evaluation.held_out import Answers, answer_held_out
 from hydralign.rewards.combine import RewardTerm
 from hydralign.testing import LengthReward, tiny_policy, tiny_prompts
@@ -56,7 +56,7 @@ def test_reward_that_skips_a_whole_chunk_leaves_gaps(many: list[Prompt], tokeniz
     differences = {d.metric: d for d in comparison.metrics}
     assert differences["reward/rare"].n == 5
     assert differences["score"].n == 19
-    record = as_record(comparison)
+    record = comparison_record(comparison)
     assert record["metrics"]["score"]["verdict"] == "not distinguishable"
     assert record["facts"].keys() == {"kl", "tokens", "finished"}
 

@@ -13,7 +13,7 @@ from hydralign.config.compare import CompareConfig, ShareConfig
 from hydralign.config.ppo import PPOConfig
 from hydralign.data import PromptStream
 from hydralign.errors import ConfigError
-from hydralign.evaluation.comparison import as_record, compare_answers
+from hydralign.evaluation.comparison import compare_answers, comparison_record
 from hydralign.evaluation.held_out import answer_held_out
 from hydralign.methods.advantages import estimate
 from hydralign.methods.ppo import PPOParts, sample_rows, train
@@ -51,7 +51,7 @@ def test_gap_of_truncated_answers_is_negative_and_is_not_called_kl(plan: Samplin
     assert whole.metrics.keys() == {"score", "kl", "tokens", "finished"}
     assert cut.metrics.keys() == {"score", "logprob_gap", "tokens", "finished"}
     assert sum(whole.metrics["kl"]) > 0 > sum(cut.metrics["logprob_gap"])
-    record = as_record(compare_answers(cut, cut))
+    record = comparison_record(compare_answers(cut, cut))
     assert record["facts"].keys() >= {"logprob_gap", "tokens"}
     assert "kl" not in {*record["facts"], *record["metrics"]}
     assert "no KL, since top-k or top-p" in record["facts"]["logprob_gap"]["sentence"]

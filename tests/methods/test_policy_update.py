@@ -11,7 +11,7 @@ import torch
 from hydralign.distributed import SINGLE_PROCESS, Distributed
 from hydralign.errors import ConfigError, NonFiniteError
 from hydralign.methods.advantages import estimate
-from hydralign.methods.policy_update import LossWeights, accumulate, minibatch_rows, update
+from hydralign.methods.policy_update import LossWeights, accumulate_policy_gradients, minibatch_rows, update
 from hydralign.micro_batches import MicroBatcher
 from hydralign.models.policy import Policy
 from hydralign.rollout import collect
@@ -47,7 +47,9 @@ def step_gradients(
 ) -> dict[str, torch.Tensor]:
     optimizer = make_optimizer(policy.trained(), type="sgd", learning_rate=0.1)
     weights = LossWeights(average=average, entropy_coefficient=0.01)
-    accumulate(policy, experience, estimates, torch.tensor(order), micro_batch_size, weights, optimizer, SINGLE_PROCESS)
+    accumulate_policy_gradients(
+        policy, experience, estimates, torch.tensor(order), micro_batch_size, weights, optimizer, SINGLE_PROCESS
+    )
     return {name: p.grad.clone() for name, p in policy.trained().items() if p.grad is not None}
 
 
@@ -100,7 +102,7 @@ def test_first_step_has_ratio_one_and_no_divergence(policy: Policy) -> None:
 def test_loss_divides_by_all_tokens_or_all_answers_of_the_step(policy: Policy, average: Any) -> None:
     experience, estimates = learnt(policy)
     optimizer = make_optimizer(policy.trained(), type="sgd")
-    step = accumulate(
+    step = accumulate_policy_gradients(
         policy, experience, estimates, torch.arange(8), 3, LossWeights(average=average), optimizer, SINGLE_PROCESS
     )
     answers = [a[m] for a, m in zip(estimates.advantages_BR, experience.rollout.rows.mask_BR, strict=True)]
@@ -124,7 +126,7 @@ def test_clipping_binds_on_every_optimizer_step(policy: Policy) -> None:
     limit, moves, norms = 1e-3, [], []
     for index_B in minibatch_rows(8, 4, seed=0, iteration=0, epoch=0):
         before = torch.cat([p.detach().clone().reshape(-1) for p in policy.trained().values()])
-        accumulate(policy, experience, estimates, index_B, 2, LossWeights(), optimizer, SINGLE_PROCESS)
+        accumulate_policy_gradients(policy, experience, estimates, index_B, 2, LossWeights(), optimizer, SINGLE_PROCESS)
         norms.append(float(apply_gradients(optimizer, policy.trained(), limit)))
         after = torch.cat([p.detach().reshape(-1) for p in policy.trained().values()])
         moves.append(float((after - before).double().norm()))
@@ -137,7 +139,9 @@ def test_pre_clip_norm_is_reported(policy: Policy) -> None:
     optimizer = make_optimizer(policy.trained(), type="sgd", learning_rate=1e-9)
     stats = update(policy, optimizer, experience, estimates, epochs=1, minibatches=1, max_grad_norm=1e-6)
     optimizer = make_optimizer(policy.trained(), type="sgd")
-    accumulate(policy, experience, estimates, torch.arange(8), 8, LossWeights(), optimizer, SINGLE_PROCESS)
+    accumulate_policy_gradients(
+        policy, experience, estimates, torch.arange(8), 8, LossWeights(), optimizer, SINGLE_PROCESS
+    )
     norm = torch.cat([p.grad.reshape(-1) for p in policy.trained().values() if p.grad is not None]).norm().item()
     assert stats["ppo/policy/grad_norm"] == pytest.approx(norm, rel=1e-4)
 
@@ -240,7 +244,9 @@ def test_poison_after_a_good_step_keeps_that_step_and_takes_no_further(tokenizer
     with torch.no_grad():
         for name, parameter in policy.trained().items():
             parameter.copy_(start[name])
-    accumulate(policy, experience, estimates, torch.tensor(order[0]), 16, LossWeights(), optimizer, SINGLE_PROCESS)
+    accumulate_policy_gradients(
+        policy, experience, estimates, torch.tensor(order[0]), 16, LossWeights(), optimizer, SINGLE_PROCESS
+    )
     apply_gradients(optimizer, policy.trained(), 1.0)
     for name, parameter in policy.trained().items():
         torch.testing.assert_close(parameter.detach(), after_one[name])

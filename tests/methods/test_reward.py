@@ -30,7 +30,7 @@ from hydralign.methods.reward import (
 )
 from hydralign.models.classifiers.training import SequenceClassifier, wrap_classifier
 from hydralign.models.folders.from_scratch import make_classifier
-from hydralign.runs.reward import as_record, label_columns, sentence
+from hydralign.runs.reward import label_columns, reward_record, sentence
 from hydralign.tracking import JsonLines
 from hydralign.training.records import Records
 from tests.conftest import FORMS
@@ -102,7 +102,7 @@ def test_constant_scorer_is_right_half_of_the_time_and_says_that_it_tied(tokeniz
     with torch.no_grad():
         judge.model.score.weight.zero_()
     judged = judge_pairs(judge, PAIRS, 4)
-    record = as_record(judged)
+    record = reward_record(judged)
     assert (record["accuracy"], record["ties"], record["margin"], record["n"]) == (0.5, 6, 0.0, 6)
     assert record["loss"] == pytest.approx(math.log(2))
     assert "6 ties counted as half right" in sentence(judged)

@@ -17,16 +17,16 @@ def test_build_terms_makes_every_kind_and_names_it(
 ) -> None:
     (tmp_path / "mine.py").write_text("def brevity(completions):\n    return [-len(c) for c in completions]\n")
     brevity = f"{tmp_path / 'mine.py'}:brevity"
-    classifier = config.ClassifierReward(
+    classifier = config.ClassifierRewardConfig(
         type="classifier", path=str(bert_folder(["bad", "Good"])), label="good", output="probability", batch_size=3
     )
     terms = build_terms(
         [
-            config.FunctionReward(type="function", function=brevity, weight=0.5),
-            config.FunctionReward(type="function", function=brevity, minus_reference="summary"),
+            config.FunctionRewardConfig(type="function", function=brevity, weight=0.5),
+            config.FunctionRewardConfig(type="function", function=brevity, minus_reference="summary"),
             classifier,
-            config.ModelReward(type="model", path=str(gpt2_folder("helpful")), batch_size=5),
-            config.ModelReward(type="model", path=str(gpt2_folder("helpful")), name="mine"),
+            config.ModelRewardConfig(type="model", path=str(gpt2_folder("helpful")), batch_size=5),
+            config.ModelRewardConfig(type="model", path=str(gpt2_folder("helpful")), name="mine"),
         ],
         "cpu",
     )
@@ -49,6 +49,6 @@ def test_build_terms_makes_every_kind_and_names_it(
 
 def test_build_terms_hands_on_what_is_wrong_with_a_part(gpt2_folder: Callable[..., Path]) -> None:
     with pytest.raises(RewardError, match="has no 'fsumm'"):
-        build_terms([config.FunctionReward(type="function", function="math:fsumm")], "cpu")
+        build_terms([config.FunctionRewardConfig(type="function", function="math:fsumm")], "cpu")
     with pytest.raises(ModelError, match="2 outputs"):
-        build_terms([config.ModelReward(type="model", path=str(gpt2_folder(num_labels=2)))], "cpu")
+        build_terms([config.ModelRewardConfig(type="model", path=str(gpt2_folder(num_labels=2)))], "cpu")

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForSequenceClassification, AutoTokenizer, GPT2Config, GPT2LMHeadModel
 
 from hydralign.config.model import ModelConfig
-from hydralign.config.rewards import ClassifierReward as TermConfig
+from hydralign.config.rewards import ClassifierRewardConfig as TermConfig
 from hydralign.errors import ModelError
 from hydralign.models.classifiers.labels import find_label, require_probabilities
 from hydralign.models.classifiers.loading import check_classifier_folder, load_classifier

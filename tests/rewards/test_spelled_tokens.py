@@ -19,11 +19,11 @@ from hydralign.generation.sampler import check_context
 from hydralign.models import make_policy
 from hydralign.models.folders.from_scratch import make_classifier
 from hydralign.rewards import ClassifierReward, RewardModel
-from hydralign.rewards.classifier import encode_text
+from hydralign.rewards.classifier import encode_for_classifier
 from hydralign.rewards.reward_model import encode
 from hydralign.runs.kinds import all_steps
 from hydralign.runs.preflight import check_steps
-from hydralign.runs.sft import load_parts
+from hydralign.runs.sft import load_sft
 from hydralign.testing import tiny_model, tiny_tokenizer
 from hydralign.types import Demonstration, Prompt, SamplingParams
 from tests.tokenizers_of_every_kind import byte_level_tokenizer, llama_tokenizer
@@ -50,8 +50,8 @@ def test_text_begins_with_one_bos_whether_it_spells_it_or_not(tokenizer: Any, sp
         "demonstration": tuple(learned.ids.tolist()),
         "text": tuple(alone.ids.tolist()),
         "reward model": encode(tokenizer, prompt, answer, True).ids,
-        "classifier": encode_text(tokenizer, prompt + answer, 32).ids,
-        "cut": encode_text(tokenizer, prompt + answer, 5).ids,
+        "classifier": encode_for_classifier(tokenizer, prompt + answer, 32).ids,
+        "cut": encode_for_classifier(tokenizer, prompt + answer, 5).ids,
     }
     assert {name: ids.count(BOS) for name, ids in rows.items()} == dict.fromkeys(rows, 1)
     assert {ids[0] for ids in rows.values()} == {BOS}
@@ -87,7 +87,7 @@ def test_spelled_token_without_an_embedding_row_is_named_by_all_that_read_it(tmp
         "policy": lambda: check_context(make_policy(model, tokenizer), [prompt], SamplingParams(max_new_tokens=2)),
         "classifier": lambda: ClassifierReward(judge, tokenizer, label="yes")([text], [" b"]),
         "reward model": lambda: RewardModel(score, tokenizer)([text], [" b"]),
-        "sft": lambda: load_parts(recipe, recipe.sft, SINGLE_PROCESS),  # type: ignore[arg-type]
+        "sft": lambda: load_sft(recipe, recipe.sft, SINGLE_PROCESS),  # type: ignore[arg-type]
         "check": lambda: check_steps(recipe, all_steps(recipe), ["sft"], SINGLE_PROCESS),
     }
     for read in readers.values():

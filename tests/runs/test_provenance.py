@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from hydralign.config.data import PromptSourceConfig
-from hydralign.config.rewards import ClassifierReward, FunctionReward, ModelReward
+from hydralign.config.rewards import ClassifierRewardConfig, FunctionRewardConfig, ModelRewardConfig
 from hydralign.runs.provenance import held_out_source, reward_results
 
 
@@ -57,8 +57,8 @@ def test_reward_models_of_this_library_are_told_with_their_baseline(tmp_path: Pa
     (tmp_path / "cut").mkdir()
     (tmp_path / "cut/evaluation.json").write_text('{"held_out": {"acc')
     paths = [str(tmp_path / name / "model") for name in ("tested", "older", "broken", "sft", "cut", "elsewhere")]
-    terms = [ClassifierReward(path=paths[0], label="fine"), *(ModelReward(path=path) for path in paths)]
-    told, warnings = reward_results([FunctionReward(function="a:b"), *terms, ModelReward(path="a/hub-id")])
+    terms = [ClassifierRewardConfig(path=paths[0], label="fine"), *(ModelRewardConfig(path=path) for path in paths)]
+    told, warnings = reward_results([FunctionRewardConfig(function="a:b"), *terms, ModelRewardConfig(path="a/hub-id")])
     assert told == {
         f"reward model {tmp_path / 'tested'}": (
             "accuracy 0.740 on 1,000 test rows (95 % interval 0.400 to 0.600); always naming 'offensive' gives 0.780; "

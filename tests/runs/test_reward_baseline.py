@@ -12,7 +12,7 @@ import torch
 from hydralign.config import Recipe
 from hydralign.distributed import SINGLE_PROCESS
 from hydralign.methods.reward import Judged
-from hydralign.runs.reward import as_record, run_reward, sentence
+from hydralign.runs.reward import reward_record, run_reward, sentence
 from hydralign.testing import tiny_model
 
 LABELS = ("fine", "offensive")
@@ -26,7 +26,7 @@ def judged(choices: list[int], labels: list[int]) -> Judged:
 
 def test_constant_classifier_is_told_beside_its_baseline() -> None:
     constant = judged([1] * 50, [1] * 39 + [0] * 11)
-    record = json.loads(json.dumps(as_record(constant, LABELS)))
+    record = json.loads(json.dumps(reward_record(constant, LABELS)))
     assert record["baseline"] == {
         "answer": "always naming 'offensive'",
         "accuracy": 0.78,
@@ -46,7 +46,7 @@ def test_constant_classifier_is_told_beside_its_baseline() -> None:
 
 def test_good_classifier_gets_no_warning() -> None:
     good = judged([1] * 39 + [0] * 10 + [1], [1] * 39 + [0] * 11)
-    assert as_record(good, LABELS)["warnings"] == []
+    assert reward_record(good, LABELS)["warnings"] == []
     assert "Warning" not in sentence(good, LABELS)
 
 

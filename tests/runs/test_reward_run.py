@@ -19,14 +19,14 @@ from hydralign.errors import ModelError
 from hydralign.methods.reward import Labelled, Pair, outputs_of
 from hydralign.models.forms.build import load_supervised_policy
 from hydralign.rewards import encode
-from hydralign.runs.reward import Loaded, calibrated, load_parts
+from hydralign.runs.reward import LoadedReward, calibrated, load_reward
 from hydralign.testing import tiny_model, tiny_tokenizer
 
 TURNS = "{% for m in messages %}<{{ m.role }}>{{ m.content }}END{% endfor %}"
 PROMPT = "{% if add_generation_prompt %}<assistant>{% endif %}"
 
 
-def loaded(folder: Path, rows: Sequence[Mapping[str, Any]], tokenizer: Any, **section: Any) -> Loaded:
+def loaded(folder: Path, rows: Sequence[Mapping[str, Any]], tokenizer: Any, **section: Any) -> LoadedReward:
     """The parts of a reward section on these rows and a tiny model."""
     tiny_model(tokenizer).save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
@@ -37,7 +37,7 @@ def loaded(folder: Path, rows: Sequence[Mapping[str, Any]], tokenizer: Any, **se
     ).resolved()
     assert recipe.reward is not None
     assert not isinstance(recipe.reward, tuple)
-    return load_parts(recipe, recipe.reward, SINGLE_PROCESS)
+    return load_reward(recipe, recipe.reward, SINGLE_PROCESS)
 
 
 @pytest.mark.parametrize("end", ["<eos>", "<eos>\n", "<pad>\n<eos>", ""])

@@ -20,7 +20,7 @@ class RewardTermConfig(Config):
     """Column with a reference answer whose own score is subtracted (reference answers then average 0)."""
 
 
-class FunctionReward(RewardTermConfig):
+class FunctionRewardConfig(RewardTermConfig):
     """A Python callable `(prompts, completions, **columns) -> list`."""
 
     type: Literal["function"] = "function"
@@ -29,7 +29,7 @@ class FunctionReward(RewardTermConfig):
     """module:function, or path/to/file.py:function (relative to where the command is run)."""
 
 
-class ClassifierReward(RewardTermConfig):
+class ClassifierRewardConfig(RewardTermConfig):
     """A text classifier, read at one label by name."""
 
     type: Literal["classifier"] = "classifier"
@@ -49,7 +49,7 @@ class ClassifierReward(RewardTermConfig):
     """Texts per forward pass."""
 
 
-class ModelReward(RewardTermConfig):
+class ModelRewardConfig(RewardTermConfig):
     """A reward model folder: sequence classification with one output."""
 
     type: Literal["model"] = "model"
@@ -60,4 +60,4 @@ class ModelReward(RewardTermConfig):
     """Texts per forward pass."""
 
 
-RewardTerm = Annotated[FunctionReward | ClassifierReward | ModelReward, Field(discriminator="type")]
+RewardTerm = Annotated[FunctionRewardConfig | ClassifierRewardConfig | ModelRewardConfig, Field(discriminator="type")]

@@ -129,7 +129,7 @@ def verdict_sentence(difference: Difference, baseline: Baseline) -> str:
     return told.replace(": better.", f": higher than before training, but not better than {end}.", 1)
 
 
-def as_record(accuracy: float, baseline: Baseline, classes: Sequence[ClassRecall] = ()) -> dict[str, Any]:
+def baseline_record(accuracy: float, baseline: Baseline, classes: Sequence[ClassRecall] = ()) -> dict[str, Any]:
     """The same as plain JSON: baseline, classes, balanced accuracy, warnings."""
     above = baseline.above
     interval = {"mean": above.difference, "ci_low": above.ci_low, "ci_high": above.ci_high} if above else None

@@ -99,7 +99,7 @@ def _paired(before: Sequence[float], after: Sequence[float]) -> tuple[list[float
     return [old for old, _ in both], [new for _, new in both]
 
 
-def as_record(comparison: Comparison) -> dict[str, Any]:
+def comparison_record(comparison: Comparison) -> dict[str, Any]:
     """The comparison as plain JSON: `metrics.<name>` with a verdict, `facts.<name>` without one."""
     metrics = {
         d.metric: {

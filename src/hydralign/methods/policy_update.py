@@ -82,7 +82,9 @@ def update(
     for epoch in range(epochs):
         shuffle: dict[str, Any] = {"seed": seed, "iteration": iteration, "epoch": epoch, "processes": processes}
         for index_B in minibatch_rows(len(experience), minibatches, **shuffle):
-            step = accumulate(policy, experience, estimates, index_B, fits, weights, optimizer, processes)
+            step = accumulate_policy_gradients(
+                policy, experience, estimates, index_B, fits, weights, optimizer, processes
+            )
             if steps == 0:
                 sums.add("drift", step.drift, step.tokens)
             for name, total in step.losses.items():
@@ -144,7 +146,7 @@ class _Step:
     global_tokens: float
 
 
-def accumulate(
+def accumulate_policy_gradients(
     policy: Policy,
     experience: Experience,
     estimates: Advantages,

@@ -64,7 +64,7 @@ def train(config: PPOConfig, parts: PPOParts, *, seed: int = 0) -> Run[PPOState]
     saving.
     """
     policy, processes = parts.policy, parts.processes
-    run = start_run(config, parts)
+    run = start_ppo_run(config, parts)
     rows = _rows_at_once(config, run)
     plan, checked, fresh = sampling_params(config.sampling, seed), dict[str, float](), run.step == 0
     with run:
@@ -98,7 +98,7 @@ def train(config: PPOConfig, parts: PPOParts, *, seed: int = 0) -> Run[PPOState]
     return run
 
 
-def start_run(config: PPOConfig, parts: PPOParts) -> Run[PPOState]:
+def start_ppo_run(config: PPOConfig, parts: PPOParts) -> Run[PPOState]:
     """The run in `parts.folder`, at its newest checkpoint or at the start. Raises as `Run.resume` does."""
     parts.processes.require_shares(config.batch.minibatch_rows, "ppo rows per minibatch")
     trained = parts.policy.trained()

@@ -27,7 +27,7 @@ from hydralign.generation.keyed import CROPS, keyed_uniforms
 from hydralign.methods.supervised import SupervisedTask, learn, steps_of
 from hydralign.micro_batches import MicroBatcher
 from hydralign.models.classifiers.training import SequenceClassifier
-from hydralign.rewards.classifier import encode_text
+from hydralign.rewards.classifier import encode_for_classifier
 from hydralign.training.records import Records
 
 Ids = tuple[int, ...]
@@ -137,7 +137,7 @@ def cropped(text: Labelled, crops: CropsConfig, tokenizer: Any, where: float, le
         return text
     start = int(where * (len(text.ids) - wanted + 1))
     piece = decode_completion(tokenizer, text.ids[:start], text.ids[start : start + wanted])
-    ids = encode_text(tokenizer, piece.strip(), len(text.ids)).ids
+    ids = encode_for_classifier(tokenizer, piece.strip(), len(text.ids)).ids
     return Labelled(ids, text.label) if ids else text
 
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from hydralign.errors import StartCheckError
 from hydralign.micro_batches import MicroBatcher
 from hydralign.models.policy import Policy
-from hydralign.rollout import evaluate_rows, keep_trunk_count, reference_rows, require_finite
+from hydralign.rollout import evaluate_rows, keep_trunk_count, reference_rows, require_finite_numbers
 from hydralign.types import Experience
 
 DRIFT_LIMITS = {"fp32": (1e-4, 1e-3), "bf16": (3e-2, 0.5)}
@@ -48,7 +48,7 @@ def check_start(
         return first_BR, again_BR, experience.ref_logprobs_BR if stored else reference_rows(policy, rows, at_once)
 
     first_BR, again_BR, reference_BR = fits.run(read, total=len(rows))
-    require_finite({"policy/logprobs": first_BR})
+    require_finite_numbers({"policy/logprobs": first_BR})
     mean_allowed, max_allowed = (limit * _logit_size(policy, experience) for limit in ROUNDING_LIMITS[policy.precision])
     allowed = f"allowed as rounding in {policy.precision}: {mean_allowed:.2g} on average and {max_allowed:.2g} at most"
     repeat_mean, repeat_max = _gap(first_BR, again_BR, mask_BR)

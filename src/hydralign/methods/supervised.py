@@ -67,7 +67,7 @@ def learn(
     Raises NonFiniteError after `stop_after_bad_steps` non-finite steps in a row, KeyboardInterrupt after a checkpoint
     when interrupted.
     """
-    run = start_run(task, config, folder, records, processes)
+    run = start_supervised_run(task, config, folder, records, processes)
     rows = run.micro_batches("micro_batch_size", config.batch.micro_batch_size, supervised_oom_hints(config))
     every = config.evaluation.every
     with run:
@@ -76,7 +76,7 @@ def learn(
                 rate = _learning_rate(config, step, task.steps)
                 set_learning_rate(run.optimizer, rate)
                 # 1. Gradients of the step's loss.
-                stats = accumulate(task, task.batch(step), run.optimizer, rows, processes)
+                stats = accumulate_gradients(task, task.batch(step), run.optimizer, rows, processes)
                 # 2. A clipped step on them.
                 norm = apply_gradients(run.optimizer, task.trained, config.optimizer.max_grad_norm, processes)
                 metrics = {**stats, "grad_norm": float(norm), "learning_rate": rate}
@@ -86,7 +86,7 @@ def learn(
                 run.measure(task.measure)
 
 
-def start_run(
+def start_supervised_run(
     task: SupervisedTask[Any], config: SupervisedConfig, folder: Path, records: Records, processes: Distributed
 ) -> Run[None]:
     """The run in `folder`, at its newest checkpoint or at the start. Raises as `Run.resume` does."""
@@ -107,7 +107,7 @@ def start_run(
     ).resume(lambda _: None)
 
 
-def accumulate(
+def accumulate_gradients(
     task: SupervisedTask[Any],
     items: Sequence[Any],
     optimizer: torch.optim.Optimizer,

@@ -15,7 +15,7 @@ from hydralign.errors import RewardError
 from hydralign.micro_batches import MicroBatcher
 
 
-def require_rows(**lists: Sequence[Any]) -> None:
+def require_equal_lengths(**lists: Sequence[Any]) -> None:
     """Raise RewardError unless these are lists of one length: a text would be scored letter by letter."""
     sizes = {name: None if isinstance(rows, str) else len(rows) for name, rows in lists.items()}
     if None in sizes.values() or len(set(sizes.values())) > 1:

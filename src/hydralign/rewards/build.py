@@ -37,9 +37,9 @@ class _Built:
 
 def _reward(term: config.RewardTerm, device: torch.device | str) -> _Built:
     match term:
-        case config.FunctionReward():
+        case config.FunctionRewardConfig():
             return _Built(term.function.rpartition(":")[2], load_function(term.function))
-        case config.ClassifierReward():
+        case config.ClassifierRewardConfig():
             reward = ClassifierReward.from_folder(
                 term.path,
                 label=term.label,
@@ -50,7 +50,7 @@ def _reward(term: config.RewardTerm, device: torch.device | str) -> _Built:
                 device=device,
             )
             return _Built(reward.label, reward)
-        case config.ModelReward():
+        case config.ModelRewardConfig():
             return _Built(
                 Path(term.path).name, RewardModel.from_folder(term.path, batch_size=term.batch_size, device=device)
             )

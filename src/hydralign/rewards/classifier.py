@@ -37,7 +37,7 @@ from hydralign.models.classifiers.loading import load_classifier, longest_text, 
 from hydralign.models.folders.weights import embedding_rows, require_ids_can_be_read
 from hydralign.models.heads.score import pad_right
 from hydralign.progress import say
-from hydralign.rewards.batches import require_rows, score_batched
+from hydralign.rewards.batches import require_equal_lengths, score_batched
 from hydralign.rewards.reward_model import Encoded, count_cut
 
 Output = Literal["logit", "log_odds", "probability"]
@@ -116,12 +116,12 @@ class ClassifierReward:
 
     def __call__(self, prompts: Sequence[str], completions: Sequence[str], **columns: Any) -> list[float]:
         """One float per row."""
-        require_rows(prompts=prompts, completions=completions)
+        require_equal_lengths(prompts=prompts, completions=completions)
         if self.text == "completion":
             texts = list(completions)
         else:
             texts = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
-        encoded = [encode_text(self.tokenizer, text, self.max_tokens) for text in texts]
+        encoded = [encode_for_classifier(self.tokenizer, text, self.max_tokens) for text in texts]
         ids = (one.ids for one in encoded)
         require_ids_can_be_read(ids, self.tokenizer, embedding_rows(self.model.config), "A text to score")
         self.truncated += count_cut(encoded, self.max_tokens, f"classifier for {self.label!r}", self.truncated)
@@ -153,7 +153,7 @@ def _say_that_softmax_is_assumed(labels: Sequence[str], output: Output) -> None:
     )
 
 
-def encode_text(tokenizer: Any, text: str, max_tokens: int) -> Encoded:
+def encode_for_classifier(tokenizer: Any, text: str, max_tokens: int) -> Encoded:
     """The text as the tokenizer writes it, with its own special tokens; above `max_tokens` it is cut at the
     tokenizer's `truncation_side`. Empty texts may have no ids. A first token that the text spells comes once.
     """

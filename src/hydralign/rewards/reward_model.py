@@ -25,7 +25,7 @@ from hydralign.models.classifiers.loading import load_classifier, longest_text, 
 from hydralign.models.folders.weights import embedding_rows, require_ids_can_be_read
 from hydralign.models.heads.score import scores
 from hydralign.progress import say
-from hydralign.rewards.batches import require_rows, score_batched
+from hydralign.rewards.batches import require_equal_lengths, score_batched
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ class RewardModel:
     ) -> list[float]:
         """One float per row. `finished` None: every answer ended by itself, so EOS follows it."""
         finished = [True] * len(completions) if finished is None else finished
-        require_rows(prompts=prompts, completions=completions, finished=finished)
+        require_equal_lengths(prompts=prompts, completions=completions, finished=finished)
         answers = zip(prompts, completions, finished, strict=True)
         encoded = [encode(self.tokenizer, *answer, self.max_tokens) for answer in answers]
         ids = (row.ids for row in encoded)

@@ -19,7 +19,7 @@ from hydralign.config.ppo import SamplingConfig
 from hydralign.data import encode_prompts, fingerprint, load_prompts
 from hydralign.distributed import Distributed
 from hydralign.errors import ConfigError, TokenizerError
-from hydralign.evaluation.comparison import FACTS, Comparison, Share, as_record, check_shares, compare_answers
+from hydralign.evaluation.comparison import FACTS, Comparison, Share, check_shares, compare_answers, comparison_record
 from hydralign.evaluation.held_out import Answers, answer_held_out
 from hydralign.evaluation.report import AnswerPair, Report, write_report
 from hydralign.evaluation.statistics import Difference
@@ -41,7 +41,7 @@ PROBES = ("The film was good, and its 2nd end  bad.\n\tWhy?", "Été à Zürich 
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedComparison:
     """What a comparison works with."""
 
     before: Policy
@@ -56,7 +56,7 @@ class Loaded:
 
 def run_compare(recipe: Recipe, config: CompareConfig, folder: Path, processes: Distributed) -> list[Difference]:
     """Compare as the recipe's `compare` section says; writes OUT/report.json and OUT/report.html."""
-    loaded = load_parts(recipe, config, processes)
+    loaded = load_comparison(recipe, config, processes)
     if processes.main:
         delete_outdated_measurements(recipe, config, folder)
         record_start(recipe, config, folder)
@@ -87,7 +87,7 @@ def run_compare(recipe: Recipe, config: CompareConfig, folder: Path, processes: 
         about = _about(recipe, config, loaded) | measured
         n, wanted = len(loaded.prompts), config.prompts
         fewer = [f"{n:,} held-out prompts are all there are of the {wanted:,} wanted."] if n < wanted else []
-        record = as_record(comparison) | {"about": about, "notes": [*config.notes, *fewer, *doubts]}
+        record = comparison_record(comparison) | {"about": about, "notes": [*config.notes, *fewer, *doubts]}
         page = write_report(folder.parent, _report(recipe, config, record, before, after, shares))[1]
         write_json(folder / RESULT, record)
         tell(comparison)
@@ -102,7 +102,7 @@ def conclusion(comparison: Comparison) -> str:
     return f"After training, the score is {verdict}{' from before' if verdict == 'not distinguishable' else ''}."
 
 
-def load_parts(recipe: Recipe, config: CompareConfig, processes: Distributed) -> Loaded:
+def load_comparison(recipe: Recipe, config: CompareConfig, processes: Distributed) -> LoadedComparison:
     """Everything that a comparison needs, with every check that can be made before the first answer."""
     before_path, after_path, sampling, score = required_settings(recipe.ppo, config)
     source = required_prompts(recipe)
@@ -131,7 +131,7 @@ def load_parts(recipe: Recipe, config: CompareConfig, processes: Distributed) ->
     prompts = choose_prompts(data, config.prompts, at_least=max(2, processes.count))
     for policy in (before, after):
         check_context(policy, prompts, plan)
-    return Loaded(before, after, prompts, (*terms, *judges), names, plan)
+    return LoadedComparison(before, after, prompts, (*terms, *judges), names, plan)
 
 
 def require_same_tokens(before: Any, after: Any) -> None:
@@ -218,7 +218,7 @@ def _report(
     return Report(config.title or Path(recipe.output).name, record, shown, pairs, rows)
 
 
-def _about(recipe: Recipe, config: CompareConfig, loaded: Loaded) -> dict[str, str]:
+def _about(recipe: Recipe, config: CompareConfig, loaded: LoadedComparison) -> dict[str, str]:
     """Where the numbers come from, for the foot of the report."""
     source = recipe.data.prompts
     assert source is not None

@@ -151,7 +151,7 @@ class ModelSource:
         where = check_folder(path)
         adapter = adapter_of(where)
         base = where if adapter is None else base_of(adapter, path)
-        config = read_config(base)
+        config = read_model_config(base)
         if config is None:
             return ModelFacts(path)
         text: Any = config.get_text_config()
@@ -168,7 +168,7 @@ class ModelSource:
         return None if Path(path).expanduser().exists() else self.made.get(comparable_text(path, self.output))
 
 
-def read_config(path: str | Path) -> Any:
+def read_model_config(path: str | Path) -> Any:
     """The config of a model in a folder, or of a hub id in the local cache; None of one that is not there.
 
     Raises ModelError for a folder's config that transformers cannot read.

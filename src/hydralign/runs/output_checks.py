@@ -12,7 +12,7 @@ from hydralign.config import Config, Recipe
 from hydralign.config.compare import CompareConfig
 from hydralign.config.data import SourceConfig, SourceSplit
 from hydralign.config.model import LoraForm, ModelConfig
-from hydralign.config.rewards import ClassifierReward, ModelReward
+from hydralign.config.rewards import ClassifierRewardConfig, ModelRewardConfig
 from hydralign.errors import RunFolderError
 
 _MADE_FOLDERS = ("model", "checkpoints")
@@ -30,7 +30,7 @@ def check_output(recipe: Recipe, titles: Iterable[str]) -> None:
         for folder in (output / title, *(output / title / name for name in _MADE_FOLDERS)):
             _require_writable(folder)
     place = Path(os.path.realpath(output))
-    for name, text in sorted(inputs_of(recipe)):
+    for name, text in sorted(named_inputs(recipe)):
         read = Path(text).expanduser()
         if not read.is_dir():
             continue
@@ -74,7 +74,7 @@ def _is_virtual(folder: Path) -> bool:
     return False
 
 
-def inputs_of(recipe: Recipe) -> set[tuple[str, str]]:
+def named_inputs(recipe: Recipe) -> set[tuple[str, str]]:
     """(setting, path) of every model and data set that the recipe names."""
     found: set[tuple[str, str]] = set()
     _collect(recipe, "", found)
@@ -82,7 +82,9 @@ def inputs_of(recipe: Recipe) -> set[tuple[str, str]]:
 
 
 def _collect(value: Any, key: str, found: set[tuple[str, str]]) -> None:
-    if isinstance(value, ModelConfig | LoraForm | SourceConfig | SourceSplit | ModelReward | ClassifierReward):
+    if isinstance(
+        value, ModelConfig | LoraForm | SourceConfig | SourceSplit | ModelRewardConfig | ClassifierRewardConfig
+    ):
         names: tuple[str, ...] = ("path", "adapter", "source")
     else:
         names = ("before", "after") if isinstance(value, CompareConfig) else ()

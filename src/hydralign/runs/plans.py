@@ -42,7 +42,7 @@ from hydralign.types import Prompt
 
 def plan_sft(recipe: Recipe, config: SFTConfig, processes: Distributed) -> list[str]:
     """Lines about an sft section, with one sequence rendered: what is read, and what of it is learned."""
-    loaded = sft_run.load_parts(recipe, config, processes)
+    loaded = sft_run.load_sft(recipe, config, processes)
     policy = loaded.policy
     if config.packing:
         require_apart(policy)
@@ -63,7 +63,7 @@ def plan_sft(recipe: Recipe, config: SFTConfig, processes: Distributed) -> list[
 
 def plan_reward(recipe: Recipe, config: RewardConfig, processes: Distributed) -> list[str]:
     """Lines about a reward section, with one row as the scorer reads it."""
-    loaded = reward_run.load_parts(recipe, config, processes)
+    loaded = reward_run.load_reward(recipe, config, processes)
     scorer = loaded.scorer
     copies = 1 + (config.task.crops.per_text if isinstance(config.task, Labels) and config.task.crops else 0)
     rows = copies * len(loaded.train)
@@ -84,7 +84,7 @@ def plan_reward(recipe: Recipe, config: RewardConfig, processes: Distributed) ->
 
 def plan_ppo(recipe: Recipe, config: PPOConfig, processes: Distributed) -> list[str]:
     """Lines about a ppo section, with one prompt as the policy reads it."""
-    loaded = ppo_run.load_parts(recipe, config, processes)
+    loaded = ppo_run.load_ppo(recipe, config, processes)
     source = recipe.data.prompts
     assert source is not None
     policy = loaded.policy
@@ -177,7 +177,7 @@ def _maker(recipe: Recipe, model: ModelConfig) -> ModelConfig | None:
     return None
 
 
-def _memory_of_ppo(recipe: Recipe, config: PPOConfig, loaded: ppo_run.Loaded, processes: Distributed) -> list[str]:
+def _memory_of_ppo(recipe: Recipe, config: PPOConfig, loaded: ppo_run.LoadedPPO, processes: Distributed) -> list[str]:
     """What one process needs, by part, and what it would in every other form."""
     model = config.model or recipe.model
     policy, on_cpu = loaded.policy, processes.device.type == "cpu"
@@ -209,7 +209,7 @@ def _memory_of_ppo(recipe: Recipe, config: PPOConfig, loaded: ppo_run.Loaded, pr
 
 def plan_compare(recipe: Recipe, config: CompareConfig, processes: Distributed) -> list[str]:
     """Lines about a compare section."""
-    loaded = compare_run.load_parts(recipe, config, processes)
+    loaded = compare_run.load_comparison(recipe, config, processes)
     terms = ", ".join(f"{term.name} (weight {term.weight:g})" for term in loaded.terms)
     asked = f"{len(loaded.prompts):,} held-out prompts{_fewer(len(loaded.prompts), config.prompts)}"
     return [

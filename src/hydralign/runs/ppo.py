@@ -15,7 +15,7 @@ from hydralign.config import PPOConfig, Recipe
 from hydralign.config.model import ModelConfig
 from hydralign.data import DataSet, PromptStream, fingerprint, load_prompts, training_texts
 from hydralign.distributed import Distributed
-from hydralign.evaluation.comparison import as_record, compare_answers
+from hydralign.evaluation.comparison import compare_answers, comparison_record
 from hydralign.evaluation.held_out import Answers, answer_held_out
 from hydralign.evaluation.statistics import Difference
 from hydralign.generation.sampler import check_context
@@ -35,7 +35,7 @@ from hydralign.types import Prompt
 
 def run_ppo(recipe: Recipe, config: PPOConfig, folder: Path, processes: Distributed) -> list[Difference]:
     """Train as the recipe's `ppo` section says, into `folder`; returns the paired differences, the score first."""
-    loaded = load_parts(recipe, config, processes)
+    loaded = load_ppo(recipe, config, processes)
     policy, held_out, terms = loaded.policy, loaded.held_out, loaded.terms
     if processes.main:
         say(loaded.prompts.report.describe())
@@ -68,7 +68,7 @@ def run_ppo(recipe: Recipe, config: PPOConfig, folder: Path, processes: Distribu
     comparison = compare_answers(before, after)
     if processes.main:
         policy.save(folder / "model")
-        write_json(folder / RESULT, as_record(comparison))
+        write_json(folder / RESULT, comparison_record(comparison))
         tell(comparison)
         say(f"Model, metrics and samples lie in {folder}.")
     processes.barrier()
@@ -91,7 +91,7 @@ def _evaluate_when_due(
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedPPO:
     """What a ppo section works with, loaded and checked against each other."""
 
     policy: Policy
@@ -101,7 +101,7 @@ class Loaded:
     terms: tuple[RewardTerm, ...]
 
 
-def load_parts(recipe: Recipe, config: PPOConfig, processes: Distributed) -> Loaded:
+def load_ppo(recipe: Recipe, config: PPOConfig, processes: Distributed) -> LoadedPPO:
     """Everything that a ppo section needs, with every check that can be made before the first answer is sampled."""
     source = required_prompts(recipe)
     processes.require_shares(config.batch.minibatch_rows, "ppo rows per minibatch")
@@ -110,7 +110,7 @@ def load_parts(recipe: Recipe, config: PPOConfig, processes: Distributed) -> Loa
     prompts = load_prompts(source, policy.tokenizer, seed=recipe.seed)
     held_out = proof_prompts(prompts, config, at_least=max(2, processes.count))
     check_context(policy, [*prompts.train, *held_out], sampling_params(config.sampling, recipe.seed))
-    return Loaded(policy, prompts, held_out, terms)
+    return LoadedPPO(policy, prompts, held_out, terms)
 
 
 def _policy(recipe: Recipe, model: ModelConfig, processes: Distributed, *, critic: bool) -> Policy:

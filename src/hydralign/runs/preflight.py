@@ -127,7 +127,7 @@ def read_rows(
 
 def check_sft(recipe: Recipe, config: SFTConfig, models: ModelSource, processes: Distributed) -> None:
     """Raise what an sft section would end with, as far as that can be known before."""
-    source, model = sft_run.required_source(recipe, config), config.model or recipe.model
+    source, model = sft_run.demonstrations_of(recipe, config), config.model or recipe.model
     processes.require_shares(config.batch.rows, "batch.rows")
     facts = models.of_config(model)
     require_form(facts, model)
@@ -140,14 +140,14 @@ def check_sft(recipe: Recipe, config: SFTConfig, models: ModelSource, processes:
     made, cut = sequences(data.train, facts.tokenizer, stops, max_tokens=longest, too_long=config.too_long)
     held_out = choose_rows(data.held_out, config.evaluation.rows)
     apart, _ = sequences(held_out, facts.tokenizer, stops, max_tokens=longest, too_long="cut")
-    sft_run.require_sequences(made, apart, longest, sft_run.account(data, cut))
+    sft_run.require_sequences(made, apart, longest, sft_run.describe_demonstrations(data, cut))
     ids = (one.ids for one in (*made, *apart))
     require_ids_can_be_read(ids, facts.tokenizer, facts.vocabulary, "A demonstration")
 
 
 def check_reward(recipe: Recipe, config: RewardConfig, models: ModelSource, processes: Distributed) -> None:
     """Raise what a reward section would end with, as far as that can be known before."""
-    source, model = reward_run.required_source(recipe, config), config.model or recipe.model
+    source, model = reward_run.reward_source(recipe, config), config.model or recipe.model
     processes.require_shares(config.batch.rows, "batch.rows")
     facts = models.of_config(model, writes=False)
     require_form(facts, model, freeze_layers=config.freeze_layers, scores=True)
@@ -161,7 +161,7 @@ def check_reward(recipe: Recipe, config: RewardConfig, models: ModelSource, proc
     if data is None:
         return
     if whole:
-        reward_run.require_rows(data.train, data.held_out, data.report.describe())
+        reward_run.require_enough_rows(data.train, data.held_out, data.report.describe())
     others = [choose_rows(data.held_out, config.evaluation.rows)]
     if config.test is not None:
         test = config.test.model_copy(update={"held_out": NoSplit()})
@@ -189,7 +189,7 @@ def _labels_of(recipe: Recipe, config: RewardConfig) -> list[str]:
     if config.task.names:
         return list(dict.fromkeys(config.task.names.values()))
     try:
-        data, whole = read_head(load_labelled, reward_run.required_source(recipe, config))
+        data, whole = read_head(load_labelled, reward_run.reward_source(recipe, config))
     except HydralignError:  # told where that section itself is checked
         return []
     return sorted({row.label for row in data.train}) if whole else []

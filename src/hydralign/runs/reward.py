@@ -44,9 +44,9 @@ from hydralign.models.classifiers.training import SequenceClassifier, load_seque
 from hydralign.models.folders.from_scratch import make_classifier
 from hydralign.models.folders.merged import load_tokenizer
 from hydralign.progress import say
-from hydralign.rewards.classifier import encode_text
+from hydralign.rewards.classifier import encode_for_classifier
 from hydralign.rewards.reward_model import chat_end, encode
-from hydralign.runs.reward_account import account
+from hydralign.runs.reward_account import describe_reward_rows
 from hydralign.runs.section import RESULT, kept_numbers, opened, write_json
 from hydralign.types import LabelledText, Preference
 
@@ -54,7 +54,7 @@ EQUAL = "have answers that are equal as the model reads them"
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedReward:
     """What a reward section works with."""
 
     scorer: SequenceClassifier
@@ -78,7 +78,7 @@ def run_reward(recipe: Recipe, config: RewardConfig, folder: Path, processes: Di
     """Train as one item of the `reward` section says, into `folder`; returns the paired difference of accuracy to the
     one before training, and to the baseline.
     """
-    loaded = load_parts(recipe, config, processes)
+    loaded = load_reward(recipe, config, processes)
     scorer, task, micro = loaded.scorer, config.task, config.batch.micro_batch_size
     judge: Any = judge_pairs if isinstance(task, Comparisons) else judge_labels
     if processes.main:
@@ -102,7 +102,7 @@ def run_reward(recipe: Recipe, config: RewardConfig, folder: Path, processes: Di
     if processes.main:
         scorer.save(folder / "model")
         told = {
-            side: as_record(rows, scorer.labels) if rows else None
+            side: reward_record(rows, scorer.labels) if rows else None
             for side, rows in (("held_out", after), ("test", test))
         }
         record: dict[str, Any] = told | {"temperature": temperature, "before": {"accuracy": difference.before_mean}}
@@ -118,7 +118,7 @@ def run_reward(recipe: Recipe, config: RewardConfig, folder: Path, processes: Di
 
 
 def calibrated(
-    loaded: Loaded, task: Labels, micro: int, seed: int, processes: Distributed
+    loaded: LoadedReward, task: Labels, micro: int, seed: int, processes: Distributed
 ) -> tuple[float, Judged] | None:
     """Fit a temperature on held-out texts and pieces of them and divide the outputs by it; None when not asked for.
 
@@ -157,7 +157,7 @@ def recalls_of(judged: Judged, labels: Sequence[str]) -> tuple[baselines.ClassRe
     return baselines.class_recalls(judged.label_N.numpy(), judged.choice_N.numpy(), labels)
 
 
-def as_record(judged: Judged, labels: Sequence[str] = ()) -> dict[str, Any]:
+def reward_record(judged: Judged, labels: Sequence[str] = ()) -> dict[str, Any]:
     """The judgement as plain JSON: accuracy with Wilson interval, baseline, classes, ties, loss, margin, calibration,
     and warnings.
     """
@@ -179,7 +179,7 @@ def as_record(judged: Judged, labels: Sequence[str] = ()) -> dict[str, Any]:
 
 def sentence(judged: Judged, labels: Sequence[str] = ()) -> str:
     """Accuracy, interval, ties and calibration in one line; baseline and recalls in the next; then what to doubt."""
-    told = as_record(judged, labels)
+    told = reward_record(judged, labels)
     ties = f", {told['ties']} ties counted as half right" if told["ties"] else ""
     margin = "" if told["margin"] is None else f", mean margin {told['margin']:.2f}"
     lines = [
@@ -191,15 +191,15 @@ def sentence(judged: Judged, labels: Sequence[str] = ()) -> str:
     return "\n".join(lines)
 
 
-def load_parts(recipe: Recipe, config: RewardConfig, processes: Distributed) -> Loaded:
+def load_reward(recipe: Recipe, config: RewardConfig, processes: Distributed) -> LoadedReward:
     """Everything that a reward section needs, with every check that can be made before the first step."""
     model = config.model or recipe.model
     if isinstance(config.task, Comparisons):
-        return _load_pairs(recipe, config, required_source(recipe, config), model, processes)
-    return _load_labels(recipe, config, required_source(recipe, config), model, processes)
+        return _load_pairs(recipe, config, reward_source(recipe, config), model, processes)
+    return _load_labels(recipe, config, reward_source(recipe, config), model, processes)
 
 
-def required_source(recipe: Recipe, config: RewardConfig) -> SourceConfig:
+def reward_source(recipe: Recipe, config: RewardConfig) -> SourceConfig:
     """The source of the comparisons or labelled texts. Raises ConfigError when the recipe names none."""
     kind = "comparisons" if isinstance(config.task, Comparisons) else "labelled"
     source: SourceConfig | None = config.data or getattr(recipe.data, kind)
@@ -213,7 +213,7 @@ def required_source(recipe: Recipe, config: RewardConfig) -> SourceConfig:
 
 def _load_pairs(
     recipe: Recipe, config: RewardConfig, source: SourceConfig, model: ModelConfig, processes: Distributed
-) -> Loaded:
+) -> LoadedReward:
     data: DataSet[Preference] | None = load_comparisons(source) if model.new else None
     texts = [row.prompt + row.chosen for row in data.train] if data else []
     scorer = _scorer(config, model, ("score",), texts, recipe.seed, processes)
@@ -223,10 +223,10 @@ def _load_pairs(
     held_out, cut_apart, same_apart = _pairs(chosen, scorer)
     judged = load_comparisons(_whole(config.test), scorer.tokenizer) if config.test else None
     test, cut_test, same_test = _pairs(judged.train if judged else (), scorer)
-    told = account(data, judged, {EQUAL: same + same_apart + same_test})
-    require_rows(train, held_out, told)
+    told = describe_reward_rows(data, judged, {EQUAL: same + same_apart + same_test})
+    require_enough_rows(train, held_out, told)
     counts = {"train": cut, "held out": cut_apart, "test": cut_test}
-    return Loaded(scorer, told, train, held_out, test, counts, fingerprint(chosen))
+    return LoadedReward(scorer, told, train, held_out, test, counts, fingerprint(chosen))
 
 
 def _whole(source: SourceConfig) -> SourceConfig:
@@ -271,7 +271,7 @@ def _finished(value: Any, side: str) -> bool:
 
 def _load_labels(
     recipe: Recipe, config: RewardConfig, source: SourceConfig, model: ModelConfig, processes: Distributed
-) -> Loaded:
+) -> LoadedReward:
     assert isinstance(config.task, Labels)
     data = load_labelled(source, load_tokenizer(model.path) if model.path else None)
     columns = label_columns(config.task, [row.label for row in data.train])
@@ -287,10 +287,10 @@ def _load_labels(
     without = (
         len(data.train) - len(train) + len(chosen) - len(held_out) + (len(judged.train) if judged else 0) - len(test)
     )
-    told = account(data, judged, {"have no token that the model could read": without})
-    require_rows(train, held_out, told)
+    told = describe_reward_rows(data, judged, {"have no token that the model could read": without})
+    require_enough_rows(train, held_out, told)
     counts = {"train": cut, "held out": cut_apart, "test": cut_test}
-    return Loaded(scorer, told, train, held_out, test, counts, fingerprint(chosen))
+    return LoadedReward(scorer, told, train, held_out, test, counts, fingerprint(chosen))
 
 
 def label_columns(task: Labels, found: Sequence[str]) -> dict[str, str]:
@@ -316,7 +316,7 @@ def _labelled(
 ) -> tuple[list[Labelled], int]:
     """The texts as token ids with their columns, and how many were too long: those keep their end."""
     scorer.tokenizer.truncation_side = "left"
-    encoded = [encode_text(scorer.tokenizer, record.text, scorer.max_tokens) for record in records]
+    encoded = [encode_for_classifier(scorer.tokenizer, record.text, scorer.max_tokens) for record in records]
     require_known_labels(records, column_of)
     rows = [Labelled(one.ids, column_of[record.label]) for one, record in zip(encoded, records, strict=True)]
     return [row for row in rows if row.ids], sum(one.cut > 0 for one in encoded)
@@ -339,12 +339,12 @@ def require_finished(sets: Sequence[Sequence[Preference]]) -> None:
             _finished(record.columns.get(f"{side}_finished", True), side)
 
 
-def require_rows(train: Sequence[Any], held_out: Sequence[Any], account: str) -> None:
+def require_enough_rows(train: Sequence[Any], held_out: Sequence[Any], describe_reward_rows: str) -> None:
     """Raise DataError, with the account of what became of all rows, unless some are to learn and some to measure."""
     if not train or len(held_out) < 2:
         raise DataError(
             f"{len(train)} rows to train on and {len(held_out)} held out: at least one and two are needed, or nobody "
-            f"could tell whether it was learned. Name more rows, or hold out others (held_out).\n{account}"
+            f"could tell whether it was learned. Name more rows, or hold out others (held_out).\n{describe_reward_rows}"
         )
 
 

@@ -9,7 +9,7 @@ from hydralign.data import DataSet
 from hydralign.types import Preference
 
 
-def account(data: DataSet[Any], judged: DataSet[Any] | None, left_out: Mapping[str, int]) -> str:
+def describe_reward_rows(data: DataSet[Any], judged: DataSet[Any] | None, left_out: Mapping[str, int]) -> str:
     """What became of every row that was read; of those that were used, why some are `left_out` all the same."""
     lines = [data.report.describe()]
     if judged:

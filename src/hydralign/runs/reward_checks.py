@@ -24,7 +24,7 @@ from hydralign.models.folders.merged import load_tokenizer
 from hydralign.rewards.combine import require_reference_column, unique_names
 from hydralign.rewards.functions import load_function, wanted_arguments
 from hydralign.rewards.reward_model import require_reward_model
-from hydralign.runs.model_facts import ModelSource, read_config, require_rows_for_ids
+from hydralign.runs.model_facts import ModelSource, read_model_config, require_rows_for_ids
 from hydralign.runs.same_settings import comparable_text
 
 
@@ -39,7 +39,7 @@ def check_terms(
     for term, name in zip(terms, names, strict=True):
         if columns is None:
             continue
-        if isinstance(term, config.FunctionReward):
+        if isinstance(term, config.FunctionRewardConfig):
             wanted_arguments(load_function(term.function), {*columns, *RESERVED_COLUMNS}, name=name)
         if term.minus_reference is not None:
             require_reference_column(name, term.minus_reference, columns)
@@ -48,18 +48,18 @@ def check_terms(
 
 def _name(term: config.RewardTerm, models: ModelSource) -> str:
     match term:
-        case config.FunctionReward():
+        case config.FunctionRewardConfig():
             load_function(term.function)
             return term.function.rpartition(":")[2]
-        case config.ClassifierReward():
+        case config.ClassifierRewardConfig():
             labels = _labels(term, models)
             return term.label if labels is None else labels[find_label(term.label, labels)]
-        case config.ModelReward():
+        case config.ModelRewardConfig():
             _require_scores(term, models)
             return Path(term.path).name
 
 
-def _labels(term: config.ClassifierReward, models: ModelSource) -> list[str] | None:
+def _labels(term: config.ClassifierRewardConfig, models: ModelSource) -> list[str] | None:
     """The labels of the term's classifier; None where they are known only once it is made, or loaded from the hub."""
     maker, problem_type = models.maker(term.path), None
     if isinstance(maker, RewardConfig):
@@ -73,7 +73,7 @@ def _labels(term: config.ClassifierReward, models: ModelSource) -> list[str] | N
         if not raw:
             return None
         labels, problem_type = labels_of_config(raw, term.label, repr(term.path)), raw.get("problem_type")
-        if (found := read_config(where)) is not None:
+        if (found := read_model_config(where)) is not None:
             require_rows_for_ids(load_tokenizer(str(where)), found, f"Classifier {str(where)!r}", writes=False)
     if labels is not None:
         require_probabilities(problem_type, term.activation, term.output)
@@ -81,7 +81,7 @@ def _labels(term: config.ClassifierReward, models: ModelSource) -> list[str] | N
     return labels
 
 
-def _require_scores(term: config.ModelReward, models: ModelSource) -> None:
+def _require_scores(term: config.ModelRewardConfig, models: ModelSource) -> None:
     """Raise ModelError unless the term's model is, or will be, a reward model."""
     maker = models.maker(term.path)
     if maker is not None:
@@ -93,7 +93,7 @@ def _require_scores(term: config.ModelReward, models: ModelSource) -> None:
             )
         return
     where = check_classifier_folder(term.path)
-    if Path(where).is_dir() and (found := read_config(where)) is not None:
+    if Path(where).is_dir() and (found := read_model_config(where)) is not None:
         tokenizer = load_tokenizer(str(where))
         require_reward_model(SimpleNamespace(config=found), tokenizer)  # type: ignore[arg-type]
         require_rows_for_ids(tokenizer, found, f"Classifier {str(where)!r}", writes=False)

@@ -33,7 +33,7 @@ from hydralign.types import Demonstration
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedSFT:
     """What an sft section works with."""
 
     policy: Policy
@@ -48,7 +48,7 @@ class Loaded:
     def describe(self) -> str:
         """One paragraph on the data."""
         learned = sum(sequence.learned for sequence in self.train)
-        lines = [account(self.data, self.shortened)]
+        lines = [describe_demonstrations(self.data, self.shortened)]
         lines.append(
             f"{len(self.train):,} sequences with {learned:,} tokens to learn; {len(self.held_out):,} to measure."
         )
@@ -57,7 +57,7 @@ class Loaded:
 
 def run_sft(recipe: Recipe, config: SFTConfig, folder: Path, processes: Distributed) -> list[Difference]:
     """Train as one item of the `sft` section says, into `folder`; returns the paired difference of held-out loss."""
-    loaded = load_parts(recipe, config, processes)
+    loaded = load_sft(recipe, config, processes)
     policy, rows = loaded.policy, config.batch.micro_batch_size
     if processes.main:
         say(loaded.describe())
@@ -79,7 +79,7 @@ def run_sft(recipe: Recipe, config: SFTConfig, folder: Path, processes: Distribu
     )
     if processes.main:
         policy.save(folder / "model")
-        record = as_record(difference, nll_N, tokens_N)
+        record = sft_record(difference, nll_N, tokens_N)
         write_json(folder / RESULT, record)
         say(difference.sentence())
         perplexity = f"Held-out perplexity {record['perplexity']:.2f} over {record['tokens']:,} tokens."
@@ -88,7 +88,7 @@ def run_sft(recipe: Recipe, config: SFTConfig, folder: Path, processes: Distribu
     return [difference]
 
 
-def as_record(difference: Difference, nll_N: Tensor, tokens_N: Tensor) -> dict[str, Any]:
+def sft_record(difference: Difference, nll_N: Tensor, tokens_N: Tensor) -> dict[str, Any]:
     """The result as plain JSON: loss and perplexity over all held-out tokens, and the paired difference per text."""
     loss = float(nll_N.sum() / tokens_N.sum())
     return {
@@ -104,7 +104,7 @@ def as_record(difference: Difference, nll_N: Tensor, tokens_N: Tensor) -> dict[s
     }
 
 
-def required_source(recipe: Recipe, config: SFTConfig) -> SourceConfig:
+def demonstrations_of(recipe: Recipe, config: SFTConfig) -> SourceConfig:
     """The demonstrations' source. Raises ConfigError when the recipe names none."""
     source = config.data or recipe.data.demonstrations
     if source is None:
@@ -114,9 +114,9 @@ def required_source(recipe: Recipe, config: SFTConfig) -> SourceConfig:
     return source
 
 
-def load_parts(recipe: Recipe, config: SFTConfig, processes: Distributed) -> Loaded:
+def load_sft(recipe: Recipe, config: SFTConfig, processes: Distributed) -> LoadedSFT:
     """Everything that an sft section needs, with every check that can be made before the first step."""
-    source = required_source(recipe, config)
+    source = demonstrations_of(recipe, config)
     model = config.model or recipe.model
     data: DataSet[Demonstration] | None = None
     if model.new is not None:
@@ -129,12 +129,12 @@ def load_parts(recipe: Recipe, config: SFTConfig, processes: Distributed) -> Loa
     chosen = choose_rows(data.held_out, config.evaluation.rows)
     apart, cut_apart = sequences(chosen, policy.tokenizer, policy.stop_ids, max_tokens=longest, too_long="cut")
     shortened = {**cut, **{f"{reason} (held out)": count for reason, count in cut_apart.items()}}
-    require_sequences(made, apart, longest, account(data, shortened))
+    require_sequences(made, apart, longest, describe_demonstrations(data, shortened))
     ids = (one.ids for one in (*made, *apart))
     require_ids_can_be_read(ids, policy.tokenizer, policy.vocabulary, "A demonstration")
     if config.packing:
         require_apart(policy)
-    return Loaded(policy, data, made, apart, shortened, fingerprint(chosen))
+    return LoadedSFT(policy, data, made, apart, shortened, fingerprint(chosen))
 
 
 def require_sequences(made: Sequence[TokenSequence], apart: Sequence[TokenSequence], longest: int, told: str) -> None:
@@ -147,7 +147,7 @@ def require_sequences(made: Sequence[TokenSequence], apart: Sequence[TokenSequen
         )
 
 
-def account(data: DataSet[Demonstration], shortened: Mapping[str, int]) -> str:
+def describe_demonstrations(data: DataSet[Demonstration], shortened: Mapping[str, int]) -> str:
     """What became of every row that was read, and of the demonstrations that do not fit."""
     lines = [data.report.describe()]
     if shortened:

@@ -101,11 +101,7 @@ def standing(recipe: Recipe, config: Config, folder: Path) -> Standing:
         return Standing("started", "to be gone on with") if redone else Standing("new", "to be run")
     changed, gone = _changed(recipe, config, folder)
     if isinstance(config, CompareConfig):
-        changed += [f"{path} is to be made again" for path in gone if _is_unmade(recipe, path)]
-        if read_record(folder) is None:
-            changed += _newer_inputs(recipe, config)
-        if done and read_object(folder / RESULT) is None:
-            changed.append(f"{folder / RESULT} is damaged")
+        changed += _changes_of_comparison(recipe, config, folder, gone)
     elif done:
         read_result(folder)
     if changed:
@@ -131,6 +127,16 @@ def standing(recipe: Recipe, config: Config, folder: Path) -> Standing:
     if read_record(folder) is None:
         note = " (made before inputs were recorded: whether they changed is not known)"
     return Standing("finished", f"finished{note}")
+
+
+def _changes_of_comparison(recipe: Recipe, config: CompareConfig, folder: Path, gone: Sequence[str]) -> list[str]:
+    """What a comparison has to be made again for, besides its settings and inputs."""
+    changed = [f"{path} is to be made again" for path in gone if _is_unmade(recipe, path)]
+    if read_record(folder) is None:
+        changed += _newer_inputs(recipe, config)
+    if (folder / RESULT).exists() and read_object(folder / RESULT) is None:
+        changed.append(f"{folder / RESULT} is damaged")
+    return changed
 
 
 def _is_reworded(config: CompareConfig, folder: Path) -> bool:

@@ -18,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from hydralign.errors import ConfigError, ModelError, RunFolderError
 from hydralign.files import whole_folder
 from hydralign.models.folders.weight_files import require_float_weights
-from hydralign.models.folders.weights import require_finite
+from hydralign.models.folders.weights import require_finite_tensors
 from hydralign.models.heads.value import ValueHead
 
 VALUE_HEAD_FILE = "value_head.safetensors"
@@ -108,7 +108,7 @@ def _read_safetensors(file: Path, otherwise: str) -> dict[str, torch.Tensor]:
             f"{file} cannot be read ({error}): what it held is lost. Save it again, or {otherwise}."
         ) from error
     require_float_weights(file, state.keys())
-    require_finite(state.items(), str(file))
+    require_finite_tensors(state.items(), str(file))
     return state
 
 

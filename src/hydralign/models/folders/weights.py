@@ -16,7 +16,7 @@ from torch import Tensor
 from hydralign.errors import ModelError, TokenizerError
 
 
-def require_finite(named: Iterable[tuple[str, Tensor]], subject: str) -> None:
+def require_finite_tensors(named: Iterable[tuple[str, Tensor]], subject: str) -> None:
     """Raise ModelError naming the first tensor that holds NaN or infinity. Reads every weight once."""
     for name, tensor in named:
         # A sum of finite numbers may overflow, so only a suspicious one is looked at number by number.
@@ -31,16 +31,16 @@ def require_finite(named: Iterable[tuple[str, Tensor]], subject: str) -> None:
 
 
 def require_finite_weights(model: Any, subject: str) -> None:
-    """`require_finite` over what a model's file holds: its parameters, and the buffers that are saved with them."""
-    require_finite(model.named_parameters(), subject)
+    """`require_finite_tensors` over what a model's file holds: its parameters, and buffers that are saved with them."""
+    require_finite_tensors(model.named_parameters(), subject)
     saved = model.state_dict().keys()
-    require_finite(((name, buffer) for name, buffer in model.named_buffers() if name in saved), subject)
+    require_finite_tensors(((name, buffer) for name, buffer in model.named_buffers() if name in saved), subject)
 
 
 def require_finite_file(file: Path) -> None:
-    """`require_finite` over the tensors of a safetensors file."""
+    """`require_finite_tensors` over the tensors of a safetensors file."""
     with safe_open(file, framework="pt") as tensors:
-        require_finite(((name, tensors.get_tensor(name)) for name in tensors.keys()), str(file))  # noqa: SIM118
+        require_finite_tensors(((name, tensors.get_tensor(name)) for name in tensors.keys()), str(file))  # noqa: SIM118
 
 
 def require_ids_have_rows(tokenizer: Any, model: Any, subject: str) -> None:
