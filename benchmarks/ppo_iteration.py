@@ -108,13 +108,13 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
                 experience = collect(
                     policy, prompts, random_scores, plan.at(iteration), micro_batch_size=a.mini, sampler=sampler
                 )
-            estimates = estimate(experience)
+            advantages = estimate(experience)
             with clock.phase("update"):
                 stats = update(
                     policy,
                     optimizer,
                     experience,
-                    estimates,
+                    advantages,
                     epochs=a.epochs,
                     minibatches=a.batch // a.mini,
                     micro_batch_size=a.mini,

@@ -284,9 +284,9 @@ def together(processes: Distributed) -> dict[str, Any]:
         policy: Any = stops_early(tiny_policy())
         prompts = many(policy)[processes.share(8)]
         experience = collect(policy, prompts, LengthReward(3), PLAN.at(0, first_row=4 * processes.rank))
-        estimates = estimate(experience, processes=processes)
+        advantages = estimate(experience, processes=processes)
         if poisoned:
-            estimates.advantages_BR[0, 0] = float("nan")
+            advantages.advantages_BR[0, 0] = float("nan")
         plainly, calls = policy.evaluate, list[int]()
 
         def counted(rows: TokenBatch, **named: Any) -> Any:
@@ -299,7 +299,7 @@ def together(processes: Distributed) -> dict[str, Any]:
         plan: dict[str, Any] = {"epochs": 2, "minibatches": 1, "micro_batch_size": micro, "processes": processes}
         seen: dict[str, Any] = {}
         try:
-            seen["stats"] = update(policy, optimizer, experience, estimates, **plan)
+            seen["stats"] = update(policy, optimizer, experience, advantages, **plan)
         except (HydralignError, ValueError) as error:
             seen["error"] = [type(error).__name__, str(error)]
         seen["weights"] = torch.cat([p.detach().reshape(-1) for p in policy.trained().values()]).tolist()

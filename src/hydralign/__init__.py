@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from hydralign.errors import HydralignError as HydralignError
     from hydralign.evaluation.statistics import compare_paired as compare_paired
     from hydralign.generation import sample as sample
+    from hydralign.methods.advantages import GAE as GAE
+    from hydralign.methods.advantages import GroupNormalised as GroupNormalised
+    from hydralign.methods.advantages import LeaveOneOut as LeaveOneOut
     from hydralign.methods.advantages import estimate as estimate
     from hydralign.methods.policy_update import LossWeights as LossWeights
     from hydralign.methods.policy_update import update as update
@@ -41,6 +44,9 @@ if TYPE_CHECKING:
     from hydralign.types import TokenBatch as TokenBatch
 
 _HOMES = {
+    "GAE": "hydralign.methods.advantages",
+    "GroupNormalised": "hydralign.methods.advantages",
+    "LeaveOneOut": "hydralign.methods.advantages",
     "Advantages": "hydralign.types",
     "Experience": "hydralign.types",
     "FullForm": "hydralign.config.model",

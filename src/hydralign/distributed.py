@@ -66,12 +66,12 @@ class Distributed:
             error = met
         if self.count > 1:
             failed = [isinstance(error, NonFiniteError), error is not None and not isinstance(error, NonFiniteError)]
-            poisoned, worse = self.sum(torch.tensor(failed, dtype=torch.float32, device=self.device)).tolist()
+            non_finite, worse = self.sum(torch.tensor(failed, dtype=torch.float32, device=self.device)).tolist()
             if error is not None and (not worse or not isinstance(error, NonFiniteError)):
                 raise error
             if worse:
                 raise HydralignError("Another process failed, so this one cannot go on. See what that one printed.")
-            if poisoned:
+            if non_finite:
                 raise NonFiniteError("another process", "Another process met NaN or infinity. See what it printed.")
         return cast(Result, result)
 

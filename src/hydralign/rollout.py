@@ -29,7 +29,7 @@ def collect(
     policy: Policy,
     prompts: Sequence[Prompt | str],
     reward: Callable[..., Any] | RewardTerm | Sequence[RewardTerm | Callable[..., Any]],
-    plan: SamplingParams | None = None,
+    params: SamplingParams | None = None,
     *,
     micro_batch_size: int | MicroBatcher = 16,
     decode_batch_size: MicroBatcher | None = None,
@@ -38,22 +38,20 @@ def collect(
 ) -> Experience:
     """Answer `prompts`, score the answers, and read the reference; `reward` is a function or weighted terms.
 
-    `reference` takes the place of the policy's own.
-
-    Prompts may be plain texts; `plan` None is `SamplingParams()`.
+    Prompts may be plain texts; `params` None is `SamplingParams()`; `reference` takes the place of the policy's own.
     In fp32 the old log-probabilities and values are the sampler's own, but for values of a branch that sampling does
     not run. In bf16, where decoding with a cache and a full forward pass differ, both are read again by the path that
-    the update uses. A shared trunk is run for rows that the sampler did not harvest. `micro_batch_size`, and the plan's
-    `decode_batch_size`, are halved whenever memory runs out; a `MicroBatcher` of either remembers it for the next call.
+    the update uses. A shared trunk is run for rows that the sampler did not harvest. Micro-batch and decode batch are
+    halved whenever memory runs out; a `MicroBatcher` of either remembers it for the next call.
     """
-    prompts, terms, plan = encoded_prompts(policy, prompts), as_terms(reward), plan or SamplingParams()
+    prompts, terms, params = encoded_prompts(policy, prompts), as_terms(reward), params or SamplingParams()
     decoding, reading = (
-        decode_batch_size or MicroBatcher(plan.decode_batch_size, name="decode_batch_size"),
+        decode_batch_size or MicroBatcher(params.decode_batch_size, name="decode_batch_size"),
         MicroBatcher.of(micro_batch_size),
     )
     before = policy.trunk and policy.trunk.use
     rollout = decoding.run(
-        lambda rows: sampler(policy, prompts, replace(plan, decode_batch_size=rows)),
+        lambda rows: sampler(policy, prompts, replace(params, decode_batch_size=rows)),
         total=len(prompts),
         undo=keep_trunk_count(policy),
     )
@@ -69,7 +67,7 @@ def collect(
     require_finite_numbers({name: tensor for name, tensor in named.items() if tensor is not None})
     used = policy.trunk.use.since(before) if policy.trunk and before else None
     return Experience(
-        rollout, scores, old_logprobs_BR, ref_logprobs_BR, values_BR, trunk_use=used, truncated=plan.truncated
+        rollout, scores, old_logprobs_BR, ref_logprobs_BR, values_BR, trunk_use=used, truncated=params.truncated
     )
 
 

@@ -212,7 +212,8 @@ class TokenBatch:
     @cached_property
     def response_index(self) -> ResponseIndex:
         """Where the real response tokens stand."""
-        return ResponseIndex(*self._cpu_mask_BR.nonzero().t().to(self.device, non_blocking=True))
+        both = torch.stack(self._cpu_mask_BR.nonzero(as_tuple=True))
+        return ResponseIndex(*both.to(self.device, non_blocking=True))
 
     @property
     def _cpu_mask_BR(self) -> Tensor:
@@ -294,7 +295,7 @@ class Rollout:
 
 @dataclass(frozen=True)
 class Scores:
-    """Rewards of one rollout, before the KL leash.
+    """Rewards of one rollout, before the KL penalty.
 
     `scores_B` is the weighted sum per answer, to be put on its last real token. `token_scores` holds a list per
     row when a reward spoke per token, else None. `terms` keeps each reward's own unweighted number per row,

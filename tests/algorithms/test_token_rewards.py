@@ -9,7 +9,7 @@ KL_BR = torch.tensor([[0.1, 0.2, -0.1, 0.3, 5.0, 5.0], [0.0, 0.1, 0.0, 0.1, 0.0,
 SCORES_B = torch.tensor([2.0, -1.0])
 
 
-def test_score_lands_on_the_last_real_token_and_the_leash_on_every_one() -> None:
+def test_score_lands_on_the_last_real_token_and_the_kl_penalty_on_every_one() -> None:
     rewards_BR = token_rewards(SCORES_B, KL_BR, MASK_BR, coefficient=0.5)
     expected_BR = [[-0.05, -0.1, 0.05, 1.85, 0.0, 0.0], [0.0, -0.05, 0.0, -0.05, 0.0, -1.1]]
     torch.testing.assert_close(rewards_BR, torch.tensor(expected_BR))
@@ -42,7 +42,7 @@ def test_masked_junk_changes_no_reward(junk: float) -> None:
 
 
 @pytest.mark.parametrize("seed", range(5))
-def test_rewards_of_a_row_sum_to_its_score_minus_the_leash(seed: int) -> None:
+def test_rewards_of_a_row_sum_to_its_score_minus_the_kl_penalty(seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
     lengths_B = torch.randint(1, 8, (9,), generator=generator)
     mask_BR = torch.arange(7) < lengths_B[:, None]

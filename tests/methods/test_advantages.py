@@ -35,9 +35,9 @@ def test_score_lands_on_the_last_real_token_the_end_token_included(policy: Polic
 def test_truncated_answers_bootstrap_nothing(policy: Policy) -> None:
     shake(policy)
     experience = scripted(policy, [[22, 23]], lambda completions: [3.0])
-    estimates = estimate(experience, kl_coefficient=0.0, estimator=GAE(lam=1.0), whiten_advantages=False)
-    assert estimates.returns_BR is not None
-    assert estimates.returns_BR.tolist() == [[pytest.approx(3.0, abs=1e-5)] * 2]
+    advantages = estimate(experience, kl_coefficient=0.0, estimator=GAE(lam=1.0), whiten_advantages=False)
+    assert advantages.returns_BR is not None
+    assert advantages.returns_BR.tolist() == [[pytest.approx(3.0, abs=1e-5)] * 2]
 
 
 def test_missing_end_penalty_counts_every_stop_token(policy: Any) -> None:
@@ -48,15 +48,15 @@ def test_missing_end_penalty_counts_every_stop_token(policy: Any) -> None:
     assert rewards_BR[:, 1].tolist() == [1.0, 1.0, -1.0]
 
 
-def test_leash_is_coefficient_times_k1_and_kl_is_its_sum_per_answer(policy: Policy) -> None:
+def test_kl_penalty_is_coefficient_times_k1_and_kl_is_its_sum_per_answer(policy: Policy) -> None:
     shake(policy)
     experience = scripted(policy, [[20, 21, 22], [23]], lambda completions: [0.0, 0.0])
     mask_BR = experience.rollout.rows.mask_BR
     gap_BR = (experience.old_logprobs_BR - experience.ref_logprobs_BR) * mask_BR
     assert gap_BR.abs().max() > 1e-3
-    estimates = estimate(experience, kl_coefficient=0.5)
-    torch.testing.assert_close(estimates.rewards_BR, -0.5 * gap_BR)
-    assert estimates.stats["objective/kl"] == pytest.approx(gap_BR.sum(-1).mean().item(), abs=1e-6)
+    advantages = estimate(experience, kl_coefficient=0.5)
+    torch.testing.assert_close(advantages.rewards_BR, -0.5 * gap_BR)
+    assert advantages.stats["objective/kl"] == pytest.approx(gap_BR.sum(-1).mean().item(), abs=1e-6)
     k3_BR = torch.expm1(-gap_BR) + gap_BR
     torch.testing.assert_close(
         estimate(experience, kl_coefficient=1.0, kl_estimator="k3").rewards_BR, -k3_BR, atol=1e-6, rtol=1e-5
@@ -75,16 +75,16 @@ def test_dense_rewards_stand_on_their_own_tokens(tokenizer: Any) -> None:
         return [[float(t) for t in range(len(row))] for row in completion_tokens]
 
     experience = scripted(policy, [[20, 21, 22], [23, policy.stop_ids[0]]], per_token)
-    estimates = estimate(experience, kl_coefficient=0.0)
-    assert estimates.rewards_BR.tolist() == [[0, 1, 2], [0, 1, 0]]
-    assert estimates.stats["ppo/mean_scores"] == 2.0
+    advantages = estimate(experience, kl_coefficient=0.0)
+    assert advantages.rewards_BR.tolist() == [[0, 1, 2], [0, 1, 0]]
+    assert advantages.stats["ppo/mean_scores"] == 2.0
 
 
 def test_scores_are_scaled_then_clipped_then_penalised(tokenizer: Any) -> None:
     policy = tiny_policy(tokenizer=tokenizer)
     experience = scripted(policy, [[20], [20, policy.stop_ids[0]]], lambda completions: [10.0, -1.0])
-    estimates = estimate(experience, kl_coefficient=0, score_std=2.0, score_clip=3.0, missing_eos_penalty=1.0)
-    assert estimates.rewards_BR.tolist() == [[2.0, 0.0], [0.0, -0.5]]
+    advantages = estimate(experience, kl_coefficient=0, score_std=2.0, score_clip=3.0, missing_eos_penalty=1.0)
+    assert advantages.rewards_BR.tolist() == [[2.0, 0.0], [0.0, -0.5]]
 
 
 def test_rewards_see_columns_text_and_token_lists(tokenizer: Any) -> None:

@@ -54,11 +54,11 @@ def tensors(policy: Any) -> dict[str, Tensor]:
 @pytest.mark.parametrize(("family", "form"), CASES)
 def test_twenty_steps_move_what_is_trained_and_nothing_else(family: str, form: str, tokenizer: Any) -> None:
     policy = new_policy(family, form, tokenizer)
-    experience, estimates = learnt(policy, max_new_tokens=8)
+    experience, advantages = learnt(policy, max_new_tokens=8)
     rows, before = experience.rollout.rows, {name: t.detach().clone() for name, t in tensors(policy).items()}
     start_BR = reference_rows(policy, rows, 6)
     optimizer = make_optimizer(policy.trained(), learning_rate=1e-2)
-    stats = update(policy, optimizer, experience, estimates, epochs=10, minibatches=2)
+    stats = update(policy, optimizer, experience, advantages, epochs=10, minibatches=2)
     assert stats["ppo/optimizer_steps"] == 20
     trained = {id(p) for p in policy.trained().values()}
     moved = {name for name, tensor in tensors(policy).items() if not torch.equal(tensor, before[name])}
@@ -104,10 +104,10 @@ def test_every_token_crosses_the_trunk_once_and_the_count_is_true(
 ) -> None:
     policy = new_policy(family, form, tokenizer)
     with crossing(policy) as counted:
-        experience, estimates = learnt(policy, prompts=10, decode_batch_size=decode_batch_size)
+        experience, advantages = learnt(policy, prompts=10, decode_batch_size=decode_batch_size)
         collecting = counted[0]
         optimizer = make_optimizer(policy.trained(), learning_rate=1e-3)
-        stats = update(policy, optimizer, experience, estimates, epochs=2, minibatches=2, micro_batch_size=2)
+        stats = update(policy, optimizer, experience, advantages, epochs=2, minibatches=2, micro_batch_size=2)
     use, rows = policy.trunk.use, experience.rollout.rows
     left_B = rows.prompt_lengths_B.sort().values.view(-1, decode_batch_size)
     left_pad = int((left_B.amax(1, keepdim=True) - left_B).sum())
@@ -157,8 +157,8 @@ def test_a_second_iteration_counts_its_own_tokens_alone(tokenizer: Any) -> None:
     optimizer = make_optimizer(policy.trained(), learning_rate=1e-3)
     real = 0
     for iteration in range(3):
-        experience, estimates = learnt(policy, iteration=iteration, max_new_tokens=6)
-        stats = update(policy, optimizer, experience, estimates, epochs=1, minibatches=1)
+        experience, advantages = learnt(policy, iteration=iteration, max_new_tokens=6)
+        stats = update(policy, optimizer, experience, advantages, epochs=1, minibatches=1)
         real += int(experience.rollout.rows.lengths_B.sum())
         assert stats["trunk_passes_per_token"] == 1.0
     assert policy.trunk.use.real == real
@@ -181,7 +181,7 @@ def test_a_sampler_that_harvests_nothing_costs_one_pass_more_than_its_own(tokeni
 @pytest.mark.parametrize("form", ["k1", "k2-values", "k4", "lora2"])
 def test_micro_rows_change_no_weight_after_updates_with_sgd(form: str, average: Any, tokenizer: Any) -> None:
     policy = new_policy("gemma2", form, tokenizer)
-    experience, estimates = learnt(policy, max_new_tokens=20)
+    experience, advantages = learnt(policy, max_new_tokens=20)
     assert len(set(experience.rollout.rows.response_lengths_B.tolist())) > 3
     start = {name: p.detach().clone() for name, p in policy.trained().items()}
     ends: list[dict[str, Tensor]] = []
@@ -195,7 +195,7 @@ def test_micro_rows_change_no_weight_after_updates_with_sgd(form: str, average: 
             policy,
             optimizer,
             experience,
-            estimates,
+            advantages,
             epochs=2,
             minibatches=1,
             micro_batch_size=micro_batch_size,

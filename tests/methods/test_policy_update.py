@@ -28,7 +28,7 @@ def count_a(completions: list[str]) -> list[float]:
 
 
 def learnt(policy: Any, rows: int = 8) -> tuple[Experience, Advantages]:
-    """An experience of answers of unequal lengths, with its estimates."""
+    """An experience of answers of unequal lengths, with its advantages."""
     policy.stop_ids = tuple(range(0, 300, 8))
     prompts = tiny_prompts(policy.tokenizer, *("that and this thing of words"[:n] for n in range(3, 3 + rows)))
     experience = collect(policy, prompts, count_a, PLAN)
@@ -39,7 +39,7 @@ def learnt(policy: Any, rows: int = 8) -> tuple[Experience, Advantages]:
 def step_gradients(
     policy: Policy,
     experience: Experience,
-    estimates: Advantages,
+    advantages: Advantages,
     *,
     micro_batch_size: int,
     order: list[int],
@@ -48,7 +48,7 @@ def step_gradients(
     optimizer = make_optimizer(policy.trained(), type="sgd", learning_rate=0.1)
     weights = LossWeights(average=average, entropy_coefficient=0.01)
     accumulate_policy_gradients(
-        policy, experience, estimates, torch.tensor(order), micro_batch_size, weights, optimizer, SINGLE_PROCESS
+        policy, experience, advantages, torch.tensor(order), micro_batch_size, weights, optimizer, SINGLE_PROCESS
     )
     return {name: p.grad.clone() for name, p in policy.trained().items() if p.grad is not None}
 
@@ -58,11 +58,11 @@ def step_gradients(
 def test_micro_batches_add_up_to_the_whole_step(
     policy: Policy, micro_batch_size: int, order: list[int], average: str
 ) -> None:
-    experience, estimates = learnt(policy, rows=4)
+    experience, advantages = learnt(policy, rows=4)
     shake(policy)
-    whole = step_gradients(policy, experience, estimates, micro_batch_size=4, order=[0, 1, 2, 3], average=average)
+    whole = step_gradients(policy, experience, advantages, micro_batch_size=4, order=[0, 1, 2, 3], average=average)
     parts = step_gradients(
-        policy, experience, estimates, micro_batch_size=micro_batch_size, order=order, average=average
+        policy, experience, advantages, micro_batch_size=micro_batch_size, order=order, average=average
     )
     scale = max(g.abs().max().item() for g in whole.values())
     for name, gradient in whole.items():
@@ -70,7 +70,7 @@ def test_micro_batches_add_up_to_the_whole_step(
 
 
 def test_micro_rows_change_no_weight_after_an_update_with_sgd(policy: Policy) -> None:
-    experience, estimates = learnt(policy)
+    experience, advantages = learnt(policy)
     start = {name: p.detach().clone() for name, p in policy.trained().items()}
     ends = []
     for micro_batch_size in (1, 16):
@@ -79,7 +79,7 @@ def test_micro_rows_change_no_weight_after_an_update_with_sgd(policy: Policy) ->
                 parameter.copy_(start[name])
         optimizer = make_optimizer(policy.trained(), type="sgd", learning_rate=0.05)
         stats = update(
-            policy, optimizer, experience, estimates, epochs=2, minibatches=2, micro_batch_size=micro_batch_size
+            policy, optimizer, experience, advantages, epochs=2, minibatches=2, micro_batch_size=micro_batch_size
         )
         ends.append(({name: p.detach().clone() for name, p in policy.trained().items()}, stats))
     for name, weight in ends[0][0].items():
@@ -89,9 +89,9 @@ def test_micro_rows_change_no_weight_after_an_update_with_sgd(policy: Policy) ->
 
 
 def test_first_step_has_ratio_one_and_no_divergence(policy: Policy) -> None:
-    experience, estimates = learnt(policy)
+    experience, advantages = learnt(policy)
     optimizer = make_optimizer(policy.trained(), learning_rate=1e-3)
-    stats = update(policy, optimizer, experience, estimates, epochs=1, minibatches=1)
+    stats = update(policy, optimizer, experience, advantages, epochs=1, minibatches=1)
     assert stats["ppo/policy/ratio"] == pytest.approx(1.0, abs=1e-5)
     assert stats["ppo/policy/approxkl"] == pytest.approx(0.0, abs=1e-9)
     assert stats["ppo/policy/clipfrac"] == 0
@@ -100,33 +100,35 @@ def test_first_step_has_ratio_one_and_no_divergence(policy: Policy) -> None:
 
 @pytest.mark.parametrize("average", ["token", "sequence"])
 def test_loss_divides_by_all_tokens_or_all_answers_of_the_step(policy: Policy, average: Any) -> None:
-    experience, estimates = learnt(policy)
+    experience, advantages = learnt(policy)
     optimizer = make_optimizer(policy.trained(), type="sgd")
     step = accumulate_policy_gradients(
-        policy, experience, estimates, torch.arange(8), 3, LossWeights(average=average), optimizer, SINGLE_PROCESS
+        policy, experience, advantages, torch.arange(8), 3, LossWeights(average=average), optimizer, SINGLE_PROCESS
     )
-    answers = [a[m] for a, m in zip(estimates.advantages_BR, experience.rollout.rows.mask_BR, strict=True)]
+    answers = [a[m] for a, m in zip(advantages.advantages_BR, experience.rollout.rows.mask_BR, strict=True)]
     by_hand = torch.cat(answers).mean() if average == "token" else torch.stack([a.mean() for a in answers]).mean()
     assert step.losses["policy_loss"].item() == pytest.approx(-by_hand.item(), abs=1e-5)  # every ratio is 1
 
 
 @pytest.mark.parametrize(("epochs", "minibatches"), [(1, 1), (3, 2), (2, 8)])
 def test_optimizer_steps_are_epochs_times_minibatches(policy: Policy, epochs: int, minibatches: int) -> None:
-    experience, estimates = learnt(policy)
+    experience, advantages = learnt(policy)
     optimizer = make_optimizer(policy.trained(), learning_rate=1e-4)
-    stats = update(policy, optimizer, experience, estimates, epochs=epochs, minibatches=minibatches)
+    stats = update(policy, optimizer, experience, advantages, epochs=epochs, minibatches=minibatches)
     assert stats["ppo/optimizer_steps"] == epochs * minibatches
     counts = {int(state["step"]) for state in optimizer.state.values()}
     assert counts == {epochs * minibatches}
 
 
 def test_clipping_binds_on_every_optimizer_step(policy: Policy) -> None:
-    experience, estimates = learnt(policy)
+    experience, advantages = learnt(policy)
     optimizer = make_optimizer(policy.trained(), type="sgd", learning_rate=1.0)
     limit, moves, norms = 1e-3, [], []
     for index_B in minibatch_rows(8, 4, seed=0, iteration=0, epoch=0):
         before = torch.cat([p.detach().clone().reshape(-1) for p in policy.trained().values()])
-        accumulate_policy_gradients(policy, experience, estimates, index_B, 2, LossWeights(), optimizer, SINGLE_PROCESS)
+        accumulate_policy_gradients(
+            policy, experience, advantages, index_B, 2, LossWeights(), optimizer, SINGLE_PROCESS
+        )
         norms.append(float(apply_gradients(optimizer, policy.trained(), limit)))
         after = torch.cat([p.detach().reshape(-1) for p in policy.trained().values()])
         moves.append(float((after - before).double().norm()))
@@ -135,22 +137,22 @@ def test_clipping_binds_on_every_optimizer_step(policy: Policy) -> None:
 
 
 def test_pre_clip_norm_is_reported(policy: Policy) -> None:
-    experience, estimates = learnt(policy)
+    experience, advantages = learnt(policy)
     optimizer = make_optimizer(policy.trained(), type="sgd", learning_rate=1e-9)
-    stats = update(policy, optimizer, experience, estimates, epochs=1, minibatches=1, max_grad_norm=1e-6)
+    stats = update(policy, optimizer, experience, advantages, epochs=1, minibatches=1, max_grad_norm=1e-6)
     optimizer = make_optimizer(policy.trained(), type="sgd")
     accumulate_policy_gradients(
-        policy, experience, estimates, torch.arange(8), 8, LossWeights(), optimizer, SINGLE_PROCESS
+        policy, experience, advantages, torch.arange(8), 8, LossWeights(), optimizer, SINGLE_PROCESS
     )
     norm = torch.cat([p.grad.reshape(-1) for p in policy.trained().values() if p.grad is not None]).norm().item()
     assert stats["ppo/policy/grad_norm"] == pytest.approx(norm, rel=1e-4)
 
 
 def test_target_kl_stops_the_iteration_early(policy: Policy) -> None:
-    experience, estimates = learnt(policy)
+    experience, advantages = learnt(policy)
     optimizer = make_optimizer(policy.trained(), type="sgd", learning_rate=30.0)
     stats = update(
-        policy, optimizer, experience, estimates, epochs=4, minibatches=4, target_kl=1e-6, max_grad_norm=10.0
+        policy, optimizer, experience, advantages, epochs=4, minibatches=4, target_kl=1e-6, max_grad_norm=10.0
     )
     assert stats["ppo/early_stopped"] == 1
     assert stats["ppo/optimizer_steps"] == 1  # the second minibatch sees what the first step did, and vetoes its own
@@ -176,25 +178,25 @@ def test_the_same_rows_meet_whatever_the_number_of_processes() -> None:
     assert [a | b for a, b in zip(*halves, strict=True)] == whole
 
 
-def poison(estimates: Advantages, row: int) -> Advantages:
-    advantages_BR = estimates.advantages_BR.clone()
+def poison(advantages: Advantages, row: int) -> Advantages:
+    advantages_BR = advantages.advantages_BR.clone()
     advantages_BR[row, 0] = float("nan")
-    return replace(estimates, advantages_BR=advantages_BR)
+    return replace(advantages, advantages_BR=advantages_BR)
 
 
 def test_poisoned_loss_takes_no_step_and_names_the_loss(policy: Policy) -> None:
-    experience, estimates = learnt(policy)
+    experience, advantages = learnt(policy)
     start = {name: p.detach().clone() for name, p in policy.trained().items()}
     optimizer = make_optimizer(policy.trained(), learning_rate=1e-2)
     with pytest.raises(NonFiniteError, match="NaN or infinite") as caught:
-        update(policy, optimizer, experience, poison(estimates, 3), epochs=1, minibatches=1, micro_batch_size=2)
+        update(policy, optimizer, experience, poison(advantages, 3), epochs=1, minibatches=1, micro_batch_size=2)
     assert caught.value.where == "update/policy_loss"
     assert all(torch.equal(start[name], p) for name, p in policy.trained().items())
     assert all(p.grad is None for p in policy.trained().values())
 
 
 def test_poisoned_gradient_takes_no_step_and_names_the_parameter(policy: Policy) -> None:
-    experience, estimates = learnt(policy)
+    experience, advantages = learnt(policy)
     trained = policy.trained()
     name = list(trained)[1]
     trained[name].register_hook(lambda gradient: gradient * float("inf"))
@@ -202,19 +204,19 @@ def test_poisoned_gradient_takes_no_step_and_names_the_parameter(policy: Policy)
     optimizer = make_optimizer(trained, learning_rate=1e-2)
     shake(policy, scale=0.0)
     with pytest.raises(NonFiniteError) as caught:
-        update(policy, optimizer, experience, estimates, epochs=1, minibatches=1)
+        update(policy, optimizer, experience, advantages, epochs=1, minibatches=1)
     assert caught.value.where == f"update/gradient/{name}"
     assert all(torch.equal(start[n], p) for n, p in trained.items())
 
 
 def test_whitening_is_masked(tokenizer: Any) -> None:
     policy = tiny_policy(tokenizer=tokenizer)
-    experience, estimates = learnt(policy)
+    experience, advantages = learnt(policy)
     mask_BR = experience.rollout.rows.mask_BR
-    kept = estimates.advantages_BR[mask_BR].double()
+    kept = advantages.advantages_BR[mask_BR].double()
     assert kept.mean().item() == pytest.approx(0, abs=1e-6)
     assert kept.var(unbiased=False).item() == pytest.approx(1, abs=1e-5)
-    assert (estimates.advantages_BR[~mask_BR] == 0).all()
+    assert (advantages.advantages_BR[~mask_BR] == 0).all()
 
 
 def test_metrics_ignore_padding(tokenizer: Any) -> None:
@@ -234,18 +236,18 @@ def test_metrics_ignore_padding(tokenizer: Any) -> None:
 
 def test_poison_after_a_good_step_keeps_that_step_and_takes_no_further(tokenizer: Any) -> None:
     policy = tiny_policy(tokenizer=tokenizer)
-    experience, estimates = learnt(policy)
+    experience, advantages = learnt(policy)
     order = [part.tolist() for part in minibatch_rows(8, 4, seed=0, iteration=0, epoch=0)]
     optimizer = make_optimizer(policy.trained(), type="sgd", learning_rate=0.1)
     start = {name: p.detach().clone() for name, p in policy.trained().items()}
     with pytest.raises(NonFiniteError):
-        update(policy, optimizer, experience, poison(estimates, order[1][0]), epochs=1, minibatches=4)
+        update(policy, optimizer, experience, poison(advantages, order[1][0]), epochs=1, minibatches=4)
     after_one = {name: p.detach().clone() for name, p in policy.trained().items()}
     with torch.no_grad():
         for name, parameter in policy.trained().items():
             parameter.copy_(start[name])
     accumulate_policy_gradients(
-        policy, experience, estimates, torch.tensor(order[0]), 16, LossWeights(), optimizer, SINGLE_PROCESS
+        policy, experience, advantages, torch.tensor(order[0]), 16, LossWeights(), optimizer, SINGLE_PROCESS
     )
     apply_gradients(optimizer, policy.trained(), 1.0)
     for name, parameter in policy.trained().items():
@@ -254,10 +256,10 @@ def test_poison_after_a_good_step_keeps_that_step_and_takes_no_further(tokenizer
 
 def test_rows_that_do_not_divide_are_refused(tokenizer: Any) -> None:
     policy = tiny_policy(tokenizer=tokenizer)
-    experience, estimates = learnt(policy)
+    experience, advantages = learnt(policy)
     optimizer = make_optimizer(policy.trained())
     with pytest.raises(ConfigError, match="8 rows are not a multiple of minibatches=3"):
-        update(policy, optimizer, experience, estimates, minibatches=3)
+        update(policy, optimizer, experience, advantages, minibatches=3)
 
 
 def run_out(policy: Any, *, forward: int | None = None, backward: int | None = None) -> list[int]:
@@ -282,12 +284,12 @@ def run_out(policy: Any, *, forward: int | None = None, backward: int | None = N
 
 @pytest.mark.parametrize("place", ["forward", "backward"])
 def test_gradients_after_a_fallback_are_those_without(policy: Policy, place: str) -> None:
-    experience, estimates = learnt(policy)
+    experience, advantages = learnt(policy)
     shake(policy)
     shared: dict[str, Any] = {"micro_batch_size": 4, "order": list(range(8)), "average": "token"}
-    plain = step_gradients(policy, experience, estimates, **shared)
+    plain = step_gradients(policy, experience, advantages, **shared)
     rows_seen = run_out(policy, **{place: 2})
-    short = step_gradients(policy, experience, estimates, **shared)
+    short = step_gradients(policy, experience, advantages, **shared)
     assert rows_seen == [4, 4, 2, 2, 2, 2]
     assert short.keys() == plain.keys()
     scale = max(g.abs().max().item() for g in plain.values())
@@ -299,11 +301,11 @@ def test_fallback_changes_neither_steps_nor_metrics_and_stays_for_the_next_updat
     ends = []
     for forward in (None, 2):
         policy = tiny_policy(tokenizer=tokenizer)
-        experience, estimates = learnt(policy)
+        experience, advantages = learnt(policy)
         rows_seen, micro = run_out(policy, forward=forward), MicroBatcher(4)
         optimizer = make_optimizer(policy.trained(), type="sgd", learning_rate=0.05)
         plan: dict[str, Any] = {"epochs": 2, "minibatches": 2, "micro_batch_size": micro}
-        stats = [update(policy, optimizer, experience, estimates, iteration=i, **plan) for i in (0, 1)]
+        stats = [update(policy, optimizer, experience, advantages, iteration=i, **plan) for i in (0, 1)]
         ends.append((stats, torch.cat([p.detach().reshape(-1) for p in policy.trained().values()]), rows_seen, micro))
     assert ends[1][2] == [4, 4, 2, 2] + [2, 2] * 6  # the second of eight steps is done again, the others by twos
     assert ends[1][3].rows == 2
@@ -315,14 +317,14 @@ def test_fallback_changes_neither_steps_nor_metrics_and_stays_for_the_next_updat
 
 def test_poison_is_not_taken_for_lack_of_memory(tokenizer: Any) -> None:
     policy = tiny_policy(tokenizer=tokenizer)
-    experience, estimates = learnt(policy)
+    experience, advantages = learnt(policy)
     rows_seen, micro = run_out(policy), MicroBatcher(4)
     with pytest.raises(NonFiniteError):
         update(
             policy,
             make_optimizer(policy.trained()),
             experience,
-            poison(estimates, 3),
+            poison(advantages, 3),
             minibatches=1,
             micro_batch_size=micro,
         )

@@ -192,7 +192,7 @@ def test_poisoned_iteration_is_logged_skipped_and_survived(tmp_path: Path, token
     assert len(seen) == 5
 
 
-def test_run_stops_with_a_diagnosis_after_too_many_poisoned_iterations(tmp_path: Path, tokenizer: Any) -> None:
+def test_run_stops_with_a_diagnosis_after_too_many_non_finite_iterations(tmp_path: Path, tokenizer: Any) -> None:
     run = parts(tmp_path, tokenizer, reward=poisoned_at(1, 2, 3))
     before: list[dict[str, torch.Tensor]] = []
     run = replace(run, on_step=lambda _, policy: before.append(weights(policy)))

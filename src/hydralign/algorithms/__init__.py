@@ -5,7 +5,7 @@ keyword-only; losses return `(loss, stats)`.
 
     masked.py             masked sums, moments, whitening; the two denominators of a loss
     kl.py                 per-token KL estimates and the adaptive coefficient
-    rewards.py            score and KL leash, token by token
+    rewards.py            score and KL penalty, token by token
     advantages.py         generalised advantage estimation
     policy_losses.py      PPO's clipped objective
     value_losses.py       PPO's clipped value error

@@ -1,4 +1,4 @@
-"""Where each part of a reward lands: the KL leash on every token, the score on the last real one.
+"""Where each part of a reward lands: the KL penalty on every token, the score on the last real one.
 
 Does not scale, clip or whiten scores. Follows Ziegler et al. 2019 (equation 2, KL taken per token), but puts the
 score on the answer's last real token and not on the padding slot after the end-of-sequence token:

@@ -106,7 +106,7 @@ class AdaptiveKL(Config):
 
 
 class KLConfig(Config):
-    """The leash to the reference."""
+    """The penalty for leaving the reference."""
 
     coefficient: float = Field(default=0.05, ge=0)
     """Start value of β; each token's reward loses β·KL."""
@@ -117,7 +117,7 @@ class KLConfig(Config):
 
 
 class ShapingConfig(Config):
-    """What happens to scores before the KL leash is added."""
+    """What happens to scores before the KL penalty is added."""
 
     scale: Literal["none", "batch", "running"] = "none"
     """Divide scores by their standard deviation, of this batch or of all so far; the mean stays."""
@@ -237,9 +237,9 @@ class PPOConfig(Config):
     batch: BatchConfig = BatchConfig()
     """Rows, optimizer steps, forward passes."""
     kl: KLConfig = KLConfig()
-    """Leash to the reference."""
+    """The KL penalty."""
     shaping: ShapingConfig = ShapingConfig()
-    """Scores before the leash."""
+    """Scores before the KL penalty."""
     advantages: AdvantageConfig = GAEConfig()
     """Who gets the credit. Without a type it is gae; rloo and grpo compare the answers to each prompt and need no
     critic: no value head is made, trained or saved.
@@ -255,7 +255,7 @@ class PPOConfig(Config):
     trackers: tuple[Literal["wandb", "trackio", "tensorboard"], ...] = ()
     """Mirrors of the local metrics file."""
     stop_after_bad_steps: int = Field(default=3, ge=1)
-    """Stop with a diagnosis after this many poisoned iterations in a row."""
+    """Stop with a diagnosis after this many non-finite iterations in a row."""
 
     @field_validator("advantages", mode="before")
     @classmethod

@@ -74,7 +74,7 @@ class SupervisedConfig(Config):
     trackers: tuple[Literal["wandb", "trackio", "tensorboard"], ...] = ()
     """Mirrors of the local metrics file."""
     stop_after_bad_steps: int = Field(default=3, ge=1)
-    """Stop with a diagnosis after this many poisoned steps in a row."""
+    """Stop with a diagnosis after this many non-finite steps in a row."""
 
     @field_validator("name", check_fields=False)
     @classmethod

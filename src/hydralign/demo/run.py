@@ -87,9 +87,9 @@ def write_comparisons(recipe: Recipe, output: Path) -> None:
     assert recipe.data.prompts is not None
     policy = load_policy(str(output / "sft" / "model"))
     asked = load_prompts(recipe.data.prompts, policy.tokenizer, seed=recipe.seed).train
-    plan = sampling_params(recipe.ppo.sampling, recipe.seed)
+    params = sampling_params(recipe.ppo.sampling, recipe.seed)
     asked = tuple(prompt for prompt in asked for _ in range(PAIRS))
-    first, second = sampled_answers(policy, asked, plan)
+    first, second = sampled_answers(policy, asked, params)
     rows = [
         compared(prompt.text, one, other, seed=recipe.seed)
         for prompt, one, other in zip(asked, first, second, strict=True)
@@ -99,14 +99,16 @@ def write_comparisons(recipe: Recipe, output: Path) -> None:
     say(f"{len(rows):,} pairs labelled by the simulated annotator, about {WRONG:.0%} of them wrongly on purpose.")
 
 
-def sampled_answers(policy: Policy, asked: Sequence[Prompt], plan: SamplingParams) -> tuple[list[Answer], list[Answer]]:
+def sampled_answers(
+    policy: Policy, asked: Sequence[Prompt], params: SamplingParams
+) -> tuple[list[Answer], list[Answer]]:
     """Two answers to each prompt, shown on a progress bar. How many rows are decoded together changes none of them."""
     sides: tuple[list[Answer], list[Answer]] = ([], [])
     with progress("answers", 2 * len(asked)) as shown:
         for side, answers in enumerate(sides):
-            for start in range(0, len(asked), plan.decode_batch_size):
-                few = asked[start : start + plan.decode_batch_size]
-                rollout = sample(policy, few, plan.at(ANNOTATION + side, first_row=start))
+            for start in range(0, len(asked), params.decode_batch_size):
+                few = asked[start : start + params.decode_batch_size]
+                rollout = sample(policy, few, params.at(ANNOTATION + side, first_row=start))
                 answers += map(Answer, rollout.completions, rollout.finished_B.tolist())
                 shown.update(side * len(asked) + len(answers), {})
     return sides

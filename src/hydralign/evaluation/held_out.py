@@ -64,7 +64,7 @@ def answer_held_out(
     policy: Policy,
     prompts: Sequence[Prompt],
     terms: Sequence[RewardTerm],
-    plan: SamplingParams,
+    params: SamplingParams,
     *,
     micro_batch_size: int = 16,
     samples: int | None = 8,
@@ -78,7 +78,7 @@ def answer_held_out(
 
     The first `samples` answers are kept as text; None keeps all of them.
     """
-    sizes = {"micro_batch_size": micro_batch_size, "decode_batch_size": plan.decode_batch_size}
+    sizes = {"micro_batch_size": micro_batch_size, "decode_batch_size": params.decode_batch_size}
     fits: dict[str, Any] = {name: MicroBatcher(rows, name=name, speaks=processes.main) for name, rows in sizes.items()}
     share = processes.share(len(prompts))
     own = list(prompts[share])
@@ -87,16 +87,16 @@ def answer_held_out(
         parts: dict[str, list[Tensor]] = {}
         shown: list[dict[str, Any]] = []
         with progress(label, len(own), stream=None if processes.main else io.StringIO()) as bar:
-            for start in range(0, len(own), plan.decode_batch_size):
-                few = own[start : start + plan.decode_batch_size]
-                keyed = plan.at(EVALUATION, first_row=share.start + start)
+            for start in range(0, len(own), params.decode_batch_size):
+                few = own[start : start + params.decode_batch_size]
+                keyed = params.at(EVALUATION, first_row=share.start + start)
                 experience = collect(policy, few, terms, keyed, **fits, sampler=sampler)
                 measured = _measured(experience)
                 for name, values in measured.items():
                     parts.setdefault(name, []).append(values.double())
                 told = zip(few, experience.rollout.completions, measured["score"].tolist(), strict=True)
                 shown += [{"query": prompt.text, "response": text, "score": score} for prompt, text, score in told]
-                shown_means = ("score", gap_name(truncated=plan.truncated), "tokens")
+                shown_means = ("score", gap_name(truncated=params.truncated), "tokens")
                 means = {name: float(torch.cat(parts[name]).mean()) for name in shown_means}
                 bar.update(start + len(few), means)
         return {name: torch.cat(values) for name, values in parts.items()}, shown

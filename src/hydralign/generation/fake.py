@@ -19,17 +19,17 @@ class ScriptedSampler:
     answers: tuple[tuple[int, ...], ...]
 
     @torch.no_grad()
-    def __call__(self, policy: Policy, prompts: Sequence[Prompt], plan: SamplingParams) -> Rollout:
+    def __call__(self, policy: Policy, prompts: Sequence[Prompt], params: SamplingParams) -> Rollout:
         """The scripted answers as a rollout; a row is finished if its answer ends with a stop token."""
-        answers = [self.answers[(plan.first_row + i) % len(self.answers)] for i in range(len(prompts))]
+        answers = [self.answers[(params.first_row + i) % len(self.answers)] for i in range(len(prompts))]
         prompt_ids = [prompt.token_ids for prompt in prompts]
         batch = TokenBatch.of(
             prompt_ids,
             answers,
             pad_id=policy.tokenizer.pad_token_id,
             device=policy.device,
-            temperature=plan.temperature,
-            min_new_tokens=plan.min_new_tokens,
+            temperature=params.temperature,
+            min_new_tokens=params.min_new_tokens,
         )
         output = policy.evaluate(batch)
         finished = [bool(answer) and answer[-1] in policy.stop_ids for answer in answers]

@@ -33,31 +33,31 @@ DRAWN_ELEMENTS = 1 << 18
 class Sampler(Protocol):
     """Anything that answers prompts: the in-process sampler, a fake, later an engine elsewhere."""
 
-    def __call__(self, policy: Policy, prompts: Sequence[Prompt], plan: SamplingParams) -> Rollout:
+    def __call__(self, policy: Policy, prompts: Sequence[Prompt], params: SamplingParams) -> Rollout:
         """One answer per prompt, in order."""
 
 
 @torch.no_grad()
-def sample(policy: Policy, prompts: Sequence[Prompt | str], plan: SamplingParams | None = None) -> Rollout:
+def sample(policy: Policy, prompts: Sequence[Prompt | str], params: SamplingParams | None = None) -> Rollout:
     """One answer per prompt, by ancestral sampling from softmax(logits / temperature).
 
-    Rows are decoded `plan.decode_batch_size` at a time, similar prompt lengths together. Raises ConfigError when a
+    Rows are decoded `params.decode_batch_size` at a time, similar prompt lengths together. Raises ConfigError when a
     prompt and its answer do not fit the context, NonFiniteError when logits hold NaN or infinity, or overflow by a low
     temperature. Minus infinity for tokens that are not drawn is fine: it only says that they are impossible.
-    Texts are encoded as data sets are; `plan` None is `SamplingParams()`.
+    Texts are encoded as data sets are; `params` None is `SamplingParams()`.
     """
-    prompts, plan = encoded_prompts(policy, prompts), plan or SamplingParams()
-    check_context(policy, prompts, plan)
-    rows = np.arange(plan.first_row, plan.first_row + len(prompts))
-    limits_B = _limits(plan, rows)
-    uniforms_BR = keyed_uniforms(seed=plan.seed, iteration=plan.iteration, rows=rows, positions=int(limits_B.max()))
+    prompts, params = encoded_prompts(policy, prompts), params or SamplingParams()
+    check_context(policy, prompts, params)
+    rows = np.arange(params.first_row, params.first_row + len(prompts))
+    limits_B = _limits(params, rows)
+    uniforms_BR = keyed_uniforms(seed=params.seed, iteration=params.iteration, rows=rows, positions=int(limits_B.max()))
     by_length = sorted(range(len(prompts)), key=lambda row: len(prompts[row].token_ids))
     drawn = _Drawn(policy, len(prompts), int(limits_B.max()))
     # The longest first: their width is mostly that of all, and what does not fit into memory is known at once.
-    for start in reversed(range(0, len(prompts), plan.decode_batch_size)):
-        index_B = torch.tensor(by_length[start : start + plan.decode_batch_size])
-        _decode(policy, prompts, plan, index_B, limits_B[index_B], torch.from_numpy(uniforms_BR)[index_B], drawn)
-    return drawn.rollout(policy, prompts, plan)
+    for start in reversed(range(0, len(prompts), params.decode_batch_size)):
+        index_B = torch.tensor(by_length[start : start + params.decode_batch_size])
+        _decode(policy, prompts, params, index_B, limits_B[index_B], torch.from_numpy(uniforms_BR)[index_B], drawn)
+    return drawn.rollout(policy, prompts, params)
 
 
 def encoded_prompts(policy: Policy, prompts: Sequence[Prompt | str]) -> list[Prompt]:
@@ -70,7 +70,7 @@ def encoded_prompts(policy: Policy, prompts: Sequence[Prompt | str]) -> list[Pro
     return as_prompts(prompts, policy.tokenizer)
 
 
-def check_context(policy: Policy, prompts: Sequence[Prompt], plan: SamplingParams) -> None:
+def check_context(policy: Policy, prompts: Sequence[Prompt], params: SamplingParams) -> None:
     """Raise ConfigError unless the longest prompt and answer fit the context together, DataError for empty prompts,
     TokenizerError for ids that the model cannot read.
     """
@@ -81,12 +81,12 @@ def check_context(policy: Policy, prompts: Sequence[Prompt], plan: SamplingParam
             "begin it with a token such as the tokenizer's beginning-of-sequence token."
         )
     longest = max(len(prompt.token_ids) for prompt in prompts)
-    if longest + plan.longest > policy.context:
-        room = policy.context - plan.longest
+    if longest + params.longest > policy.context:
+        room = policy.context - params.longest
         drop = f", or drop prompts with filter.max_tokens: {room}" if room > 0 else ""
         raise ConfigError(
-            f"The longest prompt has {longest} tokens and answers may have {plan.longest}, together "
-            f"{longest + plan.longest}, but the model's context holds {policy.context}"
+            f"The longest prompt has {longest} tokens and answers may have {params.longest}, together "
+            f"{longest + params.longest}, but the model's context holds {policy.context}"
             f"{policy.context_note or ': later tokens would have no position'}. Shorten answers "
             f"(max_new_tokens, lengths){drop}."
         )
@@ -94,12 +94,12 @@ def check_context(policy: Policy, prompts: Sequence[Prompt], plan: SamplingParam
     require_ids_can_be_read(ids, policy.tokenizer, policy.vocabulary, "A prompt")
 
 
-def _limits(plan: SamplingParams, rows: np.ndarray) -> Tensor:
+def _limits(params: SamplingParams, rows: np.ndarray) -> Tensor:
     """The largest number of new tokens of each row."""
-    if plan.lengths is None:
-        return torch.full((len(rows),), plan.max_new_tokens)
-    low, high = plan.lengths
-    return torch.from_numpy(drawn_lengths(low, high, seed=plan.seed, iteration=plan.iteration, rows=rows))
+    if params.lengths is None:
+        return torch.full((len(rows),), params.max_new_tokens)
+    low, high = params.lengths
+    return torch.from_numpy(drawn_lengths(low, high, seed=params.seed, iteration=params.iteration, rows=rows))
 
 
 class _Drawn:
@@ -129,7 +129,7 @@ class _Drawn:
         self.lengths_B += at_N.bincount(minlength=len(self.lengths_B))
         self.finished_B[at_N[stopped_N[live_N]]] = True
 
-    def rollout(self, policy: Policy, prompts: Sequence[Prompt], plan: SamplingParams) -> Rollout:
+    def rollout(self, policy: Policy, prompts: Sequence[Prompt], params: SamplingParams) -> Rollout:
         """The rows as a policy reads them, and the texts without special tokens."""
         prompt_ids = [prompt.token_ids for prompt in prompts]
         answers = [ids[:n].tolist() for ids, n in zip(self.tokens_BR, self.lengths_B.tolist(), strict=True)]
@@ -138,8 +138,8 @@ class _Drawn:
             answers,
             pad_id=policy.tokenizer.pad_token_id,
             device=policy.device,
-            temperature=plan.temperature,
-            min_new_tokens=plan.min_new_tokens,
+            temperature=params.temperature,
+            min_new_tokens=params.min_new_tokens,
         )
         width = batch.width
         return Rollout(
@@ -155,7 +155,7 @@ class _Drawn:
 def _decode(
     policy: Policy,
     prompts: Sequence[Prompt],
-    plan: SamplingParams,
+    params: SamplingParams,
     index_B: Tensor,
     limits_B: Tensor,
     uniforms_BR: Tensor,
@@ -177,18 +177,18 @@ def _decode(
     left = len(index_B)
     for position in range(width):
         logits_BV, values_B = decoding.predict()
-        tokens_B, logprobs_B = draw(logits_BV, uniforms_BR[place_B, position], plan, policy.stop_ids, position)
+        tokens_B, logprobs_B = draw(logits_BV, uniforms_BR[place_B, position], params, policy.stop_ids, position)
         stopped_B = (tokens_B[:, None] == stop_S).any(dim=1)
         values_B = logprobs_B if values_B is None else values_B  # of no critic, never looked at
         steps.append((place_B, tokens_B, logprobs_B, values_B, ~done_B, stopped_B))
         done_B = done_B | stopped_B | (position + 1 >= limits_B[place_B])
         live, (left, bad) = left, torch.stack([(~done_B).sum(), (~torch.isfinite(logprobs_B)).sum()]).tolist()
         if bad:
-            check_logits(logits_BV, position, plan.first_row + index_B[place_B.cpu()])
+            check_logits(logits_BV, position, params.first_row + index_B[place_B.cpu()])
             raise NonFiniteError(
                 f"sampler/logprobs/position {position}",
                 f"Log-probabilities of new token {position} hold NaN or infinity though its logits do not: dividing by "
-                f"temperature {plan.temperature:g} overflows. Raise sampling.temperature.",
+                f"temperature {params.temperature:g} overflows. Raise sampling.temperature.",
             )
         if left == 0:
             decoding.finish(tokens_B, live)
@@ -206,7 +206,7 @@ def _decode(
 
 
 def draw(
-    logits_BV: Tensor, uniforms_B: Tensor, plan: SamplingParams, stop_ids: Sequence[int], position: int
+    logits_BV: Tensor, uniforms_B: Tensor, params: SamplingParams, stop_ids: Sequence[int], position: int
 ) -> tuple[Tensor, Tensor]:
     """(tokens_B, logprobs_B): inverse of the cumulative distribution, summed in fp64, at `uniforms_B`.
 
@@ -216,21 +216,21 @@ def draw(
     rows = len(logits_BV) if logits_BV.is_cuda else max(1, DRAWN_ELEMENTS // logits_BV.shape[1])
     few = zip(logits_BV.split(rows), uniforms_B.split(rows), strict=True)
     tokens, logprobs = zip(
-        *(_draw(logits, uniforms, plan, stop_ids, position) for logits, uniforms in few), strict=True
+        *(_draw(logits, uniforms, params, stop_ids, position) for logits, uniforms in few), strict=True
     )
     return torch.cat(tokens), torch.cat(logprobs)
 
 
 def _draw(
-    logits_BV: Tensor, uniforms_B: Tensor, plan: SamplingParams, stop_ids: Sequence[int], position: int
+    logits_BV: Tensor, uniforms_B: Tensor, params: SamplingParams, stop_ids: Sequence[int], position: int
 ) -> tuple[Tensor, Tensor]:
-    blocked_B = torch.full((len(logits_BV),), position < plan.min_new_tokens, device=logits_BV.device)
-    blocking = stop_ids if position < plan.min_new_tokens else ()
+    blocked_B = torch.full((len(logits_BV),), position < params.min_new_tokens, device=logits_BV.device)
+    blocking = stop_ids if position < params.min_new_tokens else ()
     logits_BV = apply_temperature_and_min_length(
-        logits_BV, temperature=plan.temperature, stop_ids=blocking, blocked_N=blocked_B
+        logits_BV, temperature=params.temperature, stop_ids=blocking, blocked_N=blocked_B
     )
     logprobs_BV = torch.log_softmax(logits_BV, dim=-1)
-    probabilities_BV = truncate(logprobs_BV.exp(), top_k=plan.top_k, top_p=plan.top_p)
+    probabilities_BV = truncate(logprobs_BV.exp(), top_k=params.top_k, top_p=params.top_p)
     cumulative_BV = probabilities_BV.cumsum(-1, dtype=torch.float64)
     points_B1 = (uniforms_B * cumulative_BV[:, -1])[:, None]
     tokens_B = torch.searchsorted(cumulative_BV, points_B1, right=True).squeeze(1).clamp(max=logits_BV.shape[1] - 1)

@@ -176,7 +176,7 @@ def _stats(
     for name, (cut, read) in scores.cut.items():
         sums.add(f"reward/{name}/cut", cut, read)
     sums.add_values("kl", k1(experience.old_logprobs_BR, experience.ref_logprobs_BR, mask_BR).sum(-1))
-    sums.add_values("leash", -kl_coefficient * kl_BR.sum(-1))
+    sums.add_values("kl_penalty", -kl_coefficient * kl_BR.sum(-1))
     sums.add_values("advantages", advantages_BR, mask_BR)
     if returns_BR is not None and experience.values_BR is not None:
         sums.add_values("returns", returns_BR, mask_BR)
@@ -200,7 +200,7 @@ def _stats(
         "objective/ref_logprobs": means["ref_logprobs"],
         "ppo/mean_scores": means["scores"],
         "ppo/std_scores": variance(means, "scores") ** 0.5,
-        "ppo/mean_non_score_reward": means["leash"],
+        "ppo/mean_non_score_reward": means["kl_penalty"],
         "ppo/policy/advantages_mean": means["advantages"],
         **_critic_stats(means),
         "tokens/queries_len_mean": means["queries"],

@@ -45,7 +45,7 @@ def update(
     policy: Policy,
     optimizer: torch.optim.Optimizer,
     experience: Experience,
-    estimates: Advantages,
+    advantages: Advantages,
     *,
     epochs: int = 4,
     minibatches: int = 4,
@@ -83,7 +83,7 @@ def update(
         shuffle: dict[str, Any] = {"seed": seed, "iteration": iteration, "epoch": epoch, "processes": processes}
         for index_B in minibatch_rows(len(experience), minibatches, **shuffle):
             step = accumulate_policy_gradients(
-                policy, experience, estimates, index_B, fits, weights, optimizer, processes
+                policy, experience, advantages, index_B, fits, weights, optimizer, processes
             )
             if steps == 0:
                 sums.add("drift", step.drift, step.tokens)
@@ -149,17 +149,17 @@ class _Step:
 def accumulate_policy_gradients(
     policy: Policy,
     experience: Experience,
-    estimates: Advantages,
+    advantages: Advantages,
     index_B: Tensor,
     micro_batch_size: int | MicroBatcher,
     weights: LossWeights,
     optimizer: torch.optim.Optimizer,
     processes: Distributed,
 ) -> _Step:
-    """Gradients of one minibatch's loss, in micro-batches of rows of like length. No backward on a poisoned loss.
+    """Gradients of one minibatch's loss, in micro-batches of rows of like length. No backward on a non-finite loss.
 
-    Each process repeats its own part when memory runs out. Poison is a flag and no exception until all have come to
-    the end of theirs, so that every process makes the same collective calls in the same order.
+    Each process repeats its own part when memory runs out. A non-finite loss is a flag and no exception until all have
+    come to the end of theirs, so that every process makes the same collective calls in the same order.
     """
     rows = experience.rollout.rows
     lengths_B = rows.response_lengths_B[index_B]
@@ -176,9 +176,9 @@ def accumulate_policy_gradients(
     def gradients(at_once: int) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, str]:
         stats, losses, drift = dict[str, Tensor](), dict[str, Tensor](), torch.zeros(())
         for micro_B in by_length_B.split(at_once):
-            micro = micro_loss(policy, experience, estimates, micro_B, weights, count)
+            micro = micro_loss(policy, experience, advantages, micro_B, weights, count)
             if not bool(torch.isfinite(micro.loss)):
-                return stats, losses, drift, micro.first_poisoned()
+                return stats, losses, drift, micro.first_non_finite()
             micro.loss.backward()
             drift = drift + micro.drift
             for totals, parts in ((stats, micro.stats), (losses, micro.losses)):
@@ -208,7 +208,7 @@ class _Micro(NamedTuple):
     losses: dict[str, Tensor]
     drift: Tensor
 
-    def first_poisoned(self) -> str:
+    def first_non_finite(self) -> str:
         """The first part of the loss that is NaN or infinite."""
         return next((name for name, x in self.losses.items() if not bool(torch.isfinite(x))), "loss")
 
@@ -216,7 +216,7 @@ class _Micro(NamedTuple):
 def micro_loss(
     policy: Policy,
     experience: Experience,
-    estimates: Advantages,
+    advantages: Advantages,
     index_B: Tensor,
     weights: LossWeights,
     count: float,
@@ -225,7 +225,7 @@ def micro_loss(
     rows = experience.rollout.rows.select(index_B)
     mask_BR, width = rows.mask_BR, rows.width
     old_logprobs_BR, advantages_BR = (
-        x_BR[index_B, :width] for x_BR in (experience.old_logprobs_BR, estimates.advantages_BR)
+        x_BR[index_B, :width] for x_BR in (experience.old_logprobs_BR, advantages.advantages_BR)
     )
     shared: dict[str, Any] = {"average": weights.average, "count": count}
     output = policy.evaluate(rows, entropy_gradient=weights.entropy_coefficient > 0)
@@ -233,8 +233,8 @@ def micro_loss(
         output.logprobs_BR, old_logprobs_BR, advantages_BR, mask_BR, clip=weights.clip, **shared
     )
     losses = {"policy_loss": loss.detach()}
-    if output.values_BR is not None and experience.values_BR is not None and estimates.returns_BR is not None:
-        old_values_BR, returns_BR = (x_BR[index_B, :width] for x_BR in (experience.values_BR, estimates.returns_BR))
+    if output.values_BR is not None and experience.values_BR is not None and advantages.returns_BR is not None:
+        old_values_BR, returns_BR = (x_BR[index_B, :width] for x_BR in (experience.values_BR, advantages.returns_BR))
         value_loss, value_stats = clipped_value_loss(
             output.values_BR, old_values_BR, returns_BR, mask_BR, clip=weights.value_clip, **shared
         )

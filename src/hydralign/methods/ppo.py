@@ -66,7 +66,7 @@ def train(config: PPOConfig, parts: PPOParts, *, seed: int = 0) -> Run[PPOState]
     policy, processes = parts.policy, parts.processes
     run = start_ppo_run(config, parts)
     rows = _rows_at_once(config, run)
-    plan, checked, fresh = sampling_params(config.sampling, seed), dict[str, float](), run.step == 0
+    params, checked, fresh = sampling_params(config.sampling, seed), dict[str, float](), run.step == 0
     with run:
         for step in run:
             with run.attempt():
@@ -75,7 +75,7 @@ def train(config: PPOConfig, parts: PPOParts, *, seed: int = 0) -> Run[PPOState]
                 set_learning_rate(run.optimizer, rate)
                 # 1. Sample answers, score them, read the reference.
                 with run.saved_on_failure():
-                    experience = processes.raise_together(partial(_collect, config, parts, plan, step, rows))
+                    experience = processes.raise_together(partial(_collect, config, parts, params, step, rows))
                 rows.decode.use_smallest(processes)
                 collected = time.perf_counter()
                 checked = checked or processes.raise_together(
@@ -134,7 +134,7 @@ def _rows_at_once(config: PPOConfig, run: Run[PPOState]) -> _RowsAtOnce:
     )
 
 
-def _collect(config: PPOConfig, parts: PPOParts, plan: SamplingParams, step: int, rows: _RowsAtOnce) -> Experience:
+def _collect(config: PPOConfig, parts: PPOParts, params: SamplingParams, step: int, rows: _RowsAtOnce) -> Experience:
     """This process's share of the iteration's rows: each prompt `samples_per_prompt` times, neighbours."""
     batch = config.batch
     prompts = [prompt for prompt in parts.prompts.batch(step, batch.prompts) for _ in range(batch.samples_per_prompt)]
@@ -143,7 +143,7 @@ def _collect(config: PPOConfig, parts: PPOParts, plan: SamplingParams, step: int
         parts.policy,
         prompts[share],
         parts.rewards,
-        plan.at(step, first_row=share.start),
+        params.at(step, first_row=share.start),
         micro_batch_size=rows.micro,
         decode_batch_size=rows.decode,
         sampler=parts.sampler,

@@ -116,7 +116,7 @@ def accumulate_gradients(
 ) -> dict[str, float]:
     """Gradients of one step's loss from this process's share of the rows; returns the step's global means.
 
-    No backward pass on a poisoned loss: raises NonFiniteError on every process instead.
+    No backward pass on a non-finite loss: raises NonFiniteError on every process instead.
     """
     own = sorted(items[processes.share(len(items))], key=task.size)
     count = float(task.count(items))
@@ -134,8 +134,8 @@ def accumulate_gradients(
 
     optimizer.zero_grad(set_to_none=True)
     forget = partial(optimizer.zero_grad, set_to_none=True)
-    totals, poisoned = fits.run(gradients, processes, total=len(own), undo=forget)
-    if processes.any(poisoned):
+    totals, non_finite = fits.run(gradients, processes, total=len(own), undo=forget)
+    if processes.any(non_finite):
         optimizer.zero_grad(set_to_none=True)
         raise NonFiniteError(
             "loss",

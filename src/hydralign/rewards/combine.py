@@ -247,6 +247,6 @@ def _number(value: Any, name: str, row: int, prompt: str) -> float:
         raise NonFiniteError(
             f"reward/{name}",
             f"reward {name!r} gave {value!r:.40} for row {row}, whose prompt begins {prompt[:60]!r}: one such score "
-            "poisons the whole update. Correct the reward, or return None for rows that it does not apply to.",
+            "spoils the whole update. Correct the reward, or return None for rows that it does not apply to.",
         )
     return float(value)

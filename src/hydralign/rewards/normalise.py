@@ -1,4 +1,4 @@
-"""Scores brought to scale before the KL leash: divided, clipped, and lowered for answers that never ended.
+"""Scores brought to scale before the KL penalty: divided, clipped, and lowered for answers that never ended.
 
 The mean stays, since advantages and the value head take care of it; only the scale is changed.
 Moments of all scores so far are merged in parallel form (Chan, Golub, LeVeque 1983), in Python's 64-bit floats.

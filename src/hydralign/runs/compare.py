@@ -51,7 +51,7 @@ class LoadedComparison:
     """The score's terms, then the judges with weight 0."""
     names: dict[str, str]
     """Metric as the answers call it: as the report does."""
-    plan: SamplingParams
+    params: SamplingParams
 
 
 def run_compare(recipe: Recipe, config: CompareConfig, folder: Path, processes: Distributed) -> list[Difference]:
@@ -67,7 +67,7 @@ def run_compare(recipe: Recipe, config: CompareConfig, folder: Path, processes: 
             policy,
             loaded.prompts,
             loaded.terms,
-            loaded.plan,
+            loaded.params,
             micro_batch_size=config.micro_batch_size,
             samples=None,
             label=label,
@@ -121,17 +121,17 @@ def load_comparison(recipe: Recipe, config: CompareConfig, processes: Distribute
         for judge in (build_terms(config.judges, processes.device) if config.judges else ())
     )
     seed = recipe.seed if config.seed is None else config.seed
-    plan = sampling_params(sampling, seed)
+    params = sampling_params(sampling, seed)
     told = [[term.name for term in some] for some in (terms, judges)]
-    require_shares(config, *told, truncated=plan.truncated)
+    require_shares(config, *told, truncated=params.truncated)
     names = {f"reward/{judge.name}": judge.name for judge in judges}
     if len(terms) == 1 and judges:
         names[f"reward/{terms[0].name}"] = ""  # a single reward is the score
     data = load_prompts(source, before.tokenizer, seed=recipe.seed)
     prompts = choose_prompts(data, config.prompts, at_least=max(2, processes.count))
     for policy in (before, after):
-        check_context(policy, prompts, plan)
-    return LoadedComparison(before, after, prompts, (*terms, *judges), names, plan)
+        check_context(policy, prompts, params)
+    return LoadedComparison(before, after, prompts, (*terms, *judges), names, params)
 
 
 def require_same_tokens(before: Any, after: Any) -> None:
@@ -176,11 +176,11 @@ def require_shares(
     check_shares(_shares(config), ["score", *several, *judges, *facts])
 
 
-def _shape(plan: SamplingParams) -> str:
+def _shape(params: SamplingParams) -> str:
     """What is made of the model's distribution before a token is drawn."""
-    cuts = {"top-k": plan.top_k, "top-p": plan.top_p if plan.top_p < 1 else 0}
+    cuts = {"top-k": params.top_k, "top-p": params.top_p if params.top_p < 1 else 0}
     told = [f"{name} {value:g}" for name, value in cuts.items() if value]
-    return ", ".join([f"temperature {plan.temperature:g}", *told])
+    return ", ".join([f"temperature {params.temperature:g}", *told])
 
 
 def _shares(config: CompareConfig) -> list[Share]:
@@ -222,16 +222,16 @@ def _about(recipe: Recipe, config: CompareConfig, loaded: LoadedComparison) -> d
     """Where the numbers come from, for the foot of the report."""
     source = recipe.data.prompts
     assert source is not None
-    plan = loaded.plan
-    lengths = f"{plan.lengths[0]} to {plan.lengths[1]}" if plan.lengths else f"up to {plan.max_new_tokens}"
+    params = loaded.params
+    lengths = f"{params.lengths[0]} to {params.lengths[1]}" if params.lengths else f"up to {params.max_new_tokens}"
     return {
         "model before": str(config.before),
         "model after": str(config.after),
         "prompts": f"{len(loaded.prompts):,} held-out ones of {held_out_source(source)}",
-        "answers": f"{lengths} tokens, {_shape(plan)}, the same random numbers on both sides",
+        "answers": f"{lengths} tokens, {_shape(params)}, the same random numbers on both sides",
         "score": " + ".join(f"{term.weight:g} × {term.name}" for term in loaded.terms if term.weight),
         "judges": ", ".join(term.name.removeprefix("judge/") for term in loaded.terms if not term.weight) or "none",
-        "seed": str(plan.seed),
+        "seed": str(params.seed),
         "recipe": str(Path(recipe.output) / "recipe.yaml"),
         "versions": ", ".join(f"{name} {version(name)}" for name in ("hydralign", "torch", "transformers")),
     }

@@ -256,11 +256,11 @@ def _check_length(facts: ModelFacts, prompts: Sequence[Prompt], sampling: Any, s
     """Raise ConfigError when a prompt and its answer do not fit the model's context."""
     if facts.context is None or not prompts:
         return
-    plan = sampling_params(sampling, seed)
+    params = sampling_params(sampling, seed)
     if facts.tokenizer is not None:
-        check_context(facts, prompts, plan)  # type: ignore[arg-type]
-    elif plan.longest >= facts.context:
+        check_context(facts, prompts, params)  # type: ignore[arg-type]
+    elif params.longest >= facts.context:
         raise ConfigError(
-            f"Answers may have {plan.longest} tokens, but the model's context holds {facts.context}, prompt included: "
-            "later tokens would have no position. Shorten answers (max_new_tokens, lengths)."
+            f"Answers may have {params.longest} tokens, but the model's context holds {facts.context}, prompt "
+            "included: later tokens would have no position. Shorten answers (max_new_tokens, lengths)."
         )

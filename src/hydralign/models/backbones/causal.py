@@ -54,7 +54,7 @@ class CausalBackbone:
     def hidden(self, batch: TokenBatch) -> Tensor:
         """hidden_ND after the final norm, at the position before each real response token, row by row."""
         row_N, position_N = batch.response_index
-        column_N = batch.prompt_lengths_B.to(batch.device)[row_N] + position_N - 1
+        column_N = batch.prompt_lengths_B.to(batch.device, non_blocking=True)[row_N] + position_N - 1
         with self.autocast(), response_only.only_at_positions(self.last_position_wise, row_N, column_N):
             states_BTD = self.states(batch)
         return states_BTD[row_N, column_N]
@@ -145,7 +145,7 @@ def lay_out(batch: TokenBatch) -> Tensor:
     tokens_BT = batch.prompt_BQ.new_zeros(len(batch), columns)
     tokens_BT[:, :widest_prompt] = batch.prompt_BQ
     row_N, position_N = batch.response_index
-    column_N = batch.prompt_lengths_B.to(batch.device)[row_N] + position_N
+    column_N = batch.prompt_lengths_B.to(batch.device, non_blocking=True)[row_N] + position_N
     return tokens_BT.index_put((row_N, column_N), batch.response_BR[row_N, position_N])
 
 
