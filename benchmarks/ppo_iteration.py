@@ -88,9 +88,9 @@ def measure(arguments: argparse.Namespace) -> dict[str, Any]:
     clock, stats = Clock(), dict[str, float]()
     _time_optimizer(optimizer, clock)
 
-    def sampler(policy: Policy, prompts: Sequence[Prompt], plan: SamplingParams) -> Rollout:
+    def sampler(policy: Policy, prompts: Sequence[Prompt], params: SamplingParams) -> Rollout:
         with clock.phase("sample"):
-            rollout = sample(policy, prompts, plan)
+            rollout = sample(policy, prompts, params)
         if reward is not None:
             with clock.phase("score"):
                 for index in torch.arange(a.batch).split(a.mini):

@@ -92,6 +92,11 @@ class MemoryLimitError(HydralignError, MemoryError):
     """Memory ran out and no smaller batch was left to try."""
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what an error says, or its class when it says nothing."""
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence that proposes the nearest known names, or lists all when none is near."""
     names = sorted(known)

@@ -94,7 +94,7 @@ def test_comparisons_are_held_against_guessing() -> None:
 def test_one_row_proves_nothing_and_no_row_is_refused() -> None:
     alone = majority_baseline([1], [1.0], NAMES)
     assert (alone.accuracy, alone.above, alone.beaten) == (1.0, None, False)
-    assert baselines.as_record(1.0, alone)["baseline"]["verdict"] == "not distinguishable"
+    assert baselines.baseline_record(1.0, alone)["baseline"]["verdict"] == "not distinguishable"
     with pytest.raises(DataError, match="0 and 0 values"):
         class_recalls([], [], NAMES)
     with pytest.raises(DataError, match="2 and 1 values"):

@@ -43,8 +43,8 @@ def test_attempt_that_failed_is_not_counted_as_a_pass_through_the_trunk(
             raise out_of_memory()
         return states_BTD
 
-    def without_states(policy: Policy, prompts: Sequence[Prompt], plan: SamplingParams) -> Rollout:
-        rollout = sample(policy, prompts, plan)
+    def without_states(policy: Policy, prompts: Sequence[Prompt], params: SamplingParams) -> Rollout:
+        rollout = sample(policy, prompts, params)
         return replace(rollout, rows=replace(rollout.rows, trunk=None))
 
     policy.start, policy.trunk.states = out_after_the_prompts, out_after_the_pass

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from hydralign.errors import ModelError
-from hydralign.models.versions import Conv1D
+from hydralign.models.linear_layers import linear_layers
 
 ADAPTER_PARTS = {"modules_to_save", "token_adapter", "trainable_tokens_delta"}
 """What PEFT calls the parts of an adapter that are no factors of a matrix."""
@@ -81,8 +81,8 @@ def _matrices(model: Any) -> list[torch.nn.Parameter]:
     """
     return [
         parameter
-        for name, module in model.named_modules()
-        if isinstance(module, (torch.nn.Linear, Conv1D)) and not _of_adapter(name)
+        for name, module in linear_layers(model).items()
+        if not _of_adapter(name)
         for parameter in module.parameters(recurse=False)
     ]
 

@@ -19,6 +19,7 @@ from hydralign.models.backbones.slicing import layers_of, modules_after_layers, 
 from hydralign.models.branch import Branch
 from hydralign.models.kernels.cache import RoomyCache
 from hydralign.models.kernels.response_only import last_position_wise, only_at_positions
+from hydralign.models.linear_layers import linear_layers
 from hydralign.models.precision import store_matrices_in_bf16
 from hydralign.models.versions import LORA_TARGETS, Conv1D, cache_argument
 
@@ -112,8 +113,8 @@ def sizes_of(branch: Branch, *, columns: int, answer: int, targets: Collection[s
 def _layer_size(layer: nn.Module, targets: Collection[str]) -> LayerSize:
     linear = [
         (name.removesuffix(".base_layer").split(".")[-1], module)
-        for name, module in layer.named_modules()
-        if isinstance(module, (nn.Linear, Conv1D)) and "lora_" not in name
+        for name, module in linear_layers(layer).items()
+        if "lora_" not in name
     ]
     # Conv1D stores its weight as (in, out), Linear as (out, in).
     shapes = [

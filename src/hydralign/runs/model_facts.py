@@ -38,7 +38,7 @@ from hydralign.models.folders.loading import (
 from hydralign.models.folders.merged import adapter_of, base_of, load_tokenizer
 from hydralign.models.folders.weights import embedding_rows, require_ids_have_rows
 from hydralign.models.forms.build import adapter_as_base
-from hydralign.models.versions import Conv1D
+from hydralign.models.linear_layers import linear_layers
 from hydralign.runs.same_settings import comparable_text
 
 
@@ -253,7 +253,7 @@ def _require_targets(facts: ModelFacts, form: LoraForm) -> None:
             model = AutoModelForCausalLM.from_config(facts.config, trust_remote_code=False)
     except ARCHITECTURE_ERRORS:  # an architecture that cannot be made without weights is examined when it is loaded
         return
-    linear = [n for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))]
+    linear = list(linear_layers(model))
     targets = form.targets or ()
     if not any(name == target or name.endswith(f".{target}") for name in linear for target in targets):
         known = ", ".join(sorted({name.split(".")[-1] for name in linear}))

@@ -214,9 +214,9 @@ def plan_compare(recipe: Recipe, config: CompareConfig, processes: Distributed) 
     asked = f"{len(loaded.prompts):,} held-out prompts{_fewer(len(loaded.prompts), config.prompts)}"
     return [
         f"models     {config.before} and {config.after}",
-        f"answers    {asked}, up to {loaded.plan.longest} tokens each, by both",
+        f"answers    {asked}, up to {loaded.params.longest} tokens each, by both",
         f"metrics    {terms}",
-        *_reward_lines(loaded.terms, loaded.prompts, loaded.plan.longest),
+        *_reward_lines(loaded.terms, loaded.prompts, loaded.params.longest),
     ]
 
 

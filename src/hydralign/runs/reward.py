@@ -172,7 +172,7 @@ def reward_record(judged: Judged, labels: Sequence[str] = ()) -> dict[str, Any]:
         "ties": int((judged.right_N == 0.5).sum()),
         "loss": float(judged.loss_N.mean()),
         "margin": None if judged.margin_N is None else float(judged.margin_N.mean()),
-        **baselines.as_record(right / n, baseline_of(judged, labels), recalls_of(judged, labels)),
+        **baselines.baseline_record(right / n, baseline_of(judged, labels), recalls_of(judged, labels)),
         "calibration": {"error": expected_calibration_error(bins), "bins": [asdict(one) for one in bins]},
     }
 

@@ -23,7 +23,7 @@ from hydralign.config.model import Form, LoraForm
 from hydralign.errors import ModelError
 from hydralign.micro_batches import is_out_of_memory
 from hydralign.models.backbones.rope import explain_rope_limit
-from hydralign.models.backbones.slicing import ARCHITECTURE_ERRORS, describe_error
+from hydralign.models.backbones.slicing import ARCHITECTURE_ERRORS, describe_error, layers_of
 from hydralign.models.bf16_speed import concrete_precision
 from hydralign.models.classifiers.labels import label_names
 from hydralign.models.classifiers.loading import longest_text
@@ -237,14 +237,13 @@ def _below_adapters(model: Any, form: Form | None) -> int:
 
 def _blocks(model: Any) -> nn.ModuleList:
     """The trunk's blocks, bottom first."""
-    count = model.config.num_hidden_layers
-    for module in model.base_model.modules():
-        if isinstance(module, nn.ModuleList) and len(module) == count:
-            return module
-    raise ModelError(
-        f"{type(model).__name__} has no list of its {count} blocks: which of them are at the bottom, and which "
-        "matrices are frozen, is unknown here. Use freeze_layers 0 and precision fp32."
-    )
+    try:
+        return layers_of(model.base_model)
+    except ModelError as error:
+        raise ModelError(
+            f"{type(model).__name__} has no single list of its {model.config.num_hidden_layers} blocks: which of them "
+            "are at the bottom, and which matrices are frozen, is unknown here. Use freeze_layers 0 and precision fp32."
+        ) from error
 
 
 def _give_pad_token(model: Any, tokenizer: Any, pad_token: str | None) -> None:

@@ -16,7 +16,7 @@ import torch
 from peft import PeftModel
 from torch import Tensor
 
-from hydralign.errors import ModelError
+from hydralign.errors import ModelError, first_line
 from hydralign.micro_batches import is_out_of_memory
 from hydralign.models.folders.loading import read_adapter
 
@@ -63,10 +63,9 @@ def load_adapter(model: Any, folder: str, config: Any, *, trained: bool) -> Any:
     except Exception as error:
         if is_out_of_memory(error):
             raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ModelError(
-            f"Adapter {folder!r} does not fit the base model: {reason} Name the base that the adapter was trained on "
-            "(model.path, or base_model_name_or_path in its adapter_config.json), or name a whole model."
+            f"Adapter {folder!r} does not fit the base model: {first_line(error)} Name the base that the adapter was "
+            "trained on (model.path, or base_model_name_or_path in its adapter_config.json), or name a whole model."
         ) from error
     if unused:
         raise ModelError(

@@ -15,6 +15,7 @@ from typing import Any
 
 from transformers import GenerationConfig
 
+from hydralign.errors import first_line
 from hydralign.progress import say
 
 FILE = "generation_config.json"
@@ -42,7 +43,7 @@ def read_generation_config(folder: str) -> GenerationConfig | None:
         GenerationConfig.from_pretrained(folder)
     except Exception as error:  # whatever transformers raises for a setting, the others can be kept
         kept, dropped = _keep_what_saves({k: v for k, v in found.items() if not k.startswith("_")})
-        say(f"{file}: {_first_line(error)} {_left_out(dropped)}")
+        say(f"{file}: {first_line(error)} {_left_out(dropped)}")
         return kept
     return None
 
@@ -78,7 +79,7 @@ def why_unsaved(generation: GenerationConfig) -> str:
             fresh.save_pretrained(folder)
             GenerationConfig.from_pretrained(folder)
     except Exception as error:  # transformers raises many kinds, by setting
-        return _first_line(error)
+        return first_line(error)
     return ""
 
 
@@ -114,7 +115,3 @@ def _are_tokens(value: Any) -> bool:
 def _left_out(names: Any) -> str:
     listed = ", ".join(names)
     return f"Left out, here and in what is saved: {listed}." if listed else "Everything else is kept."
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

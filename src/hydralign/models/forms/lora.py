@@ -25,6 +25,7 @@ from hydralign.models.fixed import freeze_fixed
 from hydralign.models.folders.adapters import ADAPTER, AdapterStart, load_adapter, read_language_adapter
 from hydralign.models.folders.load_errors import named_load_errors
 from hydralign.models.folders.loading import prepare_model
+from hydralign.models.linear_layers import linear_layers
 from hydralign.models.policy import BranchReference
 from hydralign.models.precision import store_frozen_in_bf16
 from hydralign.models.versions import Conv1D
@@ -115,7 +116,7 @@ def save_adapter(peft: Any, folder: Path) -> None:
 
 def require_rank_fits(model: Any, rank: int, targets: Sequence[str] | None) -> None:
     """Raise ModelError when the rank is above the smaller side of every matrix that could be adapted."""
-    linear = [(n, m) for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))]
+    linear = list(linear_layers(model).items())
     named = [(n, m) for n, m in linear if not targets or n.rpartition(".")[2] in targets or n in targets]
     widest = max((min(module.weight.shape) for _, module in named or linear), default=rank)
     if rank > widest:
@@ -146,7 +147,7 @@ def placed(model: Any, config: LoraConfig, where: str, *, seed: int, advice: str
 
     Raises ModelError for whatever PEFT raises, memory that ran out excepted.
     """
-    linear = sorted({n.split(".")[-1] for n, m in model.named_modules() if isinstance(m, (torch.nn.Linear, Conv1D))})
+    linear = sorted({name.split(".")[-1] for name in linear_layers(model)})
     targets = sorted(config.target_modules) if config.target_modules else None
     named = named_load_errors(
         f"model.form.targets={targets}: no adapter could be placed {where}",
