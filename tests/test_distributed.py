@@ -14,7 +14,7 @@ import pytest
 import torch
 import yaml
 
-from hydralign import processes
+from hydralign import distributed
 from hydralign.cli import main
 from hydralign.distributed import Distributed, launched_count, launched_processes
 from hydralign.errors import ConfigError
@@ -81,7 +81,7 @@ def test_process_that_waits_says_for_whom_and_where(
 ) -> None:
     said = threading.Event()
 
-    announce = processes._announce
+    announce = distributed._announce
 
     def announce_and_tell(text: str) -> None:
         announce(text)
@@ -92,8 +92,8 @@ def test_process_that_waits_says_for_whom_and_where(
         raise RuntimeError("the client socket has timed out\nsecond line")
 
     monkeypatch.setattr("accelerate.PartialState", wait_for_nobody)
-    monkeypatch.setattr(processes, "_announce", announce_and_tell)
-    monkeypatch.setattr(processes, "SECONDS_BEFORE_ANNOUNCING", 0.0)
+    monkeypatch.setattr(distributed, "_announce", announce_and_tell)
+    monkeypatch.setattr(distributed, "SECONDS_BEFORE_ANNOUNCING", 0.0)
     for name, value in LAUNCHED.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=r"the 2 processes could not meet at here:29500 \(RuntimeError: the client"):

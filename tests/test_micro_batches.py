@@ -53,7 +53,7 @@ def cramp(policy: Any, most: int) -> Policy:
             raise out_of_memory()
         return call(given, *more, **named)
 
-    for name in ("evaluate", "reference", "start"):
+    for name in ("evaluate", "reference_logprobs", "start"):
         call = getattr(policy, name)
         setattr(policy, name, lambda *a, call=call, **named: within(call, *a, **named))
     return policy
@@ -200,7 +200,7 @@ def test_collecting_in_fewer_rows_gives_the_same_experience(precision: str, toke
 
 def test_start_check_compares_bits_between_micro_batches_of_one_size(tokenizer: Any) -> None:
     policy: Any = tiny_policy(tokenizer=tokenizer)
-    evaluate, reference, calls = policy.evaluate, policy.reference, list[int]()
+    evaluate, reference, calls = policy.evaluate, policy.reference_logprobs, list[int]()
 
     def rounding(rows: TokenBatch) -> float:
         return 1e-6 * len(rows)  # as kernels do that choose their blocks by the shape of the batch
@@ -213,7 +213,7 @@ def test_start_check_compares_bits_between_micro_batches_of_one_size(tokenizer: 
         return told._replace(logprobs_BR=told.logprobs_BR + rounding(rows))
 
     policy.evaluate = evaluate_rounded
-    policy.reference = lambda rows: reference(rows) + rounding(rows)
+    policy.reference_logprobs = lambda rows: reference(rows) + rounding(rows)
     micro = MicroBatcher(8)
     experience = collect(policy, many(policy), LengthReward(3), PLAN, micro_batch_size=micro)
     measured = check_start(policy, experience, fresh=True, micro_batch_size=micro)

@@ -235,7 +235,7 @@ def test_unknown_key_in_the_file_is_found_as_in_an_override(path: Path) -> None:
     [
         (
             "--ppo.steps=x",
-            "ppo.steps='x' cannot be used: it sets “Iterations: each samples, scores, advantages and ",
+            "ppo.steps='x' cannot be used: it sets “Iterations: each samples, scores, estimates and ",
         ),
         ("--ppo.steps=2.5", "Give a whole number."),
         ("--ppo.steps=yes", "ppo.steps=True is a yes or no: it would count as 1."),

@@ -22,8 +22,7 @@ from hydralign.models import bf16_speed as measuring
 from hydralign.models.bf16_speed import describe_speed, faster_precision
 from hydralign.models.classifiers.training import wrap_classifier
 from hydralign.models.folders.from_scratch import make_classifier
-from hydralign.models.forms.build import make_policy
-from hydralign.models.policy import Policy
+from hydralign.models.forms.build import make_frozen_policy, make_policy, make_supervised_policy
 from hydralign.runs.precision import choose_precision, precision_of, resolve_precision
 from hydralign.runs.section_files import write_config
 from hydralign.testing import tiny_model
@@ -190,7 +189,7 @@ def test_processes_take_the_main_ones_choice(tmp_path: Path, monkeypatch: pytest
 
 
 def test_python_functions_take_auto_and_no_unknown_precision(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    makers: list[Any] = [make_policy, Policy, Policy, wrap_classifier]
+    makers: list[Any] = [make_policy, make_frozen_policy, make_supervised_policy, wrap_classifier]
     models = [tiny_model(tokenizer) for _ in makers[:3]]
     models.append(make_classifier(tokenizer, family="gpt2", labels=["score"], layers=1, width=32, heads=2, context=64))
     at(FAST, monkeypatch)

@@ -153,7 +153,7 @@ def test_states_are_stored_as_told(states: Any, dtype: torch.dtype, tokenizer: A
     policy = new_policy("llama", HydraForm(unfrozen_layers=2, states=states), tokenizer, precision="bf16")
     rows = collected(policy).rollout.rows
     assert rows.trunk is not None
-    assert states_of(rows).dtype == policy.trunk.states(rows).dtype == dtype
+    assert states_of(rows).dtype == policy.trunk.states(rows).states_BTD.dtype == dtype
 
 
 @pytest.mark.parametrize("decode_batch_size", [1, 4, 64])

@@ -90,7 +90,7 @@ def test_adapters_of_the_top_layers_alone_are_saved_and_gone_on_from(
     with torch.no_grad():
         theirs = plain(input_ids=lay_out(rows)).logits
         torch.testing.assert_close(theirs, policy.model(input_ids=lay_out(rows)).logits, atol=1e-5, rtol=0)
-        trained_BR, values_BR, _ = policy.evaluate(rows)
+        trained_BR, _, values_BR = policy.evaluate(rows)
     again = load_policy(path, form=LoraForm(adapter=adapter, unfrozen_layers=2))
     torch.testing.assert_close(again.reference_logprobs(rows), trained_BR, atol=1e-5, rtol=0)
     assert (trained_BR - bare_BR).abs().max() > 0.01

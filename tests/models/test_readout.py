@@ -110,7 +110,7 @@ def test_a_body_without_final_states_is_refused_by_name(tokenizer: Any) -> None:
     experts = {"num_local_experts": 2, "num_experts_per_tok": 1, "intermediate_size_mlp": 64}
     model = new_model("llama4_text", tokenizer, **GROUPED, **experts)
     assert model.base_model is model
-    for read in (make_policy, make_frozen_policy):
+    for read in (make_policy, make_supervised_policy):
         with pytest.raises(ModelError, match=r"Llama4ForCausalLM cannot be read as a body .*no .*last_hidden_state"):
             read(model, tokenizer)
 

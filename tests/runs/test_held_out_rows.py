@@ -39,8 +39,8 @@ def section(folder: Path, rows: Sequence[Mapping[str, Any]], tokenizer: Any, nam
     recipe = Recipe.model_validate(
         {"output": str(folder / "out"), "model": {"path": str(folder / "model")}, name: body}
     ).resolved()
-    module: Any = {"sft": sft_run, "reward": reward_run}[name]
-    return module.load_parts(recipe, getattr(recipe, name), SINGLE_PROCESS)
+    load: Any = {"sft": sft_run.load_sft, "reward": reward_run.load_reward}[name]
+    return load(recipe, getattr(recipe, name), SINGLE_PROCESS)
 
 
 def words(n: int) -> str:

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,13 +19,13 @@ from hydralign.algorithms.masked import Average, aggregate, masked_sum
 from hydralign.algorithms.policy_losses import clipped_policy_loss
 from hydralign.algorithms.value_losses import clipped_value_loss
 from hydralign.distributed import SINGLE_PROCESS, Distributed
-from hydralign.errors import ConfigError, NonFiniteError
+from hydralign.errors import ConfigError
 from hydralign.generation.keyed import SHUFFLE, keyed_uniforms
 from hydralign.micro_batches import MicroBatcher
 from hydralign.models.policy import Policy
 from hydralign.rollout import keep_trunk_count
 from hydralign.training.metrics import Sums
-from hydralign.training.optimizer import apply_gradients
+from hydralign.training.optimizer import accumulate, apply_gradients
 from hydralign.types import Advantages, Experience, TokenBatch, TrunkUse
 
 
@@ -132,6 +131,9 @@ def minibatch_rows(
     yield from index.t().contiguous()
 
 
+LOSSES = ("policy_loss", "value_loss", "total_loss")
+
+
 @dataclass(frozen=True)
 class _Step:
     """What one minibatch's forward passes told; its gradients lie in the parameters."""
@@ -156,61 +158,25 @@ def accumulate_policy_gradients(
     optimizer: torch.optim.Optimizer,
     processes: Distributed,
 ) -> _Step:
-    """Gradients of one minibatch's loss, in micro-batches of rows of like length. No backward on a non-finite loss.
-
-    Each process repeats its own part when memory runs out. A non-finite loss is a flag and no exception until all have
-    come to the end of theirs, so that every process makes the same collective calls in the same order.
-    """
+    """Gradients of one minibatch's loss, in micro-batches of rows of like length. Raises as `accumulate` does."""
     rows = experience.rollout.rows
     lengths_B = rows.response_lengths_B[index_B]
     local = torch.stack([lengths_B.sum(), (lengths_B > 0).sum()]).double()
     tokens, answers = processes.sum(local.to(processes.device)).tolist()
     count = tokens if weights.average == "token" else answers
     by_length_B = index_B[rows.lengths_B[index_B].argsort(stable=True)]
-    forget, recount = partial(optimizer.zero_grad, set_to_none=True), keep_trunk_count(policy)
-
-    def undo() -> None:
-        forget()
-        recount()
-
-    def gradients(at_once: int) -> tuple[dict[str, Tensor], dict[str, Tensor], Tensor, str]:
-        stats, losses, drift = dict[str, Tensor](), dict[str, Tensor](), torch.zeros(())
-        for micro_B in by_length_B.split(at_once):
-            micro = micro_loss(policy, experience, advantages, micro_B, weights, count)
-            if not bool(torch.isfinite(micro.loss)):
-                return stats, losses, drift, micro.first_non_finite()
-            micro.loss.backward()
-            drift = drift + micro.drift
-            for totals, parts in ((stats, micro.stats), (losses, micro.losses)):
-                for name, value in parts.items():
-                    totals[name] = totals.get(name, torch.zeros(())) + value
-        return stats, losses, drift, ""
-
-    forget()
-    stats, losses, drift, where = MicroBatcher.of(micro_batch_size).run(
-        gradients, processes, total=len(index_B), undo=undo
+    sums = accumulate(
+        by_length_B.split,
+        lambda few_B: micro_loss(policy, experience, advantages, few_B, weights, count),
+        optimizer,
+        micro_batch_size,
+        processes,
+        rows=len(index_B),
+        where="update/",
+        undo=keep_trunk_count(policy),
     )
-    if processes.any(bool(where)):
-        forget()
-        raise NonFiniteError(
-            f"update/{where or 'loss of another process'}",
-            "The PPO loss is NaN or infinite: a step on it would destroy every weight, so none was taken. Lower the "
-            "learning rate, clip scores (ppo.shaping.clip), or use precision fp32.",
-        )
-    return _Step(stats, losses, drift, local[0], tokens)
-
-
-class _Micro(NamedTuple):
-    """The loss of a few rows, with detached parts: sums over tokens, shares of the step's losses, Σ|drift|."""
-
-    loss: Tensor
-    stats: dict[str, Tensor]
-    losses: dict[str, Tensor]
-    drift: Tensor
-
-    def first_non_finite(self) -> str:
-        """The first part of the loss that is NaN or infinite."""
-        return next((name for name, x in self.losses.items() if not bool(torch.isfinite(x))), "loss")
+    losses = {name: sums.pop(name) for name in LOSSES if name in sums}
+    return _Step(sums, losses, sums.pop("drift"), local[0], tokens)
 
 
 def micro_loss(
@@ -220,8 +186,11 @@ def micro_loss(
     index_B: Tensor,
     weights: LossWeights,
     count: float,
-) -> _Micro:
-    """The clipped objective on a few rows, divided by `count`: the tokens (or answers) of the whole step."""
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """The clipped objective on a few rows, divided by `count`: the tokens (or answers) of the whole step.
+
+    With it, detached: its parts of the step's losses, sums over tokens, and Σ|log-probability now − sampler's|.
+    """
     rows = experience.rollout.rows.select(index_B)
     mask_BR, width = rows.mask_BR, rows.width
     old_logprobs_BR, advantages_BR = (
@@ -243,12 +212,9 @@ def micro_loss(
     if weights.entropy_coefficient:
         loss = loss - weights.entropy_coefficient * aggregate(output.entropy_BR, mask_BR, **shared)
     sampler_BR = experience.rollout.old_logprobs_BR[index_B, :width]
-    return _Micro(
-        loss,
-        stats | {"entropy": masked_sum(output.entropy_BR.detach(), mask_BR)},
-        losses | {"total_loss": loss.detach()},
-        k1(output.logprobs_BR.detach(), sampler_BR, mask_BR).abs().sum(),
-    )
+    drift = k1(output.logprobs_BR.detach(), sampler_BR, mask_BR).abs().sum()
+    entropy = masked_sum(output.entropy_BR.detach(), mask_BR)
+    return loss, losses | {"total_loss": loss.detach(), **stats, "entropy": entropy, "drift": drift}
 
 
 def _named(means: dict[str, float], steps: int, stopped: bool, *, truncated: bool) -> dict[str, float]:

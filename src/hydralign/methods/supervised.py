@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -18,10 +17,10 @@ from torch import Tensor
 
 from hydralign.config.training import SupervisedConfig
 from hydralign.distributed import SINGLE_PROCESS, Distributed
-from hydralign.errors import ConfigError, NonFiniteError
+from hydralign.errors import ConfigError
 from hydralign.methods.oom_hints import supervised_oom_hints
 from hydralign.micro_batches import MicroBatcher
-from hydralign.training.optimizer import apply_gradients, make_optimizer
+from hydralign.training.optimizer import accumulate, apply_gradients, make_optimizer
 from hydralign.training.records import Records
 from hydralign.training.run import Run
 from hydralign.training.schedule import learning_rate_at, set_learning_rate
@@ -116,32 +115,25 @@ def accumulate_gradients(
 ) -> dict[str, float]:
     """Gradients of one step's loss from this process's share of the rows; returns the step's global means.
 
-    No backward pass on a non-finite loss: raises NonFiniteError on every process instead.
+    Raises NonFiniteError as `accumulate` does.
     """
     own = sorted(items[processes.share(len(items))], key=task.size)
     count = float(task.count(items))
 
-    def gradients(micro_batch_size: int) -> tuple[dict[str, Tensor], bool]:
-        totals: dict[str, Tensor] = {}
-        for start in range(0, len(own), micro_batch_size):
-            loss, stats = task.loss(own[start : start + micro_batch_size], count)
-            if not bool(torch.isfinite(loss)):
-                return totals, True
-            loss.backward()
-            for name, value in {"loss": loss.detach() * count, **stats}.items():
-                totals[name] = totals.get(name, torch.zeros((), dtype=torch.float64)) + value.double()
-        return totals, False
+    def loss(few: Sequence[Any]) -> tuple[Tensor, dict[str, Tensor]]:
+        part, sums = task.loss(few, count)
+        named = {"loss": part.detach() * count, **sums}
+        return part, {name: value.double() for name, value in named.items()}
 
-    optimizer.zero_grad(set_to_none=True)
-    forget = partial(optimizer.zero_grad, set_to_none=True)
-    totals, non_finite = fits.run(gradients, processes, total=len(own), undo=forget)
-    if processes.any(non_finite):
-        optimizer.zero_grad(set_to_none=True)
-        raise NonFiniteError(
-            "loss",
-            "The loss is NaN or infinite: a step on it would destroy every weight, so none was taken. Lower the "
-            "learning rate, look for broken rows, or use precision fp32.",
-        )
+    totals = accumulate(
+        lambda size: (own[start : start + size] for start in range(0, len(own), size)),
+        loss,
+        optimizer,
+        fits,
+        processes,
+        rows=len(own),
+        where="",
+    )
     sums = processes.sum(torch.stack([totals[name].to(processes.device) for name in totals]))
     return {name: total / count for name, total in zip(totals, sums.tolist(), strict=True)}
 

@@ -99,6 +99,7 @@ class Policy:
 
     @stop_ids.setter
     def stop_ids(self, stop_ids: tuple[int, ...]) -> None:
+        """Sets them for the reference of its own form too."""
         own = [self.form.reference.branch] if self.form.reference else []
         for branch in (self.branch, self.whole, *own):
             branch.stop_ids = stop_ids

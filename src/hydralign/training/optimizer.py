@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal, TypeVar
 
 import torch
 from torch import Tensor
 
 from hydralign.distributed import SINGLE_PROCESS, Distributed
 from hydralign.errors import ConfigError, MemoryLimitError, NonFiniteError
-from hydralign.micro_batches import is_out_of_memory
+from hydralign.micro_batches import MicroBatcher, is_out_of_memory
 from hydralign.models.policy import Policy
 from hydralign.models.precision import require_fp32
+
+Piece = TypeVar("Piece")
 
 
 def make_optimizer(
@@ -46,6 +48,53 @@ def make_optimizer(
         raise ConfigError(
             f"optimizer settings cannot be used ({error}): no step could be taken. Correct them."
         ) from error
+
+
+def accumulate(
+    pieces: Callable[[int], Iterable[Piece]],
+    loss: Callable[[Piece], tuple[Tensor, Mapping[str, Tensor]]],
+    optimizer: torch.optim.Optimizer,
+    micro_batch_size: int | MicroBatcher,
+    processes: Distributed,
+    *,
+    rows: int,
+    where: str,
+    undo: Callable[[], None] | None = None,
+) -> dict[str, Tensor]:
+    """Gradients of one optimizer step's loss, and the sums of what `loss` tells, over this process's `rows` rows.
+
+    `pieces(n)` are those rows in micro-batches of n; a piece's loss is its part of the step's, so that parts add up.
+    Done again with smaller ones when memory runs out, after `undo`. No backward pass on a non-finite loss: raises
+    NonFiniteError on every process instead, and no gradient is left. It is a flag until all have come to the end of
+    their part, so that every process makes the same collective calls in the same order.
+    """
+
+    def forget() -> None:
+        optimizer.zero_grad(set_to_none=True)
+        if undo:
+            undo()
+
+    def gradients(size: int) -> tuple[dict[str, Tensor], str]:
+        totals: dict[str, Tensor] = {}
+        for piece in pieces(size):
+            part, sums = loss(piece)
+            if not bool(torch.isfinite(part)):
+                return totals, next((name for name, x in sums.items() if not bool(torch.isfinite(x))), "loss")
+            part.backward()
+            for name, value in sums.items():
+                totals[name] = totals.get(name, torch.zeros(())) + value
+        return totals, ""
+
+    optimizer.zero_grad(set_to_none=True)
+    totals, first = MicroBatcher.of(micro_batch_size).run(gradients, processes, total=rows, undo=forget)
+    if processes.any(bool(first)):
+        optimizer.zero_grad(set_to_none=True)
+        raise NonFiniteError(
+            f"{where}{first or 'loss of another process'}",
+            "The loss is NaN or infinite: a step on it would destroy every weight, so none was taken. Lower the "
+            "learning rate, look for broken rows or clip scores (ppo.shaping.clip), or use precision fp32.",
+        )
+    return totals
 
 
 def apply_gradients(

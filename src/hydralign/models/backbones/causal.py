@@ -141,9 +141,10 @@ class CausalTrunkCollector:
 
 def lay_out(batch: TokenBatch) -> Tensor:
     """tokens_BT: prompt, response and padding of each row, from column 0, as wide as the longest row."""
-    columns, widest_prompt = int(batch.lengths_B.max()), batch.prompt_BQ.shape[1]
-    tokens_BT = batch.prompt_BQ.new_zeros(len(batch), columns)
-    tokens_BT[:, :widest_prompt] = batch.prompt_BQ
+    columns = int(batch.lengths_B.max())
+    prompt_BQ = batch.prompt_BQ[:, :columns]
+    tokens_BT = prompt_BQ.new_zeros(len(batch), columns)
+    tokens_BT[:, : prompt_BQ.shape[1]] = prompt_BQ
     row_N, position_N = batch.response_index
     column_N = batch.prompt_lengths_B.to(batch.device, non_blocking=True)[row_N] + position_N
     return tokens_BT.index_put((row_N, column_N), batch.response_BR[row_N, position_N])

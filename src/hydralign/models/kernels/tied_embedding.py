@@ -7,6 +7,8 @@ were looked up are added into the head's gradient, which is there by then.
 
 from __future__ import annotations
 
+import weakref
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,15 +22,30 @@ from hydralign.errors import GradientError
 def look_up(lookup: nn.Module, tokens_BT: Tensor, *, head: nn.Module) -> Tensor:
     """Input states_BTD, fp32.
 
-    Of a trained embedding that is the head's matrix too, their gradient goes into the weight's `.grad` in `backward()`,
-    if that is to fill it. Hooks on the weight see the head's part alone, and so would
-    `torch.autograd.grad`: a GradientError refuses that. On a GPU the order of the additions is not fixed. Every other
-    look-up is called as it is.
+    Of a trained embedding that is the head's matrix too, their gradient goes into the weight's `.grad` when a full
+    `backward()` comes by; hooks on the weight see the head's part alone. So would `torch.autograd.grad`: a
+    GradientError refuses that as long as the states' graph lives. On a GPU the order of the additions is not fixed.
+    Every other look-up is called as it is.
     """
     tied = type(lookup) is nn.Embedding and lookup.weight is head.weight
     if not (tied and torch.is_grad_enabled() and lookup.weight.requires_grad):
         return lookup(tokens_BT).float()
-    return _Rows.apply(torch.zeros((), requires_grad=True), lookup, tokens_BT)
+    states_BTD = _Rows.apply(torch.zeros((), requires_grad=True), lookup, tokens_BT)
+    weight: Any = lookup.weight
+    hook = weight.register_hook(partial(_refuse_parts, get_gradient_edge(weight).node))
+    weakref.finalize(states_BTD.grad_fn, hook.remove)
+    return states_BTD
+
+
+def _refuse_parts(accumulates: Any, _: Tensor) -> None:
+    """Raise GradientError when the weight's gradient is asked for by itself, not to be put into its `.grad`."""
+    try:
+        torch._C._will_engine_execute_node(accumulates)
+    except RuntimeError as error:  # what torch says of a leaf whose gradient `torch.autograd.grad` asks for
+        raise GradientError(
+            "torch.autograd.grad was asked for the gradient of a token embedding that is tied to the output head: it "
+            "would see the head's part alone. Call backward() and read the weight's .grad."
+        ) from error
 
 
 class _Rows(torch.autograd.Function):
@@ -40,31 +57,14 @@ class _Rows(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, _: Tensor, lookup: nn.Embedding, tokens_BT: Tensor) -> Tensor:
         ctx.weight, ctx.tokens_BT = lookup.weight, tokens_BT
-        ctx.accumulates = get_gradient_edge(lookup.weight).node
         return lookup.weight.detach()[tokens_BT].float()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> tuple[None, None, None]:
         weight = ctx.weight
-        if not _is_run(ctx.accumulates):
-            return None, None, None
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
         rows_ND = upstream[0].flatten(0, 1).to(weight.dtype)
         weight.grad.index_add_(0, ctx.tokens_BT.flatten(), rows_ND)
         return None, None, None
-
-
-def _is_run(accumulates: Any) -> bool:
-    """Whether the backward pass at hand fills the `.grad` of the weight whose node this is.
-
-    Raises GradientError when `torch.autograd.grad` asks for that weight's gradient instead.
-    """
-    try:
-        return bool(torch._C._will_engine_execute_node(accumulates))
-    except RuntimeError as error:
-        raise GradientError(
-            "torch.autograd.grad was asked for the gradient of a token embedding that is tied to the output head: it "
-            "would see the head's part alone. Call backward() and read the weight's .grad."
-        ) from error
