@@ -6,6 +6,7 @@ same loss and gradient, whatever their number. So a step that runs out of memory
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -78,25 +79,21 @@ def update(
     trained = policy.trained()
     sums, steps, stopped = Sums(), 0, False
     before = policy.trunk and policy.trunk.use
-    for epoch in range(epochs):
-        shuffle: dict[str, Any] = {"seed": seed, "iteration": iteration, "epoch": epoch, "processes": processes}
-        for index_B in minibatch_rows(len(experience), minibatches, **shuffle):
-            step = accumulate_policy_gradients(
-                policy, experience, advantages, index_B, fits, weights, optimizer, processes
-            )
-            if steps == 0:
-                sums.add("drift", step.drift, step.tokens)
-            for name, total in step.losses.items():
-                sums.add(name, total, 1 / processes.count)
-            sums.add_all(step.stats, step.tokens)
-            if target_kl is not None and float(processes.sum(step.stats["k3"])) / step.global_tokens > target_kl:
-                stopped = True
-                break
-            norm = apply_gradients(optimizer, trained, max_grad_norm, processes)
-            sums.add("grad_norm", norm / processes.count, 1 / processes.count)
-            steps += 1
+    shuffle: dict[str, Any] = {"seed": seed, "iteration": iteration, "processes": processes}
+    drawn = (minibatch_rows(len(experience), minibatches, epoch=epoch, **shuffle) for epoch in range(epochs))
+    for index_B in itertools.chain.from_iterable(drawn):
+        step = accumulate_policy_gradients(policy, experience, advantages, index_B, fits, weights, optimizer, processes)
+        if steps == 0:
+            sums.add("drift", step.drift, step.tokens)
+        for name, total in step.losses.items():
+            sums.add(name, total, 1 / processes.count)
+        sums.add_all(step.stats, step.tokens)
+        stopped = target_kl is not None and float(processes.sum(step.stats["k3"])) / step.global_tokens > target_kl
         if stopped:
             break
+        norm = apply_gradients(optimizer, trained, max_grad_norm, processes)
+        sums.add("grad_norm", norm / processes.count, 1 / processes.count)
+        steps += 1
     if policy.trunk and before and experience.trunk_use:
         rows, collecting = experience.rollout.rows, experience.trunk_use
         _add_trunk_use(sums, rows, collecting, policy.trunk.use.since(before))

@@ -1,2 +1,2 @@
 def plainness(completions):
-    return [text.count("a") - 0.1 * len(text) for text in completions]
+    return [text.count('a') - 0.1 * len(text) for text in completions]
