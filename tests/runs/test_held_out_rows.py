@@ -116,7 +116,7 @@ def test_error_about_too_few_sequences_lists_where_the_rows_went(tmp_path: Path,
 
 def test_longest_row_is_told_and_is_the_context_up_to_its_limit(tmp_path: Path, tokenizer: Any) -> None:
     parts = section(tmp_path, [{"text": words(n)} for n in range(100)], tokenizer, "sft")
-    assert max_tokens_of(SFTConfig(), parts.policy) == parts.student.context == 64
+    assert max_tokens_of(SFTConfig(), parts.policy) == parts.policy.context == 64
     long = SimpleNamespace(context=4096)
     assert max_tokens_of(SFTConfig(), long) == LONGEST_ROW == 1024  # type: ignore[arg-type]
     assert max_tokens_of(SFTConfig(max_tokens=4000), long) == 4000  # type: ignore[arg-type]
