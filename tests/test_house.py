@@ -173,6 +173,30 @@ def moving_names_stand_in_one_place(name: str, tree: ast.Module) -> list[str]:
     return [] if name == "hydralign.models.versions" else [f"{name}:{line}: {target}" for line, target in found]
 
 
+SETTINGS_ARE_READ_BY = re.compile(
+    r"hydralign\.(?:(?:config|methods|runs|cli|demo|testing|__init__)\b|data\.|models\.forms\.|models\.classifiers\.training|rewards\.build)"
+)
+"""Beside methods and runs: what makes a source, a form or a reward of a tagged union reads that union."""
+
+
+def configs_stop_where_things_are_made(name: str, tree: ast.Module) -> list[str]:
+    """Everything below methods and runs takes plain arguments; a constant is no config."""
+    if SETTINGS_ARE_READ_BY.match(name):
+        return []
+    found = [(line, target) for line, target in imports(name, tree) if target.startswith("hydralign.config")]
+    return [f"{name}:{line}: {target}" for line, target in found if not target.rpartition(".")[2].isupper()]
+
+
+def forms_are_told_apart_in_one_place(name: str, tree: ast.Module) -> list[str]:
+    """Of the networks only models.forms.build asks which form it has; classifiers ask whether they are adapted."""
+    if not re.match(r"hydralign\.(?:models|generation|training|rollout)\b", name):
+        return []
+    asked = [node for node in calls(tree) if ast.unparse(node.func) == "isinstance" and len(node.args) == 2]
+    found = [node.lineno for node in asked if re.search(r"\w(?:Form|Model)\b", ast.unparse(node.args[1]))]
+    apart = ("hydralign.models.forms.build", "hydralign.models.classifiers.training")
+    return [] if name in apart else [f"{name}:{line}" for line in found]
+
+
 def remote_code_is_not_trusted(name: str, tree: ast.Module) -> list[str]:
     """No model runs code that came with it."""
     pairs = [(word.arg, word.value) for node in calls(tree) for word in node.keywords]
@@ -217,6 +241,14 @@ RULES: dict[Rule, tuple[str, str]] = {
     moving_names_stand_in_one_place: (
         "from transformers.pytorch_utils import Conv1D",
         "from transformers import AutoTokenizer\nfrom transformers.utils import logging\nfrom peft import PeftModel",
+    ),
+    configs_stop_where_things_are_made: (
+        "from hydralign.config.model import LoraForm",
+        "from hydralign.config.data import RESERVED_COLUMNS\nfrom hydralign.types import Prompt",
+    ),
+    forms_are_told_apart_in_one_place: (
+        "if isinstance(form, LoraForm | HydraForm): pass",
+        "if isinstance(x, nn.Linear): pass\nform = LoraForm()",
     ),
     remote_code_is_not_trusted: (
         "load(path, **{'trust_remote_code': True})",

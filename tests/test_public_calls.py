@@ -140,7 +140,7 @@ def test_form_may_be_named(form: str, folder: Path) -> None:
     policy = (
         hy.load_policy(str(folder), form=form) if form != "hydra" else tiny_policy(form=hy.HydraForm(unfrozen_layers=1))
     )
-    assert type(policy).__name__.lower().startswith(form)
+    assert type(policy.form).__name__.lower().startswith(form)
 
 
 def test_unknown_form_is_a_named_error_and_never_the_full_form(folder: Path) -> None:

@@ -218,7 +218,7 @@ def test_nan_in_one_iteration_is_survived_and_three_in_a_row_are_not(
     function_name = recipe["ppo"]["rewards"][0]["function"]
     recipe["ppo"]["rewards"][0]["function"] = function_name.replace("nan_once", "nan_thrice")
     assert run(recipe) == 2
-    assert "3 iterations in a row" in said(capsys)
+    assert "3 steps in a row" in said(capsys)
     assert half_written(Path(recipe["output"])) == []
 
 

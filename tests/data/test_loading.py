@@ -19,9 +19,9 @@ from hydralign.config.data import (
     SourceSplit,
 )
 from hydralign.data import load_comparisons, load_demonstrations, load_labelled, load_prompts
-from hydralign.data.kept import tables_kept
 from hydralign.data.loading import _BLOCK
 from hydralign.data.reading import read_table
+from hydralign.data.table_cache import cached_tables
 from hydralign.errors import ConfigError, DataError
 
 IMDB = Path(__file__).resolve().parents[3] / "shared" / "data" / "imdb" / "train.jsonl.gz"
@@ -172,7 +172,7 @@ def test_tables_are_kept_only_inside_and_only_under_the_same_settings(write: Cal
     def text(**more: Any) -> Any:
         return read_table(source, **more).rows[0].values["prompt" if "columns" in more else "text"]
 
-    with tables_kept():
+    with cached_tables():
         assert text() == "a"
         write("a.jsonl", '{"text": "b"}\n')
         assert (text(), text(replace={"b": "c"}), text(columns={"prompt": "text"})) == ("a", "c", "a")

@@ -24,7 +24,7 @@ from hydralign.config.model import LoraForm
 from hydralign.errors import ModelError
 from hydralign.models import load_policy
 from hydralign.models.backbones.causal import lay_out
-from hydralign.models.folders.merged import adapter_of, base_of, load_whole
+from hydralign.models.folders.merged import adapter_config_of, base_path_of, load_merged
 from hydralign.models.forms.build import load_supervised_policy
 from hydralign.runs.inputs import _files
 from hydralign.testing import tiny_model
@@ -110,7 +110,7 @@ def test_adapter_merges_into_the_model_that_peft_makes_of_it(
     kind: str, tmp_path: Path, tokenizer: Any, rows: TokenBatch
 ) -> None:
     base, folder = adapter(tmp_path, tokenizer, kind)
-    model, _ = load_whole(folder)
+    model, _ = load_merged(folder)
     with torch.no_grad():
         merged = model(input_ids=lay_out(rows)).logits
     torch.testing.assert_close(merged, plain_logits(base, folder, rows), atol=1e-4, rtol=0)
@@ -142,7 +142,7 @@ def test_adapter_that_adds_inputs_is_refused_with_a_way_out(make: Any, tmp_path:
     base, folder = adapter(tmp_path, tokenizer, "plain")
     model = AutoModelForCausalLM.from_pretrained(base)
     get_peft_model(model, make(num_virtual_tokens=2, task_type="CAUSAL_LM")).save_pretrained(folder)
-    starts = (lambda: load_policy(base, form=LoraForm(adapter=folder)), lambda: load_whole(folder))
+    starts = (lambda: load_policy(base, form=LoraForm(adapter=folder)), lambda: load_merged(folder))
     for start in starts:
         with pytest.raises(ModelError, match=r"(PROMPT|PREFIX)_TUNING, which adds inputs .* Train a LoRA adapter"):
             start()
@@ -158,7 +158,7 @@ def test_base_that_cannot_be_a_folder_is_named(tmp_path: Path, tokenizer: Any) -
             ModelError,
             match=rf"base_model_name_or_path is 5|names {base!r} as its base model|Model folder {base!r} cannot",
         ):
-            base_of(adapter_of(folder), folder)
+            base_path_of(adapter_config_of(folder), folder)
         assert [name for name in _files("path", folder) if name.startswith("base/")] == []
 
 
@@ -166,6 +166,6 @@ def test_adapter_weights_without_a_place_are_refused(tmp_path: Path, tokenizer: 
     base, folder = adapter(tmp_path, tokenizer, "plain")
     file = Path(folder) / "adapter_model.safetensors"
     save_file({**load_file(file), "base_model.model.score.weight": torch.zeros(1, 32)}, file)
-    for start in (lambda: load_policy(base, form=LoraForm(adapter=folder)), lambda: load_whole(folder)):
+    for start in (lambda: load_policy(base, form=LoraForm(adapter=folder)), lambda: load_merged(folder)):
         with pytest.raises(ModelError, match=r"no place \(first: base_model.model.score.weight"):
             start()

@@ -22,7 +22,7 @@ from hydralign.models.classifiers.training import load_sequence_classifier, wrap
 from hydralign.models.folders import merged as whole
 from hydralign.models.folders.from_scratch import make_classifier
 from hydralign.models.folders.loading import load_model
-from hydralign.models.folders.merged import load_whole
+from hydralign.models.folders.merged import load_merged
 from hydralign.testing import tiny_model, tiny_tokenizer
 
 ROWS = [(5, 6, 7, 8, 0), (9, 10), (11, 12, 13, 0)]
@@ -226,14 +226,14 @@ def test_adapter_whose_base_is_on_the_hub_is_merged_into_it(
     folder = save(tiny_model(tokenizer))
     adapter_on(folder, tmp_path / "adapter")
     want = load_sequence_classifier(str(tmp_path / "adapter"), labels=("score",)).outputs(ROWS)
-    want_weight = load_whole(str(tmp_path / "adapter"))[0].transformer.h[0].attn.c_attn.weight
+    want_weight = load_merged(str(tmp_path / "adapter"))[0].transformer.h[0].attn.c_attn.weight
     file = tmp_path / "adapter" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": base}))
     load_start = starting._load
     monkeypatch.setattr(starting, "_load", lambda name, *a: load_start({base: folder}[name], *a))
     monkeypatch.setattr(whole, "load_model", lambda name, **a: load_model({base: folder}[name], **a))
     assert torch.equal(load_sequence_classifier(str(tmp_path / "adapter"), labels=("score",)).outputs(ROWS), want)
-    assert torch.equal(load_whole(str(tmp_path / "adapter"))[0].transformer.h[0].attn.c_attn.weight, want_weight)
+    assert torch.equal(load_merged(str(tmp_path / "adapter"))[0].transformer.h[0].attn.c_attn.weight, want_weight)
 
 
 def test_adapter_of_another_model_or_kind_is_refused(tokenizer: Any, save: Callable[..., str], tmp_path: Path) -> None:

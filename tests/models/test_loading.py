@@ -20,7 +20,7 @@ from hydralign.models import load_model, load_policy, make_model, make_policy
 from hydralign.models.classifiers.loading import load_classifier
 from hydralign.models.classifiers.starting import load_start
 from hydralign.models.folders.loading import stop_ids_of
-from hydralign.models.folders.merged import adapter_of, load_tokenizer, load_whole
+from hydralign.models.folders.merged import adapter_config_of, load_merged, load_tokenizer
 from hydralign.models.folders.saving import load_value_head, save_value_head
 from hydralign.models.forms.build import load_supervised_policy
 from hydralign.models.heads.value import ValueHead
@@ -242,8 +242,8 @@ def test_tilde_in_a_path_is_read_as_the_same_folder(
         assert start.trained().keys() == load_policy(str(folder), form=same).trained().keys()
     student = load_supervised_policy("~/model", form=going_on)
     assert student.trained().keys() == load_supervised_policy(str(folder), form=LoraForm(rank=2)).trained().keys()
-    assert adapter_of("~/adapter") is not None
-    assert not any("lora" in name for name, _ in load_whole("~/adapter")[0].named_parameters())
+    assert adapter_config_of("~/adapter") is not None
+    assert not any("lora" in name for name, _ in load_merged("~/adapter")[0].named_parameters())
     with pytest.raises(ModelError, match="is an adapter, not a whole model"):
         load_policy("~/adapter", form=LoraForm(rank=2))
     assert load_supervised_policy("~/adapter", form=LoraForm(rank=2)).trained().keys() == student.trained().keys()
@@ -257,7 +257,7 @@ def test_adapters_own_tokenizer_comes_before_its_bases(adapter: tuple[Path, Poli
     lacking = tiny_tokenizer()
     lacking.pad_token = None
     lacking.save_pretrained(folder)
-    starts = {**starts_with(path, folder), "whole": lambda: load_whole(str(path))}
+    starts = {**starts_with(path, folder), "whole": lambda: load_merged(str(path))}
     del starts["tokenizer"], starts["top"], starts["student top"]
     for start in starts.values():
         started = start()

@@ -24,11 +24,11 @@ from hydralign.models import load_policy, make_policy
 from hydralign.models.classifiers.training import wrap_classifier
 from hydralign.models.folders.from_scratch import make_classifier
 from hydralign.models.folders.loading import load_model, stop_ids_of
-from hydralign.models.folders.merged import load_whole
+from hydralign.models.folders.merged import load_merged
 from hydralign.models.forms.build import load_supervised_policy
 from hydralign.testing import tiny_model
 
-LOADERS: tuple[Callable[[str], Any], ...] = (load_policy, load_supervised_policy, load_whole)
+LOADERS: tuple[Callable[[str], Any], ...] = (load_policy, load_supervised_policy, load_merged)
 
 
 def save(model: Any, tokenizer: Any, folder: Path) -> str:

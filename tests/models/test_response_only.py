@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from hydralign.models.backbones.causal import CausalBackbone
 from hydralign.models.backbones.slicing import layers_of
-from hydralign.models.kernels.response_only import last_position_wise
+from hydralign.models.kernels.response_only import position_wise_parts
 from hydralign.testing import tiny_model
 from hydralign.types import TokenBatch
 from tests.models.test_slicing import FAMILIES, new_model
@@ -43,10 +43,10 @@ def test_parts_whose_other_positions_are_seen_above_are_left_out(
     family: str, precision: str, rows: TokenBatch, tokenizer: Any
 ) -> None:
     model = tiny_model(tokenizer, family=family)
-    assert len(CausalBackbone(model, precision=precision).last_position_wise) == 2
+    assert len(CausalBackbone(model, precision=precision).position_wise_parts) == 2
     mixing(layers_of(model.base_model)[-1])
     backbone = CausalBackbone(model, precision=precision)
-    assert backbone.last_position_wise == []
+    assert backbone.position_wise_parts == []
     with backbone.autocast():
         assert torch.equal(*final_states(backbone, rows))
 
@@ -55,25 +55,25 @@ def test_parts_whose_other_positions_are_seen_above_are_left_out(
 @pytest.mark.parametrize("family", FAMILIES)
 def test_what_is_found_by_name_is_also_used(family: str, precision: str) -> None:
     backbone = CausalBackbone(new_model(family), precision=precision)
-    assert backbone.last_position_wise == last_position_wise(backbone.body)
-    assert len(backbone.last_position_wise) == (0 if family == "opt" else 2)
+    assert backbone.position_wise_parts == position_wise_parts(backbone.body)
+    assert len(backbone.position_wise_parts) == (0 if family == "opt" else 2)
 
 
 def test_of_two_matrices_that_might_end_the_attention_none_is_taken(rows: TokenBatch, tokenizer: Any) -> None:
     model = tiny_model(tokenizer, family="llama")
     layer = layers_of(model.base_model)[-1]
     attention: Any = layer.self_attn
-    assert last_position_wise(model.base_model) == [layer.mlp, attention.o_proj]
+    assert position_wise_parts(model.base_model) == [layer.mlp, attention.o_proj]
     attention.dense = nn.Linear(32, 32)
-    assert last_position_wise(model.base_model) == [layer.mlp]
+    assert position_wise_parts(model.base_model) == [layer.mlp]
     torch.testing.assert_close(*final_states(CausalBackbone(model), rows), atol=1e-5, rtol=0)
 
 
 def test_a_body_without_a_single_list_of_layers_has_no_such_parts(tokenizer: Any) -> None:
     body = tiny_model(tokenizer).base_model
-    assert last_position_wise(body) != []
+    assert position_wise_parts(body) != []
     body.more = nn.ModuleList(nn.Identity() for _ in body.h)
-    assert last_position_wise(body) == []
+    assert position_wise_parts(body) == []
     bare = nn.Linear(2, 2)
     bare.config = SimpleNamespace(get_text_config=lambda: SimpleNamespace(num_hidden_layers=1))  # type: ignore[assignment]
-    assert last_position_wise(bare) == []
+    assert position_wise_parts(bare) == []

@@ -22,8 +22,8 @@ from hydralign.evaluation.held_out import Answers
 from hydralign.methods.sft import LONGEST_ROW, max_tokens_of
 from hydralign.runs import reward as reward_run
 from hydralign.runs import sft as sft_run
-from hydralign.runs.held_out_prompts import choose_prompts, kept_answers
-from hydralign.runs.section import kept_numbers
+from hydralign.runs.held_out_prompts import choose_prompts, load_or_measure_answers
+from hydralign.runs.section import load_or_measure_numbers
 from hydralign.testing import tiny_model
 from hydralign.types import Prompt
 
@@ -85,9 +85,9 @@ def test_measurement_of_other_rows_is_made_again_and_said(
 ) -> None:
     path = tmp_path / "before.json"
     path.write_text(json.dumps(old))
-    assert kept_numbers(path, "mine", lambda: [3.0], SINGLE_PROCESS) == [3.0]
+    assert load_or_measure_numbers(path, "mine", lambda: [3.0], SINGLE_PROCESS) == [3.0]
     assert "before.json is about other held-out rows" in capsys.readouterr().err
-    assert kept_numbers(path, "mine", lambda: [4.0], SINGLE_PROCESS) == [3.0]
+    assert load_or_measure_numbers(path, "mine", lambda: [4.0], SINGLE_PROCESS) == [3.0]
     assert capsys.readouterr().err == ""
 
 
@@ -97,7 +97,7 @@ def test_answers_to_other_prompts_are_made_again_and_never_paired(
     path = tmp_path / "before.json"
     Answers({"score": [1.0]}).save(path)
     mine = Answers({"score": [2.0]}, [], "mine")
-    assert kept_answers(path, "mine", lambda: mine, SINGLE_PROCESS) == mine == Answers.load(path)
+    assert load_or_measure_answers(path, "mine", lambda: mine, SINGLE_PROCESS) == mine == Answers.load(path)
     assert "measured again" in capsys.readouterr().err
     with pytest.raises(DataError, match="cannot be paired"):
         compare_answers(Answers({"score": [1.0] * 9}, [], "mine"), Answers({"score": [1.0] * 9}, [], "others"))

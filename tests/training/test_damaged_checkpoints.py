@@ -18,7 +18,7 @@ from hydralign.errors import RunFolderError, StorageError
 from hydralign.methods.ppo_state import PPOState, read_ppo_state
 from hydralign.tracking import JsonLines
 from hydralign.training import checkpoints as state
-from hydralign.training.checkpoints import checkpoints, resume, telling_what_stands, whole_number, write_checkpoint
+from hydralign.training.checkpoints import checkpoints, naming_newest_checkpoint, resume, whole_number, write_checkpoint
 
 
 def save_checkpoint(folder: Path, step: int, trained: Any, optimizer: Any, *, metrics_position: int, keep: int) -> None:
@@ -145,7 +145,7 @@ def test_full_disk_names_the_folder_and_the_checkpoint_that_stands(
         raise error
 
     monkeypatch.setattr(state, "save_file", fail)
-    with pytest.raises(StorageError) as met, telling_what_stands(tmp_path):
+    with pytest.raises(StorageError) as met, naming_newest_checkpoint(tmp_path):
         save_checkpoint(tmp_path, 6, trained, optimizer, metrics_position=0, keep=1)
     for words in (f"The disk that holds {tmp_path} is full", "step-6", f"newest checkpoint is {tmp_path / 'step-4'}"):
         assert words in str(met.value)

@@ -24,8 +24,8 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from hydralign.data.kept import kept_rows, kept_table
 from hydralign.data.rows import Row, Table, shortened
+from hydralign.data.table_cache import kept_rows, kept_table
 from hydralign.errors import DataError, HydralignError, did_you_mean
 from hydralign.hub import describe_search, hub_access
 

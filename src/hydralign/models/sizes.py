@@ -18,7 +18,7 @@ from hydralign.models.backbones.causal import CausalBackbone
 from hydralign.models.backbones.slicing import layers_of, modules_after_layers, slice_layers
 from hydralign.models.branch import Branch
 from hydralign.models.kernels.cache import RoomyCache
-from hydralign.models.kernels.response_only import last_position_wise, only_at_positions
+from hydralign.models.kernels.response_only import only_at_positions, position_wise_parts
 from hydralign.models.linear_layers import linear_layers
 from hydralign.models.precision import store_matrices_in_bf16
 from hydralign.models.versions import LORA_TARGETS, Conv1D, cache_argument
@@ -157,7 +157,7 @@ def _without_adapters(module: nn.Module) -> nn.Module:
 
 def _saved(backbone: CausalBackbone, columns: int, answer: int, *, trained: bool) -> Saved:
     body, layer = _top_layer_alone(backbone, trained=trained)
-    parts = last_position_wise(body) if backbone.last_position_wise else []
+    parts = position_wise_parts(body) if backbone.position_wise_parts else []
     per_token: list[float] = []
     for first in (0, columns - answer):
         read = [_bytes_saved(backbone, body, layer, parts if first else [], rows, columns, first) for rows in (1, 2)]

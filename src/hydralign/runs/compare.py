@@ -30,7 +30,7 @@ from hydralign.models.policy import Policy
 from hydralign.progress import say
 from hydralign.rewards.build import build_terms
 from hydralign.rewards.combine import RewardTerm
-from hydralign.runs.held_out_prompts import choose_prompts, kept_answers, required_prompts, tell
+from hydralign.runs.held_out_prompts import choose_prompts, load_or_measure_answers, print_comparison, required_prompts
 from hydralign.runs.provenance import held_out_source, reward_results
 from hydralign.runs.section_files import RESULT, read_lines, write_json
 from hydralign.runs.standing import delete_outdated_measurements, record_start
@@ -77,8 +77,8 @@ def run_compare(recipe: Recipe, config: CompareConfig, folder: Path, processes: 
         return replace(given, metrics={name: values for name, values in kept.items() if name})
 
     rows = fingerprint(loaded.prompts)
-    before = kept_answers(folder / "before.json", rows, partial(answers, loaded.before, "before"), processes)
-    after = kept_answers(folder / "after.json", rows, partial(answers, loaded.after, "after"), processes)
+    before = load_or_measure_answers(folder / "before.json", rows, partial(answers, loaded.before, "before"), processes)
+    after = load_or_measure_answers(folder / "after.json", rows, partial(answers, loaded.after, "after"), processes)
     shares = _shares(config)
     comparison = compare_answers(before, after, shares=shares, confidence=config.confidence)
     if processes.main:
@@ -90,7 +90,7 @@ def run_compare(recipe: Recipe, config: CompareConfig, folder: Path, processes: 
         record = comparison_record(comparison) | {"about": about, "notes": [*config.notes, *fewer, *doubts]}
         page = write_report(folder.parent, _report(recipe, config, record, before, after, shares))[1]
         write_json(folder / RESULT, record)
-        tell(comparison)
+        print_comparison(comparison)
         say(f"{conclusion(comparison)} The report lies in {page}.")
     processes.barrier()
     return list(comparison.metrics)

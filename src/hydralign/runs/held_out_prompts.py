@@ -13,7 +13,7 @@ from hydralign.errors import ConfigError, DataError
 from hydralign.evaluation.comparison import Comparison, fact_sentence
 from hydralign.evaluation.held_out import Answers
 from hydralign.progress import say
-from hydralign.runs.section import kept
+from hydralign.runs.section import load_or_measure
 from hydralign.types import Prompt
 
 
@@ -36,7 +36,7 @@ def choose_prompts(prompts: DataSet[Prompt], count: int, *, at_least: int) -> tu
     return held_out
 
 
-def tell(comparison: Comparison) -> None:
+def print_comparison(comparison: Comparison) -> None:
     """The result in plain sentences."""
     for difference in comparison.metrics:
         say(difference.sentence())
@@ -44,14 +44,14 @@ def tell(comparison: Comparison) -> None:
         say(fact_sentence(fact))
 
 
-def kept_answers(path: Path, rows: str, make: Callable[[], Answers], processes: Distributed) -> Answers:
-    """`kept`, for answers to held-out prompts."""
+def load_or_measure_answers(path: Path, rows: str, make: Callable[[], Answers], processes: Distributed) -> Answers:
+    """`load_or_measure`, for answers to held-out prompts."""
 
     def load(file: Path) -> tuple[str, Answers]:
         answers = Answers.load(file)
         return answers.rows, answers
 
-    return kept(path, rows, make, processes, load=load, save=lambda file, answers: answers.save(file))
+    return load_or_measure(path, rows, make, processes, load=load, save=lambda file, answers: answers.save(file))
 
 
 def prompt_preview(prompt: Prompt, source: PromptSourceConfig) -> str:

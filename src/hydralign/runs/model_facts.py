@@ -35,7 +35,7 @@ from hydralign.models.folders.loading import (
     prepare_tokenizer,
     require_language_model,
 )
-from hydralign.models.folders.merged import adapter_of, base_of, load_tokenizer
+from hydralign.models.folders.merged import adapter_config_of, base_path_of, load_tokenizer
 from hydralign.models.folders.weights import embedding_rows, require_ids_have_rows
 from hydralign.models.forms.build import adapter_as_base
 from hydralign.models.linear_layers import linear_layers
@@ -149,8 +149,8 @@ class ModelSource:
                 )
             return replace(self.of_config(start, writes=not is_reward), made_by=maker if is_reward else None)
         where = check_folder(path)
-        adapter = adapter_of(where)
-        base = where if adapter is None else base_of(adapter, path)
+        adapter = adapter_config_of(where)
+        base = where if adapter is None else base_path_of(adapter, path)
         config = read_model_config(base)
         if config is None:
             return ModelFacts(path)

@@ -25,7 +25,7 @@ from hydralign.methods.reward import Pair
 from hydralign.methods.sampling import sampling_params
 from hydralign.methods.sft import max_tokens_of
 from hydralign.methods.supervised import steps_of
-from hydralign.models.folders.merged import adapter_of
+from hydralign.models.folders.merged import adapter_config_of
 from hydralign.models.sizes import sizes_of
 from hydralign.rewards.classifier import ClassifierReward
 from hydralign.rewards.combine import RewardTerm
@@ -135,7 +135,7 @@ def _form_lines(model: ModelConfig, *, frozen: int = 0) -> list[str]:
 
 def _start_lines(model: ModelConfig) -> list[str]:
     """Which adapter and base a section starts from, and whether it trains the adapter or the two as one model."""
-    adapter = None if model.path is None else adapter_of(model.path)
+    adapter = None if model.path is None else adapter_config_of(model.path)
     if adapter is None:
         return []
     if isinstance(model.form, LoraForm):

@@ -26,8 +26,8 @@ from hydralign.models.policy import Policy
 from hydralign.progress import say
 from hydralign.rewards.build import build_terms
 from hydralign.rewards.combine import RewardTerm
-from hydralign.runs.held_out_prompts import choose_prompts, kept_answers, required_prompts, tell
-from hydralign.runs.section import RESULT, opened, write_json
+from hydralign.runs.held_out_prompts import choose_prompts, load_or_measure_answers, print_comparison, required_prompts
+from hydralign.runs.section import RESULT, open_section, write_json
 from hydralign.tracking import Tracker
 from hydralign.training.run import log_held_out
 from hydralign.types import Prompt
@@ -51,9 +51,9 @@ def run_ppo(recipe: Recipe, config: PPOConfig, folder: Path, processes: Distribu
             processes=processes,
         )
 
-    with opened(recipe, config, folder, processes) as records:
+    with open_section(recipe, config, folder, processes) as records:
         rows = fingerprint(held_out)
-        before = kept_answers(folder / "before.json", rows, partial(answers, "before"), processes)
+        before = load_or_measure_answers(folder / "before.json", rows, partial(answers, "before"), processes)
         parts = PPOParts(
             policy=policy,
             prompts=PromptStream(loaded.prompts.train, recipe.seed),
@@ -64,12 +64,12 @@ def run_ppo(recipe: Recipe, config: PPOConfig, folder: Path, processes: Distribu
             on_step=partial(_evaluate_when_due, config, answers, records.tracker),
         )
         train(config, parts, seed=recipe.seed)
-    after = kept_answers(folder / "after.json", rows, partial(answers, "after"), processes)
+    after = load_or_measure_answers(folder / "after.json", rows, partial(answers, "after"), processes)
     comparison = compare_answers(before, after)
     if processes.main:
         policy.save(folder / "model")
         write_json(folder / RESULT, comparison_record(comparison))
-        tell(comparison)
+        print_comparison(comparison)
         say(f"Model, metrics and samples lie in {folder}.")
     processes.barrier()
     return list(comparison.metrics)
@@ -108,7 +108,7 @@ def load_ppo(recipe: Recipe, config: PPOConfig, processes: Distributed) -> Loade
     terms = build_terms(config.rewards, processes.device)
     policy = _policy(recipe, config.model or recipe.model, processes, critic=config.has_critic)
     prompts = load_prompts(source, policy.tokenizer, seed=recipe.seed)
-    held_out = proof_prompts(prompts, config, at_least=max(2, processes.count))
+    held_out = held_out_prompts_of(prompts, config, at_least=max(2, processes.count))
     check_context(policy, [*prompts.train, *held_out], sampling_params(config.sampling, recipe.seed))
     return LoadedPPO(policy, prompts, held_out, terms)
 
@@ -138,6 +138,6 @@ def _policy(recipe: Recipe, model: ModelConfig, processes: Distributed, *, criti
     )
 
 
-def proof_prompts(prompts: DataSet[Prompt], config: PPOConfig, *, at_least: int) -> tuple[Prompt, ...]:
+def held_out_prompts_of(prompts: DataSet[Prompt], config: PPOConfig, *, at_least: int) -> tuple[Prompt, ...]:
     """The held-out prompts that are answered before and after; raises DataError when no interval can be drawn."""
     return choose_prompts(prompts, config.evaluation.prompts, at_least=at_least)

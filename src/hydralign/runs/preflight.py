@@ -21,8 +21,8 @@ from hydralign.config.recipe import OUTPUT
 from hydralign.config.reward import Labels, RewardConfig
 from hydralign.config.sft import SFTConfig
 from hydralign.data import DataSet, choose_rows, load_comparisons, load_demonstrations, load_labelled, load_prompts
-from hydralign.data.kept import tables_kept
 from hydralign.data.packing import sequences
+from hydralign.data.table_cache import cached_tables
 from hydralign.distributed import Distributed
 from hydralign.errors import ConfigError, HydralignError, TokenizerError
 from hydralign.generation.sampler import check_context
@@ -48,7 +48,7 @@ HEAD = 5000
 """Rows of a source that are looked at closely."""
 
 
-@tables_kept()
+@cached_tables()
 def check_steps(recipe: Recipe, steps: Sequence[Step], wanted: Sequence[str], processes: Distributed) -> None:
     """Check the steps with the `wanted` titles; `steps` are all of the recipe in the order in which they run.
 
@@ -205,7 +205,7 @@ def check_ppo(recipe: Recipe, config: PPOConfig, models: ModelSource, processes:
     require_form(facts, model, splits=True)
     prompts, whole = _prompts(recipe, facts)
     if prompts and whole:
-        ppo_run.proof_prompts(prompts, config, at_least=max(2, processes.count))
+        ppo_run.held_out_prompts_of(prompts, config, at_least=max(2, processes.count))
     read = [*prompts.train, *choose_rows(prompts.held_out, config.evaluation.prompts)] if prompts else []
     _check_length(facts, read, config.sampling, recipe.seed)
     check_terms(config.rewards, columns_of(prompts, whole=whole), models)

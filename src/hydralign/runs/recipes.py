@@ -20,7 +20,7 @@ from transformers.utils.logging import disable_progress_bar
 from hydralign.config import Recipe, describe, diff, dump_recipe, load_recipe, resolved_recipe
 from hydralign.config.paths import file_of, paths_of, require_usable_paths
 from hydralign.config.recipe import OUTPUT
-from hydralign.data.kept import tables_kept
+from hydralign.data.table_cache import cached_tables
 from hydralign.distributed import Distributed, launched_processes
 from hydralign.errors import ConfigError, RunFolderError, did_you_mean
 from hydralign.evaluation.statistics import Difference
@@ -40,15 +40,15 @@ from hydralign.runs.standing import (
     Standing,
     growth,
     has_results,
+    move_aside,
     readers_of,
     refuse_stale,
-    set_aside,
     standing,
     stored_config,
 )
 from hydralign.runs.steps import Step
 from hydralign.streams import lasting_output
-from hydralign.training.checkpoints import telling_what_stands
+from hydralign.training.checkpoints import naming_newest_checkpoint
 
 
 def run_recipe(recipe: Recipe | str | os.PathLike[str]) -> RunResult:
@@ -59,7 +59,7 @@ def run_recipe(recipe: Recipe | str | os.PathLike[str]) -> RunResult:
     recipe = resolved_recipe(recipe)
     output, names, processes = Path(recipe.output).expanduser(), present_sections(recipe), launched_processes()
     check_before(recipe, names, processes)
-    with alone_in(output, processes):
+    with locked_output(output, processes):
         for line in processes.raise_together(lambda: _precision_lines(recipe, output, processes)):
             say(line)
         differences = {name: _run_items(recipe, name, tell_settings=True, tell_precision=False) for name in names}
@@ -79,7 +79,7 @@ def _precision_lines(recipe: Recipe, output: Path, processes: Distributed) -> li
 
 
 @contextmanager
-def alone_in(output: Path, processes: Distributed) -> Iterator[None]:
+def locked_output(output: Path, processes: Distributed) -> Iterator[None]:
     """Hold the output folder, locked by the main process, with output that cannot end the run."""
     with lasting_output(), ExitStack() as held:
         processes.raise_together(lambda: held.enter_context(locked(output)) if processes.main else None)
@@ -109,27 +109,27 @@ def _run_items(recipe: Recipe, name: str, *, tell_settings: bool, tell_precision
     processes = launched_processes()
     output = Path(recipe.output).expanduser()
     differences = []
-    with alone_in(output, processes):
+    with locked_output(output, processes):
         if processes.main:
             claim_folder(output, recipe)
         processes.barrier()
         for item in items:
             folder = output / item.title
             used, config, line = resolve_precision(recipe, item.config, folder, processes)
-            if not make_room(used, replace(item, config=config), folder, processes):
+            if not clear_outdated(used, replace(item, config=config), folder, processes):
                 continue
             if line and tell_precision:
                 say(f"{item.title}: {line}")
             if processes.main and tell_settings:
                 say(describe_item(used, replace(item, config=config), processes))
-            with telling_what_stands(folder / "checkpoints") if name != "compare" else nullcontext():
+            with naming_newest_checkpoint(folder / "checkpoints") if name != "compare" else nullcontext():
                 differences += SECTIONS[name].run(used, config, folder, processes)
             if processes.main:
                 claim_folder(output, recipe)  # the section stored the recipe in the precision that it ran in
     return differences
 
 
-def make_room(recipe: Recipe, item: Step, folder: Path, processes: Distributed) -> bool:
+def clear_outdated(recipe: Recipe, item: Step, folder: Path, processes: Distributed) -> bool:
     """Move an outdated result of the item out of the way; returns whether the item is to be run. Says what it finds.
 
     Raises RunFolderError when its inputs changed since it was trained, or are not there yet.
@@ -146,11 +146,11 @@ def make_room(recipe: Recipe, item: Step, folder: Path, processes: Distributed) 
         if found.state != "finished":
             require_made(recipe, item)
         if found.state == "finished":
-            say(f"{item.title} is {found.told}: see {folder}. To run it again, delete that folder.")
+            say(f"{item.title} is {found.description}: see {folder}. To run it again, delete that folder.")
         elif found.state in ("stale", "longer"):
-            say(f"{item.title} is {found.told}.{set_aside(folder, item.config)}")
+            say(f"{item.title} is {found.description}.{move_aside(folder, item.config)}")
         elif found.state == "reworded":
-            say(f"{item.title} is {found.told}.")
+            say(f"{item.title} is {found.description}.")
             delete(folder / RESULT)
         return found
 
@@ -205,7 +205,7 @@ def require_made(recipe: Recipe, item: Step, *, besides: Sequence[str] = ()) -> 
 
     What the sections `besides` make does not count.
     """
-    for path in missing_parts(recipe, item):
+    for path in missing_inputs(recipe, item):
         maker = path.relative_to(folder_of(recipe, "")).parts[0]
         if maker in besides or maker not in SECTIONS:
             continue
@@ -215,7 +215,7 @@ def require_made(recipe: Recipe, item: Step, *, besides: Sequence[str] = ()) -> 
         )
 
 
-def missing_parts(recipe: Recipe, item: Step) -> list[Path]:
+def missing_inputs(recipe: Recipe, item: Step) -> list[Path]:
     """Paths inside the output folder that the item's settings name and that do not exist."""
     texts = (comparable_text(file_of(text), recipe.output) for _, text in paths_of(item.config))
     paths = [folder_of(recipe, text.removeprefix(f"{OUTPUT}/")) for text in texts if text.startswith(f"{OUTPUT}/")]
@@ -306,7 +306,7 @@ def _made_items(recipe: Recipe, output: Path) -> dict[str, Any]:
     return {step.title: step.config for step in all_steps(recipe) if has_results(output / step.title)}
 
 
-@tables_kept()
+@cached_tables()
 def plan(recipe: Recipe, section: str | None = None) -> str:
     """What a run of one section, or of all, would do: settings, data, parameters, memory, a sample. Writes nothing."""
     disable_progress_bar()
@@ -315,7 +315,7 @@ def plan(recipe: Recipe, section: str | None = None) -> str:
     check_before(recipe, names, processes, dry=True)
     parts = []
     for item in (item for name in names for item in required_items(recipe, name)):
-        missing = missing_parts(recipe, item)
+        missing = missing_inputs(recipe, item)
         folder = Path(recipe.output).expanduser() / item.title
         used, config, line = resolve_precision(recipe, item.config, folder, processes)
         makes = item.section.plan
@@ -323,5 +323,5 @@ def plan(recipe: Recipe, section: str | None = None) -> str:
         found = standing(used, config, folder)
         settings = describe_item(used, replace(item, config=config), processes)
         notes = [f"precision  {line.removeprefix('precision ')}"] if line else []
-        parts.append("\n".join([f"{item.title} is {found.told}.", settings, "", *notes, *told]))
+        parts.append("\n".join([f"{item.title} is {found.description}.", settings, "", *notes, *told]))
     return "\n\n".join(parts)

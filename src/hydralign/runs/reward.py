@@ -47,7 +47,7 @@ from hydralign.progress import say
 from hydralign.rewards.classifier import encode_for_classifier
 from hydralign.rewards.reward_model import chat_end, encode
 from hydralign.runs.reward_account import describe_reward_rows
-from hydralign.runs.section import RESULT, kept_numbers, opened, write_json
+from hydralign.runs.section import RESULT, load_or_measure_numbers, open_section, write_json
 from hydralign.types import LabelledText, Preference
 
 EQUAL = "have answers that are equal as the model reads them"
@@ -83,12 +83,14 @@ def run_reward(recipe: Recipe, config: RewardConfig, folder: Path, processes: Di
     judge: Any = judge_pairs if isinstance(task, Comparisons) else judge_labels
     if processes.main:
         say(loaded.describe())
-    with opened(recipe, config, folder, processes) as records:
+    with open_section(recipe, config, folder, processes) as records:
 
         def judged() -> Judged:
             return judge(scorer, loaded.held_out, micro, processes)
 
-        before = kept_numbers(folder / "before.json", loaded.measured, lambda: judged().right_N.tolist(), processes)
+        before = load_or_measure_numbers(
+            folder / "before.json", loaded.measured, lambda: judged().right_N.tolist(), processes
+        )
         parts: Any = RewardParts(scorer, loaded.train, loaded.held_out, folder, records, processes)
         if isinstance(task, Comparisons):
             train_on_pairs(config, parts, seed=recipe.seed)

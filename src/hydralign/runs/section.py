@@ -21,7 +21,7 @@ Made = TypeVar("Made")
 
 
 @contextmanager
-def opened(recipe: Recipe, config: Any, folder: Path, processes: Distributed) -> Iterator[Records]:
+def open_section(recipe: Recipe, config: Any, folder: Path, processes: Distributed) -> Iterator[Records]:
     """The section's folder with its config and the record of its inputs in it, its metrics file and mirrors, closed at
     the end.
     """
@@ -39,7 +39,7 @@ def opened(recipe: Recipe, config: Any, folder: Path, processes: Distributed) ->
         trackers.close()
 
 
-def kept(
+def load_or_measure(
     path: Path,
     rows: str,
     make: Callable[[], Made],
@@ -77,14 +77,16 @@ def kept(
     return made
 
 
-def kept_numbers(path: Path, rows: str, make: Callable[[], list[float]], processes: Distributed) -> list[float]:
-    """`kept`, for one number per held-out row."""
+def load_or_measure_numbers(
+    path: Path, rows: str, make: Callable[[], list[float]], processes: Distributed
+) -> list[float]:
+    """`load_or_measure`, for one number per held-out row."""
 
     def load(file: Path) -> tuple[str, list[float]]:
         stored = json.loads(file.read_text(encoding="utf-8"))
         return str(stored.get("rows", "")), [float(x) for x in stored["values"]]
 
-    return kept(
+    return load_or_measure(
         path,
         rows,
         make,

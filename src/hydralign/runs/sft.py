@@ -28,7 +28,7 @@ from hydralign.models.folders.weights import require_ids_can_be_read
 from hydralign.models.forms.build import load_supervised_policy, make_supervised_policy
 from hydralign.models.policy import Policy
 from hydralign.progress import say
-from hydralign.runs.section import RESULT, kept_numbers, opened, write_json
+from hydralign.runs.section import RESULT, load_or_measure_numbers, open_section, write_json
 from hydralign.types import Demonstration
 
 
@@ -61,12 +61,14 @@ def run_sft(recipe: Recipe, config: SFTConfig, folder: Path, processes: Distribu
     policy, rows = loaded.policy, config.batch.micro_batch_size
     if processes.main:
         say(loaded.describe())
-    with opened(recipe, config, folder, processes) as records:
+    with open_section(recipe, config, folder, processes) as records:
 
         def losses() -> tuple[Tensor, Tensor]:
             return held_out_losses(policy, loaded.held_out, rows, processes)
 
-        before = kept_numbers(folder / "before.json", loaded.measured, lambda: torch.div(*losses()).tolist(), processes)
+        before = load_or_measure_numbers(
+            folder / "before.json", loaded.measured, lambda: torch.div(*losses()).tolist(), processes
+        )
         parts = SFTParts(policy, loaded.train, loaded.held_out, folder, records, processes)
         train(config, parts, seed=recipe.seed)
         nll_N, tokens_N = losses()

@@ -35,7 +35,7 @@ class Standing:
     """Where a section stands, and why."""
 
     state: Literal["new", "started", "longer", "finished", "stale", "reworded"]
-    told: str
+    description: str
     """The same in words, after the section's title."""
     changed: tuple[str, ...] = ()
     """Inputs with other contents than the section was made with."""
@@ -198,7 +198,7 @@ def readers_of(title: str, configs: Sequence[tuple[str, Config]], output: str) -
     return found[1:]
 
 
-def set_aside(folder: Path, config: Config) -> str:
+def move_aside(folder: Path, config: Config) -> str:
     """Move a section's result, and of a comparison its answers and report, into its `previous` folder, the result last.
 
     Returns a sentence on where it lies. Interrupted in between, the section still counts as finished, and the rest is

@@ -92,7 +92,7 @@ def write_checkpoint(
 
 
 @contextmanager
-def telling_what_stands(folder: Path) -> Iterator[None]:
+def naming_newest_checkpoint(folder: Path) -> Iterator[None]:
     """Adds to a StorageError in this block which checkpoint in `folder` the run goes on from."""
     try:
         yield

@@ -34,8 +34,8 @@ class CausalBackbone:
         self.entry = entry
         self.precision, self.rope_limit = precision, rope_limit(model)
         with self.autocast():
-            parts = response_only.last_position_wise(self.body)
-            self.last_position_wise = response_only.tried(parts, self.body, partial(allowed_gap, precision))
+            parts = response_only.position_wise_parts(self.body)
+            self.position_wise_parts = response_only.verify_parts(parts, self.body, partial(allowed_gap, precision))
         self.takes_positions = "position_ids" in inspect.signature(self.body.forward).parameters
 
     @property
@@ -55,7 +55,7 @@ class CausalBackbone:
         """hidden_ND after the final norm, at the position before each real response token, row by row."""
         row_N, position_N = batch.response_index
         column_N = batch.prompt_lengths_B.to(batch.device, non_blocking=True)[row_N] + position_N - 1
-        with self.autocast(), response_only.only_at_positions(self.last_position_wise, row_N, column_N):
+        with self.autocast(), response_only.only_at_positions(self.position_wise_parts, row_N, column_N):
             states_BTD = self.states(batch)
         return states_BTD[row_N, column_N]
 

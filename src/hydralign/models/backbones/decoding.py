@@ -61,7 +61,7 @@ class CachedDecoding:
         self.cache = RoomyCache(backbone.model.config.get_text_config().num_hidden_layers, columns + new_tokens)
         self.harvest_BTD: Tensor | None = None
         positions_BQ = mask_BQ.cumsum(1) - 1
-        with only_at_positions(backbone.last_position_wise, self.place_B, torch.full_like(self.place_B, columns - 1)):
+        with only_at_positions(backbone.position_wise_parts, self.place_B, torch.full_like(self.place_B, columns - 1)):
             self.hidden_BD, trunk_BQD = self._forward(tokens_BQ.to(device), positions_BQ.clamp(min=0).to(device))
         if trunk is not None and trunk_BQD is not None:
             real = int(lengths_B.sum())

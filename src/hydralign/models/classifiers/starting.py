@@ -27,7 +27,7 @@ from hydralign.models.folders.from_scratch import name_outputs
 from hydralign.models.folders.load_errors import named_load_errors
 from hydralign.models.folders.load_report import require_whole_load
 from hydralign.models.folders.loading import check_folder, own_tokenizer
-from hydralign.models.folders.merged import adapter_of, base_of, merged
+from hydralign.models.folders.merged import adapter_config_of, base_path_of, merged
 from hydralign.models.folders.tokenizers import read_tokenizer
 from hydralign.models.folders.weights import require_finite_weights, require_ids_have_rows
 
@@ -40,10 +40,10 @@ def load_start(path: str, labels: Sequence[str], *, seed: int = 0) -> tuple[Any,
     that cannot be started from.
     """
     where = check_folder(path)
-    adapter = adapter_of(where)
+    adapter = adapter_config_of(where)
     if adapter is None:
         return _load(where, labels, seed)
-    model, tokenizer = _load(base_of(adapter, path), labels, seed, own_tokenizer(where))
+    model, tokenizer = _load(base_path_of(adapter, path), labels, seed, own_tokenizer(where))
     return merged(model, adapter, where), tokenizer
 
 

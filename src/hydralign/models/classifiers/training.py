@@ -113,7 +113,7 @@ class SequenceClassifier:
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         row = [token for token in range(min(vocabulary, 8)) if token != self.pad_id][:5]
         name = type(self.model).__name__
-        with torch.no_grad(), self._autocast(), refused_by_name(name):
+        with torch.no_grad(), self._autocast(), naming_the_architecture(name):
             ours_C = outputs(self.model, [row[:3], row], self.pad_id)[0].float()
             whole_C = self.model(input_ids=torch.tensor([row[:3]], device=self.device)).logits[0].float()
         gap = (ours_C - whole_C).abs().max().item()
@@ -129,7 +129,7 @@ class SequenceClassifier:
 
 
 @contextmanager
-def refused_by_name(name: str) -> Iterator[None]:
+def naming_the_architecture(name: str) -> Iterator[None]:
     """Turns what an architecture raises that is built in another way into a ModelError that names it."""
     try:
         yield

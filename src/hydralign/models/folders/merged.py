@@ -19,7 +19,7 @@ from hydralign.models.folders.tokenizers import read_tokenizer
 from hydralign.models.versions import LoraLayer
 
 
-def load_whole(
+def load_merged(
     path: str, *, tokenizer: str | None = None, pad_token: str | None = None, device: str | torch.device = "cpu"
 ) -> tuple[Any, Any]:
     """(model, tokenizer) of a causal model's folder, a hub id, or a PEFT adapter's folder.
@@ -28,11 +28,11 @@ def load_whole(
     Raises as `load_model` does, and ModelError for an adapter that cannot be merged.
     """
     path = expanduser(path)
-    adapter = adapter_of(path)
+    adapter = adapter_config_of(path)
     if adapter is None:
         return load_model(path, tokenizer=tokenizer, pad_token=pad_token, device=device)
     own = tokenizer or own_tokenizer(path)
-    model, encoder = load_model(base_of(adapter, path), tokenizer=own, pad_token=pad_token, device=device)
+    model, encoder = load_model(base_path_of(adapter, path), tokenizer=own, pad_token=pad_token, device=device)
     return merged(model, adapter, path), encoder
 
 
@@ -42,9 +42,9 @@ def load_tokenizer(path: str) -> Any:
     Raises ModelError.
     """
     where = check_folder(path)
-    adapter = adapter_of(where)
+    adapter = adapter_config_of(where)
     if adapter is not None:
-        where = own_tokenizer(where) or base_of(adapter, path)
+        where = own_tokenizer(where) or base_path_of(adapter, path)
     taken_for = describe_search(where)
     way_out = "Without it no tokens can be counted. Name a model with its tokenizer, saved by transformers."
     named = named_load_errors(f"The tokenizer of {path!r} could not be loaded{taken_for}", way_out)
@@ -52,7 +52,7 @@ def load_tokenizer(path: str) -> Any:
         return read_tokenizer(where)
 
 
-def adapter_of(folder: str) -> Any:
+def adapter_config_of(folder: str) -> Any:
     """The PEFT config of an adapter folder, or None for another.
 
     Raises ModelError for one that cannot be read or merged.
@@ -66,7 +66,7 @@ def adapter_of(folder: str) -> Any:
     return config
 
 
-def base_of(adapter: Any, path: str) -> str:
+def base_path_of(adapter: Any, path: str) -> str:
     """The local folder or hub id that an adapter names as its base; a name without a slash is either."""
     base = adapter.base_model_name_or_path
     way_out = "Correct base_model_name_or_path in its adapter_config.json, or name a whole model."

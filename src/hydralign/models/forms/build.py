@@ -17,7 +17,7 @@ from hydralign.models.backbones.slicing import top_layers
 from hydralign.models.bf16_speed import concrete_precision
 from hydralign.models.branch import Branch, check_readout
 from hydralign.models.folders.loading import own_tokenizer, prepare_model, stop_ids_of
-from hydralign.models.folders.merged import adapter_of, base_of, load_whole
+from hydralign.models.folders.merged import adapter_config_of, base_path_of, load_merged
 from hydralign.models.folders.saving import load_value_branch, load_value_head, require_no_value_branch
 from hydralign.models.forms.full import FullModel
 from hydralign.models.forms.hydra import HydraModel
@@ -83,14 +83,14 @@ def load_supervised_policy(
     its base in the others. Raises ModelError or TokenizerError when it cannot be trained from.
     """
     path = os.path.expanduser(path)
-    adapter = adapter_of(path)
+    adapter = adapter_config_of(path)
     if adapter is not None and isinstance(form, LoraForm):
         if form.adapter is not None:
             raise ModelError(
                 f"model.path={path!r} and model.form.adapter={form.adapter!r} are two adapters: which of them is to be "
                 "trained further is unclear. Name the base under model.path, or leave form.adapter out."
             )
-        form, path = form.model_copy(update={"adapter": path}), base_of(adapter, path)
+        form, path = form.model_copy(update={"adapter": path}), base_path_of(adapter, path)
     trained_adapter = form.adapter if isinstance(form, LoraForm) else None
     model, tokenizer = _load(path, trained_adapter, pad_token, device)
     return make_supervised_policy(model, tokenizer, form=form, precision=precision, seed=seed)
@@ -105,12 +105,12 @@ def load_frozen_policy(
     device: str | torch.device = "cpu",
 ) -> Policy:
     """`make_frozen_policy` from a model folder, a hub id or an adapter's folder."""
-    model, tokenizer = load_whole(path, pad_token=pad_token, device=device)
+    model, tokenizer = load_merged(path, pad_token=pad_token, device=device)
     return make_frozen_policy(model, tokenizer, reference=reference, precision=precision)
 
 
 def _load(path: str, adapter: str | None, pad_token: str | None, device: str | torch.device) -> tuple[Any, Any]:
-    model, tokenizer = load_whole(path, tokenizer=own_tokenizer(adapter), pad_token=pad_token, device=device)
+    model, tokenizer = load_merged(path, tokenizer=own_tokenizer(adapter), pad_token=pad_token, device=device)
     if Path(path).exists():
         # An adapter saved from this model names it; an absolute name is found from any folder.
         model.name_or_path = model.config.name_or_path = str(Path(path).resolve())

@@ -24,7 +24,7 @@ OUTPUT_PROJECTIONS = ("c_proj", "o_proj", "out_proj", "dense")
 """What architectures call the matrix behind their attention."""
 
 
-def last_position_wise(body: Any) -> list[nn.Module]:
+def position_wise_parts(body: Any) -> list[nn.Module]:
     """The position-wise parts of the last layer, where they bear the usual names and are made of matrices.
 
     Of several matrices with the name of an output projection none is taken: which one ends the attention is unknown.
@@ -42,7 +42,7 @@ def last_position_wise(body: Any) -> list[nn.Module]:
 
 
 @torch.no_grad()
-def tried(parts: list[nn.Module], body: Any, allowed: Callable[[float], float]) -> list[nn.Module]:
+def verify_parts(parts: list[nn.Module], body: Any, allowed: Callable[[float], float]) -> list[nn.Module]:
     """These parts of the body's last layer if final states are the same with them at some positions only, else none.
 
     Runs that layer alone, twice, on a few states. `allowed` is how far rounding takes numbers of a size apart.

@@ -1,6 +1,6 @@
 """Tables that were read once and are asked for again within a short while, such as during the checks before a run.
 
-Outside of `tables_kept` nothing is kept: a file that changes is read anew.
+Outside of `cached_tables` nothing is kept: a file that changes is read anew.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _KEPT: ContextVar[_Kept | None] = ContextVar("kept", default=None)
 
 
 @contextmanager
-def tables_kept() -> Iterator[None]:
+def cached_tables() -> Iterator[None]:
     """Inside, no source is read twice with the same settings. Sources must not change meanwhile."""
     if _KEPT.get() is not None:
         yield
