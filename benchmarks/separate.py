@@ -24,7 +24,7 @@ def separate_policy(model: Any, tokenizer: Any, *, precision: str = "fp32") -> P
     values = CausalBackbone(copy.deepcopy(model), precision=precision)
     plain = make_policy(model, tokenizer, critic=False, precision=precision)
     head = ValueHead(model.config.hidden_size).to(model.device)
-    return Policy(plain.form, tokenizer, critic=Critic(head, values, prefix="value_model"))
+    return Policy(plain.form, tokenizer, critic=Critic(head, values))
 
 
 class FullSizeReward:

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
-from hydralign.models.backbones.causal import CausalTrunkStates
+from hydralign.models.backbones.trunk import CausalTrunkStates
 from hydralign.models.policy import Policy
 from hydralign.testing import tiny_policy, tiny_prompts, tiny_tokenizer
 from hydralign.types import Experience, PolicyOutput, Prompt, Rollout, TokenBatch

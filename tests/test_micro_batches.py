@@ -26,7 +26,7 @@ from hydralign.methods.policy_update import update
 from hydralign.methods.ppo import PPOParts, train
 from hydralign.methods.start_checks import check_start
 from hydralign.micro_batches import MicroBatcher, is_out_of_memory
-from hydralign.models.backbones.causal import lay_out
+from hydralign.models.backbones.trunk import lay_out
 from hydralign.models.policy import Policy
 from hydralign.rewards.combine import RewardTerm
 from hydralign.rollout import collect

@@ -85,8 +85,9 @@ def _read(
     if policy.precision != "fp32":
         old = evaluate_rows(policy, rollout.rows, micro_batch_size)
         return old.logprobs_BR, ref_logprobs_BR, old.values_BR
-    told = policy.samples_values
-    values_BR = rollout.values_BR if told else value_rows(policy, rollout.rows, micro_batch_size)
+    values_BR = rollout.values_BR if policy.samples_values else None
+    if values_BR is None and policy.critic is not None:
+        values_BR = value_rows(policy, rollout.rows, micro_batch_size)
     return rollout.old_logprobs_BR, ref_logprobs_BR, values_BR
 
 

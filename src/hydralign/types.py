@@ -141,19 +141,15 @@ class TrunkStates(Protocol):
     def select(self, index_B: Tensor, device: torch.device) -> TrunkStates:
         """Of these rows only, on this device. `index_B` lies on the CPU."""
 
-    @property
-    def nbytes(self) -> int:
-        """What it takes of memory."""
-
 
 @dataclass(frozen=True)
 class TokenBatch:
     """Prompts and responses as token ids, each padded on the right. How a network reads them is up to its backbone.
 
-    `temperature` and `min_new_tokens` shape every log-probability of the batch in the same way: policy, old and
-    reference. Lengths lie on the CPU wherever the tokens lie, so that no shape waits for a device; they alone say what
-    is real, so the ids that pad mean nothing. `trunk` may carry the states that a frozen trunk gave these tokens; they
-    may lie on the CPU to spare the device's memory.
+    `temperature`, and `stop_ids`, which are impossible among the first `min_new_tokens` tokens, shape every
+    log-probability of the batch in the same way: policy, old and reference. Lengths lie on the CPU wherever the tokens
+    lie, so that no shape waits for a device; they alone say what is real, so the ids that pad mean nothing. `trunk` may
+    carry the states that a frozen trunk gave these tokens; they may lie on the CPU to spare the device's memory.
     """
 
     prompt_BQ: Tensor
@@ -162,6 +158,7 @@ class TokenBatch:
     response_lengths_B: Tensor
     temperature: float = 1.0
     min_new_tokens: int = 0
+    stop_ids: tuple[int, ...] = ()
     trunk: TrunkStates | None = None
 
     @classmethod
@@ -174,6 +171,7 @@ class TokenBatch:
         device: torch.device | str = "cpu",
         temperature: float = 1.0,
         min_new_tokens: int = 0,
+        stop_ids: tuple[int, ...] = (),
     ) -> TokenBatch:
         """A batch of these token ids, one prompt and one response a row."""
         prompt_BQ, response_BR = (_padded(rows, pad_id).to(device) for rows in (prompts, responses))
@@ -184,6 +182,7 @@ class TokenBatch:
             response_lengths_B=torch.tensor([len(ids) for ids in responses], dtype=torch.long),
             temperature=temperature,
             min_new_tokens=min_new_tokens,
+            stop_ids=stop_ids,
         )
 
     def __len__(self) -> int:

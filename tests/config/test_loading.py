@@ -393,9 +393,8 @@ def test_read_config_takes_values_from_python() -> None:
 
 
 def test_settings_load_under_their_old_names_and_say_the_new_one(
-    path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr("hydralign.config.base._SAID", set())
     old = ["--ppo.batch.micro_rows", "7", "--ppo.sampling.decode_rows=9", "--compare.micro_rows", "5"]
     recipe = load_recipe(path, old)
     assert recipe.ppo is not None

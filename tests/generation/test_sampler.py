@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from hydralign.errors import ConfigError, DataError, NonFiniteError
 from hydralign.generation import sample
 from hydralign.generation.sampler import draw, truncate
-from hydralign.models.backbones.causal import lay_out
+from hydralign.models.backbones.trunk import lay_out
 from hydralign.models.heads.token import TokenHead
 from hydralign.models.policy import Policy
 from hydralign.rollout import collect

@@ -179,7 +179,6 @@ def test_resumed_run_equals_an_uninterrupted_one(tokenizer: Any, tmp_path: Path,
 def test_poisoned_loss_is_an_event_and_no_step(tokenizer: Any, tmp_path: Path) -> None:
     learner = student(tokenizer)
     with torch.no_grad():
-        learner.branch.backbone.embed(torch.tensor([5]))  # touch, so that the row below is the one that is read
         learner.model.get_input_embeddings().weight[5] = math.nan
     start = {name: p.detach().clone() for name, p in learner.trained().items()}
     config = settings(batch={"rows": 4, "micro_batch_size": 2}, packing=False, stop_after_bad_steps=2)

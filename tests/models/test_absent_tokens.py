@@ -11,7 +11,7 @@ from hydralign.config.model import Form
 from hydralign.generation import sample
 from hydralign.methods.start_checks import check_start
 from hydralign.models import make_policy
-from hydralign.models.backbones.causal import lay_out
+from hydralign.models.backbones.trunk import lay_out
 from hydralign.models.forms.build import make_frozen_policy
 from hydralign.models.heads.token import absent_ids
 from hydralign.models.policy import Policy

@@ -23,7 +23,7 @@ from transformers import AutoModelForCausalLM
 from hydralign.config.model import LoraForm
 from hydralign.errors import ModelError
 from hydralign.models import load_policy
-from hydralign.models.backbones.causal import lay_out
+from hydralign.models.backbones.trunk import lay_out
 from hydralign.models.folders.merged import adapter_config_of, base_path_of, load_merged
 from hydralign.models.forms.build import load_supervised_policy
 from hydralign.runs.inputs import _files

@@ -17,8 +17,8 @@ from hydralign.config.model import Form, HydraForm, LoraForm
 from hydralign.generation import sample
 from hydralign.methods.start_checks import check_start
 from hydralign.models import make_policy
-from hydralign.models.backbones.causal import CausalTrunkStates, lay_out
 from hydralign.models.backbones.slicing import layers_of
+from hydralign.models.backbones.trunk import CausalTrunkStates, lay_out
 from hydralign.models.folders.loading import prepare_model
 from hydralign.models.kernels.cache import RoomyCache
 from hydralign.rollout import collect

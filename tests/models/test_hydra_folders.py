@@ -13,7 +13,7 @@ from torch import Tensor
 from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.errors import ModelError
 from hydralign.models import load_policy
-from hydralign.models.backbones.causal import lay_out
+from hydralign.models.backbones.trunk import lay_out
 from hydralign.models.forms.build import load_supervised_policy
 from tests.conftest import shake
 from tests.models.test_hydra import FORMS, collected, few_families, moved, new_policy

@@ -15,7 +15,8 @@ from hydralign.config.model import HydraForm
 from hydralign.errors import GradientError
 from hydralign.methods.start_checks import check_start
 from hydralign.models import make_policy
-from hydralign.models.backbones.causal import CausalBackbone, lay_out
+from hydralign.models.backbones.causal import CausalBackbone
+from hydralign.models.backbones.trunk import lay_out
 from hydralign.models.branch import Branch
 from hydralign.models.heads.token import TokenHead
 from hydralign.models.kernels import logprobs

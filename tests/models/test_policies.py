@@ -13,7 +13,7 @@ import torch
 from hydralign.config.model import LoraForm
 from hydralign.errors import ModelError
 from hydralign.models import load_policy, make_policy
-from hydralign.models.backbones.causal import lay_out
+from hydralign.models.backbones.trunk import lay_out
 from hydralign.models.forms.lora import require_rank_fits
 from hydralign.models.heads.token import TokenHead
 from hydralign.models.policy import Policy

@@ -17,8 +17,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from hydralign.errors import ModelError
 from hydralign.models import make_policy
 from hydralign.models.backbones.causal import CausalBackbone
-from hydralign.models.backbones.decoding import check_decoding
-from hydralign.models.branch import Branch, check_readout
+from hydralign.models.branch import Branch
+from hydralign.models.checks import check_decoding, check_readout
 from hydralign.models.classifiers.training import wrap_classifier
 from hydralign.models.folders.from_scratch import make_classifier
 from hydralign.models.folders.loading import prepare_model

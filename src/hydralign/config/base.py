@@ -6,7 +6,6 @@ Import-light on purpose (pydantic only): `hydralign --help` and a wrong recipe m
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
 
@@ -20,9 +19,6 @@ Beta = Annotated[float, Field(ge=0, lt=1)]
 
 OLD_NAMES = {"micro_rows": "micro_batch_size", "decode_rows": "decode_batch_size"}
 """Settings that once had another name, which still loads: old name to new."""
-
-_SAID: set[str] = set()
-"""Old names that were said to be old."""
 
 
 class Config(BaseModel):
@@ -62,9 +58,6 @@ class Config(BaseModel):
             if new in renamed:
                 raise ValueError(f"{old} and {new} are one setting, under its old and its new name. Leave {old} out.")
             renamed[new] = renamed.pop(old)
-            if old not in _SAID:
-                _SAID.add(old)
-                sys.stderr.write(f"{old} is called {new} now; the old name still works. Rename it in the recipe.\n")
         return renamed
 
     @model_validator(mode="before")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 import types
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -58,10 +59,13 @@ _WANTED = {
 }
 
 
-def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] | Mapping[str, Any] = ()) -> Recipe:
+def load_recipe(
+    path: str | os.PathLike[str], overrides: Sequence[str] | Mapping[str, Any] = (), *, notify: bool = True
+) -> Recipe:
     """The recipe of a YAML file with `overrides` applied, checked and resolved.
 
-    They are words of a command line, `["--ppo.steps", "20"]`, or values by dotted key, `{"ppo.steps": 20}`.
+    They are words of a command line, `["--ppo.steps", "20"]`, or values by dotted key, `{"ppo.steps": 20}`. Settings
+    under an old name are said on stderr if `notify`.
 
     Raises `ConfigError` when the file cannot be read, is not a mapping of sections or holds values that cannot
     work (all are listed, one per line), and `UnknownKeyError` when one of them is a key that no section has.
@@ -70,7 +74,18 @@ def load_recipe(path: str | os.PathLike[str], overrides: Sequence[str] | Mapping
     pairs = list(overrides.items()) if isinstance(overrides, Mapping) else parse_overrides(overrides)
     for key, value in pairs:
         values = _overridden(values, key.split("."), value, key)
-    return read_config(Recipe, values).resolved()
+    recipe = read_config(Recipe, values).resolved()
+    if notify and os.environ.get("RANK", "0") == "0":
+        for old in sorted(_old_names_in(values)):
+            sys.stderr.write(f"{old} is called {OLD_NAMES[old]} now; the old name still works. Rename it in {path}.\n")
+    return recipe
+
+
+def _old_names_in(node: Any) -> set[str]:
+    """Old names of settings among the keys of a recipe."""
+    if isinstance(node, Mapping):
+        return (OLD_NAMES.keys() & node.keys()).union(*map(_old_names_in, node.values()))
+    return set().union(*map(_old_names_in, node)) if isinstance(node, list) else set()
 
 
 def resolved_recipe(recipe: Recipe | str | os.PathLike[str]) -> Recipe:

@@ -30,6 +30,7 @@ class ScriptedSampler:
             device=policy.device,
             temperature=params.temperature,
             min_new_tokens=params.min_new_tokens,
+            stop_ids=policy.stop_ids,
         )
         output = policy.evaluate(batch)
         finished = [bool(answer) and answer[-1] in policy.stop_ids for answer in answers]

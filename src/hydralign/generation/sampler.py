@@ -108,7 +108,7 @@ class _Drawn:
     def __init__(self, policy: Policy, rows: int, width: int) -> None:
         self.tokens_BR = torch.zeros(rows, width, dtype=torch.long)
         self.logprobs_BR = torch.zeros(rows, width)
-        self.values_BR = torch.zeros(rows, width) if policy.critic is not None else None
+        self.values_BR = torch.zeros(rows, width) if policy.samples_values else None
         self.lengths_B = torch.zeros(rows, dtype=torch.long)
         self.finished_B = torch.zeros(rows, dtype=torch.bool)
         self.trunk = None if policy.trunk is None else policy.trunk.collector(rows)
@@ -140,6 +140,7 @@ class _Drawn:
             device=policy.device,
             temperature=params.temperature,
             min_new_tokens=params.min_new_tokens,
+            stop_ids=policy.stop_ids,
         )
         width = batch.width
         return Rollout(
@@ -176,10 +177,11 @@ def _decode(
     place_B = torch.arange(len(index_B), device=device)
     left = len(index_B)
     for position in range(width):
-        logits_BV, values_B = decoding.predict()
+        logits_BV, hidden_BD = decoding.predict()
         tokens_B, logprobs_B = draw(logits_BV, uniforms_BR[place_B, position], params, policy.stop_ids, position)
         stopped_B = (tokens_B[:, None] == stop_S).any(dim=1)
-        values_B = logprobs_B if values_B is None else values_B  # of no critic, never looked at
+        # Without values from these states, log-probabilities fill their place and are never read.
+        values_B = policy.critic.head(hidden_BD) if policy.critic and policy.samples_values else logprobs_B
         steps.append((place_B, tokens_B, logprobs_B, values_B, ~done_B, stopped_B))
         done_B = done_B | stopped_B | (position + 1 >= limits_B[place_B])
         live, (left, bad) = left, torch.stack([(~done_B).sum(), (~torch.isfinite(logprobs_B)).sum()]).tolist()

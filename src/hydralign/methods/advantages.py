@@ -96,7 +96,7 @@ def estimate(
     estimator: AdvantageEstimator | None = None,
     kl_coefficient: float = 0.05,
     kl_estimator: Literal["k1", "k3"] = "k1",
-    whiten_advantages: bool = True,
+    whiten_advantages: bool | None = None,
     whiten_rewards: bool = False,
     score_std: float | None = None,
     score_clip: float | None = None,
@@ -105,10 +105,10 @@ def estimate(
 ) -> Advantages:
     """Rewards (score on the last real token, KL penalty on every token), advantages and returns.
 
-    `estimator` None is `GAE()`. Scores are divided by `score_std`, clipped, then lowered for answers that no stop token
-    ended. Whitening uses the moments of all real tokens of all processes. Stats are global means. Raises RewardError
-    for a reward that applied to no row of any process, ConfigError for an unknown KL estimator or an advantage
-    estimator that cannot read this experience.
+    `estimator` None is `GAE()`; `whiten_advantages` None whitens those of GAE only. Scores are divided by `score_std`,
+    clipped, then lowered for answers that no stop token ended. Whitening uses the moments of all real tokens of all
+    processes. Stats are global means. Raises RewardError for a reward that applied to no row of any process,
+    ConfigError for an unknown KL estimator or an advantage estimator that cannot read this experience.
     """
     estimators = {"k1": k1, "k3": k3}
     if kl_estimator not in estimators:
@@ -129,9 +129,10 @@ def estimate(
     rewards_BR = token_rewards(scores_B, kl_BR, mask_BR, coefficient=kl_coefficient, token_scores_BR=dense_BR)
     if whiten_rewards:
         rewards_BR = _whitened(rewards_BR, mask_BR, processes, subtract_mean=False)
-    advantages_BR, returns_BR = (estimator or GAE())(rewards_BR, experience, processes)
+    estimator = estimator or GAE()
+    advantages_BR, returns_BR = estimator(rewards_BR, experience, processes)
     stats = _stats(experience, advantages_BR, returns_BR, kl_BR, kl_coefficient, processes)
-    if whiten_advantages:
+    if isinstance(estimator, GAE) if whiten_advantages is None else whiten_advantages:
         advantages_BR = _whitened(advantages_BR, mask_BR, processes, subtract_mean=True)
     return Advantages(rewards_BR, advantages_BR, returns_BR, stats)
 

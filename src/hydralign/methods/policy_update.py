@@ -170,6 +170,7 @@ def accumulate_policy_gradients(
         processes,
         rows=len(index_B),
         where="update/",
+        hint="clip scores (ppo.shaping.clip)",
         undo=keep_trunk_count(policy),
     )
     losses = {name: sums.pop(name) for name in LOSSES if name in sums}

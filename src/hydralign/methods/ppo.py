@@ -28,16 +28,15 @@ from hydralign.methods.oom_hints import ppo_oom_hints
 from hydralign.methods.policy_update import LossWeights, update
 from hydralign.methods.ppo_state import PPOState, read_ppo_state
 from hydralign.methods.sampling import sampling_params
+from hydralign.methods.start import set_rate, start_run
 from hydralign.methods.start_checks import check_start
 from hydralign.micro_batches import MicroBatcher
 from hydralign.models.policy import Policy
 from hydralign.rewards.combine import RewardTerm
 from hydralign.rewards.normalise import RunningMoments
 from hydralign.rollout import collect
-from hydralign.training.optimizer import make_optimizer
 from hydralign.training.records import Records
 from hydralign.training.run import Run
-from hydralign.training.schedule import learning_rate_at, set_learning_rate
 from hydralign.types import Advantages, Experience, SamplingParams
 
 
@@ -71,8 +70,7 @@ def train(config: PPOConfig, parts: PPOParts, *, seed: int = 0) -> Run[PPOState]
         for step in run:
             with run.attempt():
                 started = time.perf_counter()
-                rate = _learning_rate(config, step)
-                set_learning_rate(run.optimizer, rate)
+                rate = set_rate(run, config, warmup_steps=config.optimizer.warmup_steps)
                 # 1. Sample answers, score them, read the reference.
                 with run.saved_on_failure():
                     experience = processes.raise_together(partial(_collect, config, parts, params, step, rows))
@@ -101,21 +99,23 @@ def train(config: PPOConfig, parts: PPOParts, *, seed: int = 0) -> Run[PPOState]
 def start_ppo_run(config: PPOConfig, parts: PPOParts) -> Run[PPOState]:
     """The run in `parts.folder`, at its newest checkpoint or at the start. Raises as `Run.resume` does."""
     parts.processes.require_shares(config.batch.minibatch_rows, "ppo rows per minibatch")
-    trained = parts.policy.trained()
-    settings = config.optimizer.model_dump(include={"type", "betas", "eps", "weight_decay"})
-    return Run(
+    if config.has_critic != (parts.policy.critic is not None):
+        needs, has = ("needs", "none") if config.has_critic else ("has no use for", "one")
+        raise ConfigError(
+            f"ppo.advantages.type={config.advantages.type} {needs} a critic, and the policy has {has}: values would not be "
+            f"learned, or for nothing. Make the policy with critic={config.has_critic}."
+        )
+    return start_run(
         "ppo",
+        config,
+        parts.policy.trained(),
         steps=config.steps,
-        trained=trained,
-        optimizer=make_optimizer(trained, learning_rate=_peak(config), **settings),
         state=PPOState(kl_coefficient=config.kl.coefficient),
+        read_state=read_ppo_state,
         folder=parts.folder,
         records=parts.records,
         processes=parts.processes,
-        checkpoint_every=config.saving.checkpoint_every,
-        keep=config.saving.keep,
-        stop_after_bad_steps=config.stop_after_bad_steps,
-    ).resume(read_ppo_state)
+    )
 
 
 @dataclass(frozen=True)
@@ -206,27 +206,6 @@ def _estimator(config: PPOConfig) -> AdvantageEstimator:
     if isinstance(advantages, GAEConfig):
         return GAE(gamma=advantages.gamma, lam=advantages.lam)
     return LeaveOneOut(samples) if isinstance(advantages, LeaveOneOutConfig) else GroupNormalised(samples)
-
-
-def _learning_rate(config: PPOConfig, step: int) -> float:
-    optimizer = config.optimizer
-    return learning_rate_at(
-        step,
-        steps=config.steps,
-        peak=_peak(config),
-        warmup_steps=optimizer.warmup_steps,
-        decay=optimizer.decay,
-    )
-
-
-def _peak(config: PPOConfig) -> float:
-    rate = config.optimizer.learning_rate
-    if rate is None:
-        raise ConfigError(
-            "ppo.optimizer.learning_rate is None: it depends on the form of the model. Give a number, or take the "
-            "config from `load_recipe` or `Recipe.resolved()`, which fill it in."
-        )
-    return rate
 
 
 def _follow_kl(config: PPOConfig, state: PPOState, stats: Mapping[str, float]) -> PPOState:

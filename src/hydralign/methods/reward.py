@@ -67,7 +67,7 @@ class RewardParts(Generic[Row]):
 def train_on_pairs(config: RewardConfig, parts: RewardParts[Pair], *, seed: int = 0) -> None:
     """Learn to score the chosen answer above the rejected one. Resumes and raises as `supervised.learn` does."""
     stream = Stream(tuple(parts.train), seed)
-    lesson: SupervisedTask[Pair] = SupervisedTask(
+    task: SupervisedTask[Pair] = SupervisedTask(
         name="reward",
         trained=parts.scorer.trained(),
         steps=steps_of(config, len(parts.train)),
@@ -77,7 +77,7 @@ def train_on_pairs(config: RewardConfig, parts: RewardParts[Pair], *, seed: int 
         measure=partial(_measure, parts, config.batch.micro_batch_size, judge_pairs),
         size=lambda pair: len(pair.chosen) + len(pair.rejected),
     )
-    learn(lesson, config, parts.folder, parts.records, processes=parts.processes)
+    learn(task, config, parts.folder, parts.records, processes=parts.processes)
 
 
 def train_on_labels(
@@ -100,7 +100,7 @@ def train_on_labels(
             for (text, copy), uniform in zip(drawn, uniform_B2, strict=True)
         ]
 
-    lesson: SupervisedTask[Labelled] = SupervisedTask(
+    task: SupervisedTask[Labelled] = SupervisedTask(
         name="classifier",
         trained=parts.scorer.trained(),
         steps=steps_of(config, len(stream.rows)),
@@ -110,7 +110,7 @@ def train_on_labels(
         measure=partial(_measure, parts, config.batch.micro_batch_size, judge_labels),
         size=lambda text: len(text.ids),
     )
-    learn(lesson, config, parts.folder, parts.records, processes=parts.processes)
+    learn(task, config, parts.folder, parts.records, processes=parts.processes)
 
 
 def pair_loss(scorer: SequenceClassifier, pairs: Sequence[Pair], count: float) -> tuple[Tensor, dict[str, Tensor]]:

@@ -64,7 +64,7 @@ def train(config: SFTConfig, parts: SFTParts, *, seed: int = 0) -> None:
         loss = float(nll_N.sum() / tokens_N.sum())
         return {"eval/loss": loss, "eval/perplexity": math.exp(min(loss, 700.0))}
 
-    lesson: SupervisedTask[Row] = SupervisedTask(
+    task: SupervisedTask[Row] = SupervisedTask(
         name="sft",
         trained=policy.trained(),
         steps=steps_of(config, len(rows)),
@@ -73,7 +73,7 @@ def train(config: SFTConfig, parts: SFTParts, *, seed: int = 0) -> None:
         loss=partial(language_loss, policy),
         measure=measure,
     )
-    learn(lesson, config, parts.folder, parts.records, processes=parts.processes)
+    learn(task, config, parts.folder, parts.records, processes=parts.processes)
 
 
 def max_tokens_of(config: SFTConfig, policy: Policy) -> int:

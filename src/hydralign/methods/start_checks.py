@@ -35,7 +35,8 @@ def check_start(
 ) -> dict[str, float]:
     """Run both checks on an experience that was collected before any update; returns what was measured.
 
-    `fresh` is False for a resumed run, whose policy has left its reference already. The experience must have been
+    `fresh` is False for a resumed run, whose policy has left its reference already. A reference that was handed in may
+    be any model, so that the gap to it is measured and not judged. The experience must have been
     collected with the same `micro_batch_size`. Raises StartCheckError, or NonFiniteError for NaN in the forward pass.
     """
     rows, fits = experience.rollout.rows, MicroBatcher.of(micro_batch_size)
@@ -59,7 +60,8 @@ def check_start(
             "is on. Load the model with its dropout at 0."
         )
     ref_mean, ref_max = _gap(first_BR, reference_BR, mask_BR)
-    if fresh and not (ref_mean <= mean_allowed and ref_max <= max_allowed):
+    starts_there = fresh and policy.reference is policy.form.reference
+    if starts_there and not (ref_mean <= mean_allowed and ref_max <= max_allowed):
         raise StartCheckError(
             f"Policy and reference differ by up to {ref_max:.2g} nats per token before the first update ({allowed}): "
             "KL would not start at 0. Probable cause: weights or adapters were changed after the policy was made, so "
@@ -101,7 +103,9 @@ def _logit_size(policy: Policy, experience: Experience) -> float:
     prompt_ids = [prompt.token_ids for prompt in rollout.prompts[:PROBED_ROWS]]
     restore = keep_trunk_count(policy)
     # One row at a time, which fits wherever anything does.
-    largest = max(float(policy.start([ids], 1).predict()[0].abs().max()) for ids in prompt_ids)
+    logits = [policy.start([ids], 1).predict()[0] for ids in prompt_ids]
+    # Minus infinity stands for tokens that cannot be said: it is not rounded.
+    largest = max(float(logits_1V[logits_1V.isfinite()].abs().max()) for logits_1V in logits)
     restore()
     largest /= rollout.rows.temperature
     return max(1.0, largest, float(rollout.old_logprobs_BR.abs().max()) if rollout.old_logprobs_BR.numel() else 0.0)

@@ -17,13 +17,12 @@ from torch import Tensor
 
 from hydralign.config.training import SupervisedConfig
 from hydralign.distributed import SINGLE_PROCESS, Distributed
-from hydralign.errors import ConfigError
 from hydralign.methods.oom_hints import supervised_oom_hints
+from hydralign.methods.start import set_rate, start_run
 from hydralign.micro_batches import MicroBatcher
-from hydralign.training.optimizer import accumulate, apply_gradients, make_optimizer
+from hydralign.training.optimizer import accumulate, apply_gradients
 from hydralign.training.records import Records
 from hydralign.training.run import Run
-from hydralign.training.schedule import learning_rate_at, set_learning_rate
 
 Item = TypeVar("Item")
 
@@ -72,8 +71,7 @@ def learn(
     with run:
         for step in run:
             with run.attempt():
-                rate = _learning_rate(config, step, task.steps)
-                set_learning_rate(run.optimizer, rate)
+                rate = set_rate(run, config, warmup_steps=round(config.optimizer.warmup * task.steps))
                 # 1. Gradients of the step's loss.
                 stats = accumulate_gradients(task, task.batch(step), run.optimizer, rows, processes)
                 # 2. A clipped step on them.
@@ -90,20 +88,17 @@ def start_supervised_run(
 ) -> Run[None]:
     """The run in `folder`, at its newest checkpoint or at the start. Raises as `Run.resume` does."""
     processes.require_shares(config.batch.rows, "batch.rows")
-    settings = config.optimizer.model_dump(include={"type", "betas", "eps", "weight_decay"})
-    return Run(
+    return start_run(
         task.name,
+        config,
+        task.trained,
         steps=task.steps,
-        trained=task.trained,
-        optimizer=make_optimizer(task.trained, learning_rate=_peak(config), **settings),
         state=None,
+        read_state=lambda _: None,
         folder=folder,
         records=records,
         processes=processes,
-        checkpoint_every=config.saving.checkpoint_every,
-        keep=config.saving.keep,
-        stop_after_bad_steps=config.stop_after_bad_steps,
-    ).resume(lambda _: None)
+    )
 
 
 def accumulate_gradients(
@@ -133,21 +128,7 @@ def accumulate_gradients(
         processes,
         rows=len(own),
         where="",
+        hint="look for broken rows",
     )
     sums = processes.sum(torch.stack([totals[name].to(processes.device) for name in totals]))
     return {name: total / count for name, total in zip(totals, sums.tolist(), strict=True)}
-
-
-def _learning_rate(config: SupervisedConfig, step: int, steps: int) -> float:
-    warmup = round(config.optimizer.warmup * steps)
-    return learning_rate_at(step, steps=steps, peak=_peak(config), warmup_steps=warmup, decay=config.optimizer.decay)
-
-
-def _peak(config: SupervisedConfig) -> float:
-    rate = config.optimizer.learning_rate
-    if rate is None:
-        raise ConfigError(
-            "optimizer.learning_rate is None: it depends on what is trained. Give a number, or take the config from "
-            "`load_recipe` or `Recipe.resolved()`, which fill it in."
-        )
-    return rate

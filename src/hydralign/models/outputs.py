@@ -26,3 +26,8 @@ def require_finite_outputs(largest: float, model: Any) -> None:
         "number in its config.json, such as the epsilon of its layer norms, is wrong. Restore config.json, and save "
         "or download the weights again."
     )
+
+
+def allowed_gap(precision: str, scale: float) -> float:
+    """How far two ways to the same numbers, the largest of size `scale`, may lie apart by rounding."""
+    return (1e-3 if precision == "fp32" else 3e-2) * max(1.0, scale)

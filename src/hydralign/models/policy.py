@@ -16,15 +16,19 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hydralign.models.backbones.decoding import CachedDecoding
+from hydralign.errors import ModelError
+from hydralign.models.backbones.backbone import Backbone, Decoding
 from hydralign.models.backbones.rope import explain_rope_limit
 from hydralign.models.backbones.trunk import Trunk
 from hydralign.models.branch import Branch
-from hydralign.models.folders.loading import context_of
+from hydralign.models.folders.loading import context_of, stop_ids_of
 from hydralign.models.folders.saving import model_folder, save_value_branch, save_value_head
 from hydralign.models.folders.weights import embedding_rows
 from hydralign.models.heads.value import Critic
 from hydralign.types import PolicyOutput, TokenBatch
+
+MakeBackbone = Callable[[Any], Backbone]
+"""Reads a transformers model as its architecture is read."""
 
 
 class Reference(Protocol):
@@ -79,10 +83,13 @@ class Policy:
         critic: Critic | None = None,
         reference: Reference | None = None,
     ) -> None:
-        """`reference` None takes the form's own, which may be None too."""
+        """`reference` None takes the form's own, which may be None too. `stop_ids`, the tokens that end an answer, may
+        be replaced.
+        """
         self.form, self.tokenizer, self.critic = form, tokenizer, critic
         self.reference = reference or form.reference
         self.branch, self.whole, self.trunk = form.branch, form.whole, form.trunk
+        self.stop_ids = stop_ids_of(self.model, tokenizer)
         self.precision = form.branch.backbone.precision
         self.context, self.context_note = context_of(self.model), explain_rope_limit(self.model)
         self.vocabulary = embedding_rows(self.model.config)
@@ -93,26 +100,14 @@ class Policy:
         return self.whole.backbone.model
 
     @property
-    def stop_ids(self) -> tuple[int, ...]:
-        """The tokens that end an answer, and that are masked below the minimum length: for the reference alike."""
-        return self.branch.stop_ids
-
-    @stop_ids.setter
-    def stop_ids(self, stop_ids: tuple[int, ...]) -> None:
-        """Sets them for the reference of its own form too."""
-        own = [self.form.reference.branch] if self.form.reference else []
-        for branch in (self.branch, self.whole, *own):
-            branch.stop_ids = stop_ids
-
-    @property
     def device(self) -> torch.device:
         """Where its batches must lie."""
         return self.whole.backbone.device
 
     @property
     def samples_values(self) -> bool:
-        """Whether the values that sampling gives are those of `evaluate`; else `read_values` must follow."""
-        return self.critic is None or self.critic.backbone is None
+        """Whether values can be read from the very states that tokens are sampled from."""
+        return self.critic is not None and self.critic.backbone is None
 
     def evaluate(self, batch: TokenBatch, *, entropy_gradient: bool = False) -> PolicyOutput:
         """Log-probabilities, entropies, and values where there is a critic, with gradient where grad mode is on.
@@ -129,23 +124,27 @@ class Policy:
 
     def read_values(self, batch: TokenBatch) -> Tensor:
         """values_BR alone, those of `evaluate` to the bit, without the output head's work."""
-        assert self.critic is not None, "a policy without a critic has no values"
+        if self.critic is None:
+            raise ModelError("the policy has no critic, so it has no values. Load it with critic=True.")
         batch = self._with_trunk(batch)
         own = self.critic.backbone is None
         return batch.scatter(self.critic.values(batch, self.branch.backbone.hidden(batch) if own else None))
 
     def reference_logprobs(self, batch: TokenBatch) -> Tensor:
         """ref_logprobs_BR of the policy's reference; no gradient."""
-        assert self.reference is not None, "a policy without a reference has no KL to it"
+        if self.reference is None:
+            raise ModelError(
+                "the policy has no reference, so there is no KL to hold it near anything. Load it with load_policy, or "
+                "hand a reference in: collect(..., reference=...)."
+            )
         return self.reference.logprobs(self._with_trunk(batch))
 
     def _with_trunk(self, batch: TokenBatch) -> TokenBatch:
         return batch if self.trunk is None or batch.trunk is not None else batch.with_trunk(self.trunk.states(batch))
 
-    def start(self, prompt_ids: list[tuple[int, ...]], new_tokens: int) -> CachedDecoding:
-        """Begin sampling up to `new_tokens` tokens after each prompt; trunk states are harvested on the way."""
-        head = None if self.critic is None else self.critic.head
-        return CachedDecoding(self.whole, head, prompt_ids, new_tokens, trunk=self.trunk)
+    def start(self, prompt_ids: list[tuple[int, ...]], new_tokens: int) -> Decoding:
+        """Begin sampling up to `new_tokens` tokens after each prompt; trunk states are kept on the way."""
+        return self.whole.backbone.start(self.whole.head, prompt_ids, new_tokens, trunk=self.trunk)
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
         """The parameters that an optimizer updates, the critic's included, by stable name."""

@@ -88,6 +88,7 @@ def sizes_of(branch: Branch, *, columns: int, answer: int, targets: Collection[s
     none for this architecture.
     """
     backbone = branch.backbone
+    assert isinstance(backbone, CausalBackbone), "the only kind that is measured so far"
     model, body = backbone.model, backbone.body
     named = targets or LORA_TARGETS.get(model.config.model_type, ())
     layers = tuple(_layer_size(layer, named) for layer in layers_of(body))

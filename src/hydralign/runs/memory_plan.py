@@ -282,15 +282,19 @@ def memory_lines(own: MemoryPlan, form: Form, others: Mapping[str, MemoryPlan], 
     return lines
 
 
-def other_forms(form: Form, layers: int) -> dict[str, Form | Separate]:
-    """The forms that `form` is not, by name, with its own number of unfrozen layers and rank, or the defaults."""
+def other_forms(form: Form, layers: int, *, critic: bool = True) -> dict[str, Form | Separate]:
+    """The forms that `form` is not, by name, with its own number of unfrozen layers and rank, or the defaults.
+
+    Without a `critic` those are left out that have values of their own.
+    """
     top = min(getattr(form, "unfrozen_layers", None) or HydraForm().unfrozen_layers, layers - 1)
     rank = form.rank if isinstance(form, LoraForm) else LoraForm().rank
     forms: list[Form | Separate] = [FullForm(), LoraForm(rank=rank)]
     if top:
         forms += [LoraForm(rank=rank, unfrozen_layers=top)]
-        forms += [HydraForm(unfrozen_layers=top), HydraForm(unfrozen_layers=top, value="branch")]
-    named = {form_name(each): each for each in [*forms, SEPARATE]}
+        forms += [HydraForm(unfrozen_layers=top)]
+        forms += [HydraForm(unfrozen_layers=top, value="branch")] if critic else []
+    named = {form_name(each): each for each in [*forms, *([SEPARATE] if critic else [])]}
     return {name: each for name, each in named.items() if name != form_name(form)}
 
 

@@ -203,7 +203,9 @@ def _memory_of_ppo(recipe: Recipe, config: PPOConfig, loaded: ppo_run.LoadedPPO,
         cpu=on_cpu,
     )
     own = plan(model.form, stored=Stored.of(policy.trained().values(), policy.frozen()))
-    others = {name: plan(form) for name, form in other_forms(model.form, len(sizes.layers)).items()}
+    others = {
+        name: plan(form) for name, form in other_forms(model.form, len(sizes.layers), critic=config.has_critic).items()
+    }
     return memory_lines(own, model.form, others, work)
 
 

@@ -108,7 +108,7 @@ def load_ppo(recipe: Recipe, config: PPOConfig, processes: Distributed) -> Loade
     terms = build_terms(config.rewards, processes.device)
     policy = _policy(recipe, config.model or recipe.model, processes, critic=config.has_critic)
     prompts = load_prompts(source, policy.tokenizer, seed=recipe.seed)
-    held_out = held_out_prompts_of(prompts, config, at_least=max(2, processes.count))
+    held_out = choose_prompts(prompts, config.evaluation.prompts, at_least=max(2, processes.count))
     check_context(policy, [*prompts.train, *held_out], sampling_params(config.sampling, recipe.seed))
     return LoadedPPO(policy, prompts, held_out, terms)
 
@@ -136,8 +136,3 @@ def _policy(recipe: Recipe, model: ModelConfig, processes: Distributed, *, criti
         precision=model.precision,
         seed=recipe.seed,
     )
-
-
-def held_out_prompts_of(prompts: DataSet[Prompt], config: PPOConfig, *, at_least: int) -> tuple[Prompt, ...]:
-    """The held-out prompts that are answered before and after; raises DataError when no interval can be drawn."""
-    return choose_prompts(prompts, config.evaluation.prompts, at_least=at_least)

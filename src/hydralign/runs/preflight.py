@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from hydralign.config import PPOConfig, Recipe
 from hydralign.config.compare import CompareConfig
 from hydralign.config.data import RESERVED_COLUMNS, HashSplit, LastSplit, NoSplit, SourceConfig, SourceSplit
+from hydralign.config.model import HydraForm
 from hydralign.config.paths import paths_of
 from hydralign.config.recipe import OUTPUT
 from hydralign.config.reward import Labels, RewardConfig
@@ -30,9 +31,9 @@ from hydralign.methods.sampling import sampling_params
 from hydralign.methods.sft import max_tokens_of
 from hydralign.models.folders.from_scratch import train_tokenizer
 from hydralign.models.folders.weights import require_ids_can_be_read
+from hydralign.models.forms.build import VALUES_WITHOUT_CRITIC
 from hydralign.runs import compare as compare_run
 from hydralign.runs import held_out_prompts
-from hydralign.runs import ppo as ppo_run
 from hydralign.runs import reward as reward_run
 from hydralign.runs import sft as sft_run
 from hydralign.runs.model_facts import ModelFacts, ModelSource, require_form
@@ -203,9 +204,14 @@ def check_ppo(recipe: Recipe, config: PPOConfig, models: ModelSource, processes:
     facts = models.of_config(model)
     models.require_base(model)
     require_form(facts, model, splits=True)
+    if not config.has_critic and isinstance(model.form, HydraForm) and model.form.value == "branch":
+        raise ConfigError(
+            f"model.form.value=branch with ppo.advantages.type={config.advantages.type}: {VALUES_WITHOUT_CRITIC} Leave "
+            "model.form.value out, or use advantages.type gae."
+        )
     prompts, whole = _prompts(recipe, facts)
     if prompts and whole:
-        ppo_run.held_out_prompts_of(prompts, config, at_least=max(2, processes.count))
+        held_out_prompts.choose_prompts(prompts, config.evaluation.prompts, at_least=max(2, processes.count))
     read = [*prompts.train, *choose_rows(prompts.held_out, config.evaluation.prompts)] if prompts else []
     _check_length(facts, read, config.sampling, recipe.seed)
     check_terms(config.rewards, columns_of(prompts, whole=whole), models)

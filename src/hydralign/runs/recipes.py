@@ -243,7 +243,7 @@ def require_same_recipe(output: Path, recipe: Recipe) -> None:
     if not stored.exists():
         return
     try:
-        before = load_recipe(stored)
+        before = load_recipe(stored, notify=False)
     except ConfigError as error:
         raise RunFolderError(
             f"{stored} cannot be read, so whether this recipe made what lies beside it is not known: {error}\n"

@@ -59,6 +59,7 @@ def accumulate(
     *,
     rows: int,
     where: str,
+    hint: str,
     undo: Callable[[], None] | None = None,
 ) -> dict[str, Tensor]:
     """Gradients of one optimizer step's loss, and the sums of what `loss` tells, over this process's `rows` rows.
@@ -92,7 +93,7 @@ def accumulate(
         raise NonFiniteError(
             f"{where}{first or 'loss of another process'}",
             "The loss is NaN or infinite: a step on it would destroy every weight, so none was taken. Lower the "
-            "learning rate, look for broken rows or clip scores (ppo.shaping.clip), or use precision fp32.",
+            f"learning rate, {hint}, or use precision fp32.",
         )
     return totals
 

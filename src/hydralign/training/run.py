@@ -75,7 +75,7 @@ class Run(Generic[State]):
         found = resume(self._checkpoints, self.trained, self.optimizer, read, main=self.processes.main)
         if found is not None:
             self.step, self.bad_steps, self.state = found.state
-            if self._ruined and self.step >= self.steps:
+            if self._failed and self.step >= self.steps:
                 raise NonFiniteError(
                     "checkpoint",
                     f"The run in {self.folder} ended with {self.bad_steps} non-finite steps in a row, so it has not "
@@ -87,9 +87,11 @@ class Run(Generic[State]):
 
     def __enter__(self) -> Run[State]:
         quiet = None if self.processes.main else io.StringIO()
-        self._interrupted = self._open.enter_context(interruptible())
-        bar = progress(self.name, self.steps, start=self.step, stream=quiet)
-        self._bar: Progress = self._open.enter_context(bar)
+        with ExitStack() as opened:
+            self._interrupted = opened.enter_context(interruptible())
+            bar = progress(self.name, self.steps, start=self.step, stream=quiet)
+            self._bar: Progress = opened.enter_context(bar)
+            self._open = opened.pop_all()
         return self
 
     def __exit__(self, *error: Any) -> None:
@@ -104,9 +106,9 @@ class Run(Generic[State]):
             yield self.step
             stopping = self.processes.any(self._interrupted.is_set())
             every = self.checkpoint_every
-            if stopping or self._ruined or self.step == self.steps or (every and self.step % every == 0):
+            if stopping or self._failed or self.step == self.steps or (every and self.step % every == 0):
                 self.save()
-            if self._ruined:
+            if self._failed:
                 raise self._diagnosis() from self._error
             if stopping:
                 raise KeyboardInterrupt
@@ -193,7 +195,7 @@ class Run(Generic[State]):
         return self.folder / "checkpoints"
 
     @property
-    def _ruined(self) -> bool:
+    def _failed(self) -> bool:
         """Whether too many steps in a row were non-finite."""
         return self.bad_steps >= min(self.stop_after_bad_steps, self.steps)
 

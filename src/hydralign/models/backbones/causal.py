@@ -7,7 +7,7 @@ right, so the mask would only cost time, and positions count from 0 as in pre-tr
 from __future__ import annotations
 
 import inspect
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -15,10 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from hydralign.errors import ModelError
+from hydralign.models.backbones.decoding import CachedDecoding
 from hydralign.models.backbones.rope import explain_rope_limit, rope_limit
 from hydralign.models.backbones.slicing import copy_trained, layers_of, replace_input, slice_layers
+from hydralign.models.backbones.trunk import CausalTrunkStates, Trunk, lay_out, response_columns
+from hydralign.models.heads.token import TokenHead
 from hydralign.models.kernels import response_only
 from hydralign.models.kernels.tied_embedding import look_up
+from hydralign.models.outputs import allowed_gap
 from hydralign.types import TokenBatch
 
 
@@ -53,8 +57,7 @@ class CausalBackbone:
 
     def hidden(self, batch: TokenBatch) -> Tensor:
         """hidden_ND after the final norm, at the position before each real response token, row by row."""
-        row_N, position_N = batch.response_index
-        column_N = batch.prompt_lengths_B.to(batch.device, non_blocking=True)[row_N] + position_N - 1
+        row_N, column_N = batch.response_index.row_N, response_columns(batch) - 1
         with self.autocast(), response_only.only_at_positions(self.position_wise_parts, row_N, column_N):
             states_BTD = self.states(batch)
         return states_BTD[row_N, column_N]
@@ -82,10 +85,13 @@ class CausalBackbone:
         inputs = {} if positions_BT is None else {"position_ids": positions_BT}
         return self.body(inputs_embeds=self.embed(tokens_BT), use_cache=False, **inputs).last_hidden_state
 
-    def top(self, first: int, *, own_weights: bool = False) -> CausalBackbone:
-        """The layers from `first` on, which read trunk states; with `own_weights` what is trained in them is copied."""
-        body = slice_layers(self.body, first, len(layers_of(self.body)))
-        return self._above_cut(copy_trained(body) if own_weights else body)
+    def trunk(self, layers: int, *, dtype: torch.dtype = torch.float32, offload: bool = False) -> Trunk:
+        """The lowest `layers` layers, whose states are stored in this dtype, on the CPU with `offload`."""
+        return Trunk(self.body, layers, embed=self.embed, autocast=self.autocast, dtype=dtype, offload=offload)
+
+    def top(self, first: int) -> CausalBackbone:
+        """The layers from `first` on, which read trunk states."""
+        return self._above_cut(slice_layers(self.body, first, len(layers_of(self.body))))
 
     def with_own_weights(self) -> CausalBackbone:
         """The same layers above a cut, with copies of what is trained in them."""
@@ -94,62 +100,8 @@ class CausalBackbone:
     def _above_cut(self, body: Any) -> CausalBackbone:
         return CausalBackbone(self.model, precision=self.precision, body=body, entry=layers_of(body)[0])
 
-
-@dataclass(frozen=True)
-class CausalTrunkStates:
-    """The trunk's states of a batch, each row laid out as prompt, response, padding."""
-
-    states_BTD: Tensor
-    lengths_B: Tensor
-    """Real positions of each row, on the CPU."""
-
-    def select(self, index_B: Tensor, device: torch.device) -> CausalTrunkStates:
-        """Of these rows only, as wide as the longest of them, on this device. `index_B` lies on the CPU."""
-        lengths_B = self.lengths_B[index_B]
-        longest = int(lengths_B.max()) if len(index_B) else 0
-        return CausalTrunkStates(self.states_BTD[index_B, :longest].to(device), lengths_B)
-
-    @property
-    def nbytes(self) -> int:
-        """What it takes of memory."""
-        return self.states_BTD.nbytes
-
-
-class CausalTrunkCollector:
-    """Puts the trunk states of a batch together out of those of a few rows at a time."""
-
-    def __init__(self, rows: int) -> None:
-        self.lengths_B = torch.zeros(rows, dtype=torch.long)
-        self.states_BTD: Tensor | None = None
-
-    def add(self, index_B: Tensor, part: CausalTrunkStates) -> None:
-        """Place the states of the rows `index_B`. What is held is as wide as the longest row so far."""
-        self.lengths_B[index_B] = part.lengths_B
-        held_BTD, columns = self.states_BTD, int(part.lengths_B.max())
-        if held_BTD is None or held_BTD.shape[1] < columns:
-            self.states_BTD = part.states_BTD.new_zeros(len(self.lengths_B), columns, part.states_BTD.shape[2])
-            if held_BTD is not None:
-                self.states_BTD[:, : held_BTD.shape[1]] = held_BTD
-        assert self.states_BTD is not None
-        self.states_BTD[index_B, :columns] = part.states_BTD[:, :columns]
-
-    def states(self) -> CausalTrunkStates:
-        """The states of all rows."""
-        assert self.states_BTD is not None
-        return CausalTrunkStates(self.states_BTD, self.lengths_B)
-
-
-def lay_out(batch: TokenBatch) -> Tensor:
-    """tokens_BT: prompt, response and padding of each row, from column 0, as wide as the longest row."""
-    columns = int(batch.lengths_B.max())
-    prompt_BQ = batch.prompt_BQ[:, :columns]
-    tokens_BT = prompt_BQ.new_zeros(len(batch), columns)
-    tokens_BT[:, : prompt_BQ.shape[1]] = prompt_BQ
-    row_N, position_N = batch.response_index
-    column_N = batch.prompt_lengths_B.to(batch.device, non_blocking=True)[row_N] + position_N
-    return tokens_BT.index_put((row_N, column_N), batch.response_BR[row_N, position_N])
-
-
-def allowed_gap(precision: str, scale: float) -> float:
-    """How far two ways to the same numbers, the largest of size `scale`, may lie apart by rounding."""
-    return (1e-3 if precision == "fp32" else 3e-2) * max(1.0, scale)
+    def start(
+        self, head: TokenHead, prompt_ids: Sequence[Sequence[int]], new_tokens: int, *, trunk: Trunk | None = None
+    ) -> CachedDecoding:
+        """Begin sampling up to `new_tokens` tokens after each prompt; a `trunk`'s states are kept on the way."""
+        return CachedDecoding(self, head, prompt_ids, new_tokens, trunk=trunk)

@@ -7,42 +7,51 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hydralign.errors import ModelError
-from hydralign.micro_batches import is_out_of_memory
-from hydralign.models.backbones.causal import CausalTrunkStates, allowed_gap
-from hydralign.models.backbones.slicing import ARCHITECTURE_ERRORS, capture_output, describe_error
-from hydralign.models.backbones.trunk import Trunk
-from hydralign.models.branch import Branch
-from hydralign.models.heads.token import PACKED_FROM
-from hydralign.models.heads.value import ValueHead
+from hydralign.models.backbones.slicing import capture_output
+from hydralign.models.backbones.trunk import CausalTrunkStates, Trunk
+from hydralign.models.heads.token import PACKED_FROM, TokenHead
 from hydralign.models.kernels.cache import RoomyCache
 from hydralign.models.kernels.response_only import only_at_positions
-from hydralign.models.outputs import require_finite_outputs
 from hydralign.models.versions import cache_argument
 
 
+class _Readable(Protocol):
+    """What decoding needs of a causal backbone."""
+
+    model: Any
+    body: Any
+    position_wise_parts: list[nn.Module]
+    takes_positions: bool
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def autocast(self) -> torch.autocast: ...
+
+    def embed(self, tokens_BT: Tensor) -> Tensor: ...
+
+
 class CachedDecoding:
-    """A batch in the middle of being sampled; the value is read from the state that the logits come from.
+    """A batch in the middle of being sampled.
 
     With a `trunk`, the states that its last layer hands on are kept for every position that is read.
     """
 
     def __init__(
         self,
-        branch: Branch,
-        value_head: ValueHead | None,
+        backbone: _Readable,
+        head: TokenHead,
         prompt_ids: Sequence[Sequence[int]],
         new_tokens: int,
         *,
         trunk: Trunk | None = None,
     ) -> None:
-        self.backbone, self.head, self.value_head, self.trunk = branch.backbone, branch.head, value_head, trunk
-        backbone = branch.backbone
+        self.backbone, self.head, self.trunk = backbone, head, trunk
         if new_tokens >= PACKED_FROM:
             self.head.pack()
         device = backbone.device
@@ -70,17 +79,17 @@ class CachedDecoding:
             row_N, column_N = (x.to(device) for x in mask_BQ.nonzero(as_tuple=True))
             self._keep_states(row_N, positions_BQ[mask_BQ].to(device), trunk_BQD[row_N, column_N])
 
-    def predict(self) -> tuple[Tensor, Tensor | None]:
-        """(logits_BV, values_B) of the next position, fp32; values are None without a value head."""
+    def predict(self) -> tuple[Tensor, Tensor]:
+        """(logits_BV, hidden_BD) of the next position: raw fp32 logits, and the states that they come from."""
         with self.backbone.autocast():
-            return self.head(self.hidden_BD), None if self.value_head is None else self.value_head(self.hidden_BD)
+            return self.head(self.hidden_BD), self.hidden_BD
 
     def append(self, tokens_B: Tensor, real: int) -> None:
         """Run one token per row through the body; all but `real` of them belong to rows that have ended."""
         self._append(tokens_B, real, self.backbone.body)
 
     def finish(self, tokens_B: Tensor, real: int) -> None:
-        """Read tokens that nothing follows: through the trunk alone, if its states are kept."""
+        """Read the last tokens of the answers: through the trunk alone, and only if its states are kept."""
         if self.trunk is not None:
             self._append(tokens_B, real, self.trunk.body)
 
@@ -121,54 +130,3 @@ class CachedDecoding:
     def _keep_states(self, row_N: Tensor, position_N: Tensor, states_ND: Tensor) -> None:
         assert self.harvest_BTD is not None
         self.harvest_BTD[row_N, position_N] = states_ND.to(self.harvest_BTD.dtype)
-
-
-@torch.no_grad()
-def check_decoding(branch: Branch) -> None:
-    """Raise ModelError unless rows of unequal lengths, decoded with a cache, meet the states of a plain pass.
-
-    That is a prefill of a few tokens, a step, and a second one after a row has left. It belongs before sampling alone:
-    nothing is decoded in supervised training. Best in fp32, where a router of experts is not near a tie by rounding.
-    """
-    backbone = branch.backbone
-    name = type(backbone.model).__name__
-    cause = "most likely its layers keep more from token to token than keys and values"
-    way_out = (
-        "Sample from an architecture whose layers are all attention, such as gpt2, llama or qwen3; sft can train this "
-        "one."
-    )
-    try:
-        gap, scale = _decoding_gap(branch)
-    except ARCHITECTURE_ERRORS as error:
-        if is_out_of_memory(error):
-            raise
-        raise ModelError(
-            f"{name} cannot be sampled with a key-value cache ({describe_error(error)}): {cause}, and no answer "
-            f"could be drawn. {way_out}"
-        ) from error
-    require_finite_outputs(scale, backbone.model)
-    if not gap <= allowed_gap(backbone.precision, scale):
-        raise ModelError(
-            f"{name}: its states when it is sampled with a key-value cache differ from those of a plain pass by "
-            f"{gap:.2g}: {cause}, and answers would come from another distribution than the one that is trained. "
-            f"{way_out}"
-        )
-
-
-def _decoding_gap(branch: Branch) -> tuple[float, float]:
-    """Largest difference between decoded and plain states, and the largest plain state."""
-    device = branch.backbone.device
-    ids_BT = torch.arange(3 * 5, device=device).view(3, 5) % branch.vocabulary
-    with branch.backbone.autocast():
-        plain_BTD = branch.backbone.packed_states(ids_BT)
-    row_B, column_B = torch.arange(3, device=device), torch.tensor([3, 1, 2], device=device)
-    prompts = [ids[:n] for ids, n in zip(ids_BT.tolist(), column_B.tolist(), strict=True)]
-    decoding = CachedDecoding(branch, None, prompts, 2)
-    gaps = [decoding.hidden_BD - plain_BTD[row_B, column_B - 1]]
-    for stays in ([0, 1, 2], [0, 2]):
-        decoding.keep(torch.tensor(stays, device=device))
-        row_B, column_B = row_B[stays], column_B[stays]
-        decoding.append(ids_BT[row_B, column_B], len(stays))
-        gaps.append(decoding.hidden_BD - plain_BTD[row_B, column_B])
-        column_B = column_B + 1
-    return float(torch.cat(gaps).abs().max()), float(plain_BTD.abs().max())

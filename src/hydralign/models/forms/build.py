@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +13,11 @@ import torch
 from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.errors import ConfigError, ModelError, did_you_mean
 from hydralign.models.backbones.causal import CausalBackbone
-from hydralign.models.backbones.decoding import check_decoding
 from hydralign.models.backbones.slicing import top_layers
 from hydralign.models.bf16_speed import concrete_precision
-from hydralign.models.branch import Branch, check_readout
-from hydralign.models.folders.loading import own_tokenizer, prepare_model, stop_ids_of
+from hydralign.models.branch import Branch
+from hydralign.models.checks import check_decoding, check_readout
+from hydralign.models.folders.loading import own_tokenizer, prepare_model
 from hydralign.models.folders.merged import adapter_config_of, base_path_of, load_merged
 from hydralign.models.folders.saving import load_value_branch, load_value_head, require_no_value_branch
 from hydralign.models.forms.full import FullModel
@@ -24,8 +25,10 @@ from hydralign.models.forms.hydra import HydraModel
 from hydralign.models.forms.lora import LoraModel
 from hydralign.models.heads.token import absent_ids
 from hydralign.models.heads.value import Critic, ValueHead
-from hydralign.models.policy import BranchReference, ModelForm, Policy
+from hydralign.models.policy import BranchReference, ModelForm, Policy, Reference
 from hydralign.models.precision import convert_to_fp32, store_matrices_in_bf16
+
+VALUES_WITHOUT_CRITIC = "values are asked for, and the method has no critic: they would never be trained."
 
 FORMS: Mapping[str, Callable[[], Form]] = {"full": FullForm, "lora": LoraForm, "hydra": HydraForm}
 
@@ -35,6 +38,7 @@ def load_policy(
     *,
     form: Form | str | None = None,
     critic: bool = True,
+    reference: Reference | None = None,
     precision: str = "fp32",
     pad_token: str | None = None,
     device: str | torch.device = "cpu",
@@ -43,7 +47,8 @@ def load_policy(
     """A policy from a model folder or hub id; its value head is the one saved there, or a new one at zero.
 
     `form` is a FullForm (the default), LoraForm or HydraForm, or the name of one with its defaults, such as "lora".
-    Without `critic` it has no values, as methods that need none want it.
+    Without `critic` it has no values, as methods that need none want it; `reference` takes the place of the model's own
+    start as what KL is measured to.
     An adapter in `path` is merged into the base that it names, unless the form trains adapters itself. Raises
     ModelError or TokenizerError when the folder cannot be trained from, ConfigError for arguments that are none.
     """
@@ -55,7 +60,7 @@ def load_policy(
         raise adapter_as_base(path)
     adapter = form.adapter if isinstance(form, LoraForm) else None
     model, tokenizer = _load(path, adapter, pad_token, device)
-    shared: dict[str, Any] = {"form": form, "precision": precision, "seed": seed}
+    shared: dict[str, Any] = {"form": form, "reference": reference, "precision": precision, "seed": seed}
     if not critic:
         return make_policy(model, tokenizer, critic=False, **shared)
     head_folder = adapter or path
@@ -132,50 +137,46 @@ def make_policy(
     value_head: ValueHead | None = None,
     form: Form | str | None = None,
     critic: bool = True,
+    reference: Reference | None = None,
     precision: str = "fp32",
     seed: int = 0,
 ) -> Policy:
     """A policy in the wanted form around a model in memory, which it takes over. `seed` seeds fresh adapters.
 
-    Without `critic` it has no values. Raises ModelError when the model is not understood, or cannot be sampled or
-    trained in this form.
+    Without `critic` it has no values. `reference` takes the place of the form's own, of which no copy is made then.
+    Raises ModelError when the model is not understood, or cannot be sampled or trained in this form.
     """
     form, precision = _form_of(form), concrete_precision(precision, model.device)
+    has_branch = isinstance(form, HydraForm) and form.value == "branch"
+    if not critic and (has_branch or value_head is not None):
+        raise ConfigError(f"{VALUES_WITHOUT_CRITIC} Leave out value: branch and value_head, or use critic=True.")
     prepare_model(convert_to_fp32(model), tokenizer)
     plain = Branch(CausalBackbone(model))
     check_readout(plain)
     check_decoding(plain)
-    head = (value_head or ValueHead(model.config.hidden_size)).float().to(model.device)
-    made = _in_form(model, tokenizer, form, precision, seed, absent=absent_ids(tokenizer, plain.vocabulary))
-    branch = isinstance(form, HydraForm) and form.value == "branch"
-    if not critic and branch:
-        raise ModelError(
-            "model.form.value=branch asks for values of their own layers, and this method has no critic: they would "
-            "never be trained. Leave model.form.value out."
-        )
-    if not critic:
-        return Policy(made, tokenizer)
-    own = made.branch.backbone.with_own_weights() if branch else None
-    return Policy(made, tokenizer, critic=Critic(head, own))
-
-
-def _in_form(
-    model: Any, tokenizer: Any, form: Form, precision: str, seed: int, *, absent: tuple[int, ...]
-) -> ModelForm:
     shared: dict[str, Any] = {
         "precision": precision,
-        "absent_ids": absent,
-        "stop_ids": stop_ids_of(model, tokenizer),
+        "reference": reference is None,
+        "absent_ids": absent_ids(tokenizer, plain.vocabulary),
     }
+    made = _in_form(model, tokenizer, form, shared, seed)
+    if not critic:
+        return Policy(made, tokenizer, reference=reference)
+    head = (value_head or ValueHead(model.config.hidden_size)).float().to(model.device)
+    own = made.branch.backbone.with_own_weights() if has_branch else None
+    return Policy(made, tokenizer, critic=Critic(head, own), reference=reference)
+
+
+def _in_form(model: Any, tokenizer: Any, form: Form, shared: Mapping[str, Any], seed: int) -> ModelForm:
+    backbone = partial(CausalBackbone, precision=shared["precision"])
     if isinstance(form, FullForm):
-        return FullModel(model, **shared)
-    shared |= {"tokenizer": tokenizer, "seed": seed}
+        return FullModel(model, backbone, **shared)
+    more: dict[str, Any] = {"tokenizer": tokenizer, "seed": seed, **shared}
     if isinstance(form, HydraForm):
-        cut = form.model_dump(include={"unfrozen_layers", "states", "offload"})
-        return HydraModel(model, **cut, **shared)
+        return HydraModel(model, backbone, **form.model_dump(include={"unfrozen_layers", "states", "offload"}), **more)
     if form.unfrozen_layers is not None:
-        return HydraModel(model, unfrozen_layers=form.unfrozen_layers, adapters=form, **shared)
-    return LoraModel(model, settings=form, **shared)
+        return HydraModel(model, backbone, unfrozen_layers=form.unfrozen_layers, adapters=form, **more)
+    return LoraModel(model, backbone, settings=form, **more)
 
 
 def make_supervised_policy(
@@ -189,17 +190,14 @@ def make_supervised_policy(
     """
     precision = concrete_precision(precision, model.device)
     prepare_model(convert_to_fp32(model), tokenizer)
-    shared: dict[str, Any] = {
-        "precision": precision,
-        "reference": False,
-        "stop_ids": stop_ids_of(model, tokenizer),
-    }
+    backbone = partial(CausalBackbone, precision=precision)
+    shared: dict[str, Any] = {"precision": precision, "reference": False}
     made: ModelForm
     if isinstance(form, LoraForm):
         layers = top_layers(model, form.unfrozen_layers) if form.unfrozen_layers else None
-        made = LoraModel(model, tokenizer=tokenizer, settings=form, layers=layers, seed=seed, **shared)
+        made = LoraModel(model, backbone, tokenizer=tokenizer, settings=form, layers=layers, seed=seed, **shared)
     else:
-        made = FullModel(model, **shared)
+        made = FullModel(model, backbone, **shared)
     check_readout(made.branch)
     return Policy(made, tokenizer)
 
@@ -212,25 +210,22 @@ def make_frozen_policy(
     Takes the model over. Raises ModelError when it cannot be sampled, or the reference has other tokens.
     """
     precision = concrete_precision(precision, model.device)
-    model.requires_grad_(False)
-    check_decoding(Branch(CausalBackbone(model)))
-    if precision == "bf16":
-        store_matrices_in_bf16(model)
-    backbone = CausalBackbone(model, precision=precision)
-    absent = set(absent_ids(tokenizer, Branch(backbone).vocabulary))
-    other = None if reference is None else reference.branch
-    # What the reference cannot say has no KL to it, so it is not said here.
-    absent |= set() if other is None else set(other.head.absent_ids.tolist())
-    stop_ids = stop_ids_of(model, tokenizer)
-    made = FullModel(model, precision=precision, reference=False, absent_ids=tuple(sorted(absent)), stop_ids=stop_ids)
-    check_readout(made.branch)
-    other = made.branch if other is None else other
-    if other.vocabulary != made.branch.vocabulary:
+    plain = Branch(CausalBackbone(model.requires_grad_(False)))
+    check_decoding(plain)
+    other = plain if reference is None else reference.whole
+    if other.vocabulary != plain.vocabulary:
         raise ModelError(
-            f"the two models have {other.vocabulary:,} and {made.branch.vocabulary:,} tokens: KL between "
+            f"the two models have {other.vocabulary:,} and {plain.vocabulary:,} tokens: KL between "
             "them is not defined. Compare models that share a tokenizer."
         )
-    return Policy(made, tokenizer, reference=BranchReference(other.with_stop_ids(stop_ids)))
+    if precision == "bf16":
+        store_matrices_in_bf16(model)
+    # What the reference cannot say has no KL to it, so it is not said here.
+    absent = {*absent_ids(tokenizer, plain.vocabulary), *other.head.absent_ids.tolist()}
+    backbone = partial(CausalBackbone, precision=precision)
+    made = FullModel(model, backbone, precision=precision, reference=False, absent_ids=tuple(sorted(absent)))
+    check_readout(made.branch)
+    return Policy(made, tokenizer, reference=BranchReference(made.branch if reference is None else other))
 
 
 def _form_of(form: Form | str | None) -> Form:

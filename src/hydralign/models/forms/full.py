@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from hydralign.models.backbones.causal import CausalBackbone
 from hydralign.models.backbones.trunk import Trunk
 from hydralign.models.branch import Branch
 from hydralign.models.folders.saving import save_model
-from hydralign.models.policy import BranchReference
+from hydralign.models.policy import BranchReference, MakeBackbone
 from hydralign.models.precision import store_matrices_in_bf16
 
 
@@ -22,15 +22,23 @@ class FullModel:
 
     trunk: Trunk | None = None
 
-    def __init__(self, model: Any, *, precision: str = "fp32", reference: bool = True, **heads: Any) -> None:
-        """`heads` are the branch's: tokenizer and stop_ids. Without `reference` no copy is made."""
+    def __init__(
+        self,
+        model: Any,
+        backbone: MakeBackbone,
+        *,
+        precision: str = "fp32",
+        reference: bool = True,
+        absent_ids: Sequence[int] = (),
+    ) -> None:
+        """Takes the model over. Without `reference` no copy is made."""
         self.reference: BranchReference | None = None
         if reference:
             copied = copy.deepcopy(model).requires_grad_(False)
             if precision == "bf16":
                 store_matrices_in_bf16(copied)
-            self.reference = BranchReference(Branch(CausalBackbone(copied, precision=precision), **heads))
-        self.branch = self.whole = Branch(CausalBackbone(model, precision=precision), **heads)
+            self.reference = BranchReference(Branch(backbone(copied), absent_ids=absent_ids))
+        self.branch = self.whole = Branch(backbone(model), absent_ids=absent_ids)
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
         """All weights, tied ones once."""

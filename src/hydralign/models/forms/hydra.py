@@ -9,6 +9,7 @@ reads it later starts from the states that the rollout carries.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,7 +18,6 @@ from torch import Tensor, nn
 
 from hydralign.config.model import LoraForm
 from hydralign.errors import ModelError
-from hydralign.models.backbones.causal import CausalBackbone
 from hydralign.models.backbones.slicing import check_split, layers_of, modules_after_layers
 from hydralign.models.backbones.trunk import Trunk
 from hydralign.models.branch import Branch
@@ -25,7 +25,7 @@ from hydralign.models.fixed import freeze_fixed
 from hydralign.models.folders.loading import prepare_model
 from hydralign.models.folders.saving import save_model
 from hydralign.models.forms.lora import adapt, save_adapter
-from hydralign.models.policy import BranchReference
+from hydralign.models.policy import BranchReference, MakeBackbone
 from hydralign.models.precision import store_frozen_in_bf16
 
 
@@ -35,17 +35,19 @@ class HydraModel:
     def __init__(
         self,
         model: Any,
+        backbone: MakeBackbone,
         *,
         tokenizer: Any,
         unfrozen_layers: int,
         adapters: LoraForm | None = None,
         precision: str = "fp32",
+        reference: bool = True,
         states: Literal["fp32", "bf16"] | None = None,
         offload: bool = False,
         seed: int = 0,
-        **heads: Any,
+        absent_ids: Sequence[int] = (),
     ) -> None:
-        """`states` None stores trunk states in the precision; `offload` keeps them on the CPU.
+        """Takes the model over. `states` None stores trunk states in the precision; `offload` keeps them on the CPU.
 
         Raises ModelError when the model cannot be cut there.
         """
@@ -60,16 +62,18 @@ class HydraModel:
             prepare_model(model, tokenizer)
         if precision == "bf16":
             store_frozen_in_bf16(model)
-        whole = CausalBackbone(model, precision=precision)
+        whole = backbone(model)
         dtype = torch.bfloat16 if (states or precision) == "bf16" else torch.float32
-        self.trunk: Trunk | None = Trunk(whole, first, dtype=dtype, offload=offload)
-        self.whole = Branch(whole, **heads)
-        self.branch = Branch(whole.top(first), **heads)
-        start = self.branch.backbone.with_own_weights()
-        start.body.requires_grad_(False)
-        if precision == "bf16":
-            store_frozen_in_bf16(start.body)
-        self.reference: BranchReference | None = BranchReference(Branch(start, **heads))
+        self.trunk: Trunk | None = whole.trunk(first, dtype=dtype, offload=offload)
+        self.whole = Branch(whole, absent_ids=absent_ids)
+        self.branch = Branch(whole.top(first), absent_ids=absent_ids)
+        self.reference: BranchReference | None = None
+        if reference:
+            start = self.branch.backbone.with_own_weights()
+            start.body.requires_grad_(False)
+            if precision == "bf16":
+                store_frozen_in_bf16(start.body)
+            self.reference = BranchReference(Branch(start, absent_ids=absent_ids))
 
     def trained(self) -> dict[str, nn.Parameter]:
         """The branch's weights, or its adapters."""
@@ -78,8 +82,9 @@ class HydraModel:
 
     def frozen(self) -> list[Tensor]:
         """Trunk, output head, and the reference's own weights."""
-        assert self.reference is not None
-        both = [*self.whole.backbone.model.parameters(), *self.reference.branch.backbone.body.parameters()]
+        both = list(self.whole.backbone.model.parameters())
+        if self.reference is not None:
+            both += self.reference.branch.backbone.body.parameters()
         return list({id(p): p for p in both if not p.requires_grad}.values())
 
     def save(self, folder: Path) -> None:

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from hydralign.config.model import LoraForm
 from hydralign.errors import ModelError
-from hydralign.models.backbones.causal import CausalBackbone
 from hydralign.models.backbones.slicing import layers_of
 from hydralign.models.backbones.trunk import Trunk
 from hydralign.models.branch import Branch
@@ -26,7 +25,7 @@ from hydralign.models.folders.adapters import ADAPTER, AdapterStart, load_adapte
 from hydralign.models.folders.load_errors import named_load_errors
 from hydralign.models.folders.loading import prepare_model
 from hydralign.models.linear_layers import linear_layers
-from hydralign.models.policy import BranchReference
+from hydralign.models.policy import BranchReference, MakeBackbone
 from hydralign.models.precision import store_frozen_in_bf16
 from hydralign.models.versions import Conv1D
 
@@ -39,6 +38,7 @@ class LoraModel:
     def __init__(
         self,
         model: Any,
+        backbone: MakeBackbone,
         *,
         tokenizer: Any,
         settings: LoraForm,
@@ -46,16 +46,16 @@ class LoraModel:
         precision: str = "fp32",
         reference: bool = True,
         seed: int = 0,
-        **heads: Any,
+        absent_ids: Sequence[int] = (),
     ) -> None:
-        """`settings` say which adapters, `layers` where; `heads` are the branch's: tokenizer and stop_ids."""
+        """Takes the model over. `settings` say which adapters, `layers` where."""
         self.peft = adapt(model, settings, seed=seed, layers=layers)
         learned = [p for p in self.peft.parameters() if p.requires_grad]
         self._start = AdapterStart(learned) if reference and settings.adapter is not None else None
         if precision == "bf16":
             store_frozen_in_bf16(model)
         prepare_model(model, tokenizer)
-        self.branch = self.whole = Branch(CausalBackbone(model, precision=precision), **heads)
+        self.branch = self.whole = Branch(backbone(model), absent_ids=absent_ids)
         without = self._start.in_place if self._start else self.peft.disable_adapter
         self.reference = BranchReference(self.branch, without) if reference else None
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hydralign.models.backbones.causal import CausalBackbone
+from hydralign.models.backbones.backbone import Backbone
 from hydralign.types import TokenBatch
 
 
@@ -34,10 +34,8 @@ class Critic:
     """Where values come from: a head on the policy's own states, or on those of a backbone of its own."""
 
     head: ValueHead
-    backbone: CausalBackbone | None = None
+    backbone: Backbone | None = None
     """Layers above the policy's trunk, or a whole model; None reads the policy's states."""
-    prefix: str = "value_branch"
-    """What the names of the backbone's trained parameters begin with."""
 
     def values(self, batch: TokenBatch, hidden_ND: Tensor | None) -> Tensor:
         """values_N of the real response tokens; `hidden_ND` are the policy's states."""
@@ -49,5 +47,5 @@ class Critic:
     def trained(self) -> dict[str, nn.Parameter]:
         """The parameters that an optimizer updates, by stable name."""
         body = {} if self.backbone is None else dict(self.backbone.body.named_parameters())
-        named = {f"{self.prefix}.{name}": p for name, p in body.items() if p.requires_grad}
+        named = {f"value_branch.{name}": p for name, p in body.items() if p.requires_grad}
         return named | {f"value_head.{name}": p for name, p in self.head.named_parameters()}

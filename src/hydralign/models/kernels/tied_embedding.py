@@ -23,9 +23,9 @@ def look_up(lookup: nn.Module, tokens_BT: Tensor, *, head: nn.Module) -> Tensor:
     """Input states_BTD, fp32.
 
     Of a trained embedding that is the head's matrix too, their gradient goes into the weight's `.grad` when a full
-    `backward()` comes by; hooks on the weight see the head's part alone. So would `torch.autograd.grad`: a
-    GradientError refuses that as long as the states' graph lives. On a GPU the order of the additions is not fixed.
-    Every other look-up is called as it is.
+    `backward()` comes by. Hooks on the weight, and `backward(inputs=...)`, see the head's part alone; so would
+    `torch.autograd.grad`, which a GradientError refuses as long as the states' graph lives. On a GPU the order of the
+    additions is not fixed. Every other look-up is called as it is.
     """
     tied = type(lookup) is nn.Embedding and lookup.weight is head.weight
     if not (tied and torch.is_grad_enabled() and lookup.weight.requires_grad):

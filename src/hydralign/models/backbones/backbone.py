@@ -1,0 +1,71 @@
+"""What a backbone can do, whatever its architecture: heads, forms and policies know this face only."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from hydralign.models.backbones.trunk import Trunk
+from hydralign.models.heads.token import TokenHead
+from hydralign.types import TokenBatch, TrunkStates
+
+
+class Decoding(Protocol):
+    """A batch in the middle of being sampled."""
+
+    def predict(self) -> tuple[Tensor, Tensor]:
+        """(logits_BV, hidden_BD) of the next position: raw fp32 logits, and the states that they come from."""
+
+    def append(self, tokens_B: Tensor, real: int) -> None:
+        """Read one sampled token per row; all but `real` of them belong to rows that had ended before."""
+
+    def finish(self, tokens_B: Tensor, real: int) -> None:
+        """Read the last tokens of the answers, as far as somebody will ask for their states."""
+
+    def keep(self, index_B: Tensor) -> None:
+        """Go on with these rows only; `index_B` rises."""
+
+    def trunk_states(self, lengths_B: Tensor) -> TrunkStates | None:
+        """The trunk's states of all rows of the beginning, with so many real tokens each; None without a trunk."""
+
+
+class Backbone(Protocol):
+    """A network, whole or from a cut upwards, up to the states that its heads read."""
+
+    model: Any
+    """The whole transformers model."""
+    body: Any
+    """The part of it that is run."""
+    precision: str
+    takes_positions: bool
+    """Whether it can be told positions, without which texts cannot share a row."""
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+
+    def autocast(self) -> torch.autocast:
+        """bf16 matrix products in bf16 mode, nothing in fp32 mode."""
+
+    def hidden(self, batch: TokenBatch) -> Tensor:
+        """hidden_ND after the final norm, at the position before each real response token, row by row."""
+
+    def packed_states(self, tokens_BT: Tensor, positions_BT: Tensor | None = None) -> Tensor:
+        """states_BTD of rows in which several texts may stand side by side, each with positions that begin anew."""
+
+    def trunk(self, layers: int, *, dtype: torch.dtype, offload: bool) -> Trunk:
+        """The lowest `layers` layers, whose states are stored in this dtype, on the CPU with `offload`."""
+
+    def top(self, first: int) -> Backbone:
+        """The layers from `first` on, which read trunk states."""
+
+    def with_own_weights(self) -> Backbone:
+        """The same layers above a cut, with copies of what is trained in them."""
+
+    def start(
+        self, head: TokenHead, prompt_ids: Sequence[Sequence[int]], new_tokens: int, *, trunk: Trunk | None = None
+    ) -> Decoding:
+        """Begin sampling up to `new_tokens` tokens after each prompt; a `trunk`'s states are kept on the way."""

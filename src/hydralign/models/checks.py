@@ -1,0 +1,103 @@
+"""Whether an architecture can be read as a body with a head, and sampled with a key-value cache; tried out at load."""
+
+from __future__ import annotations
+
+import torch
+
+from hydralign.errors import ModelError
+from hydralign.micro_batches import is_out_of_memory
+from hydralign.models.backbones.slicing import ARCHITECTURE_ERRORS, describe_error
+from hydralign.models.branch import Branch
+from hydralign.models.outputs import allowed_gap, require_finite_outputs
+
+OTHER_ARCHITECTURES = (
+    "Name a model of an architecture that can be read so, such as gpt2, llama, mistral, qwen2, qwen3, gemma2 or phi3; "
+    "of a model for text and images, its text model alone."
+)
+"""The way out where an architecture is refused."""
+
+
+def check_readout(branch: Branch) -> None:
+    """Raise ModelError unless body + head reproduce the model's own logits on a short input."""
+    backbone = branch.backbone
+    model = backbone.model
+    ids_BT = torch.arange(2 * 5, device=backbone.device).view(2, 5) % branch.vocabulary
+    try:
+        with torch.no_grad(), backbone.autocast():
+            whole = model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT)).logits.float()
+            states_BTD = backbone.packed_states(ids_BT)
+    except ARCHITECTURE_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"{type(model).__name__} cannot be read as a body with a head ({describe_error(error)}): values and "
+            f"log-probabilities start from its final states. {OTHER_ARCHITECTURES}"
+        ) from error
+    width = model.config.get_text_config().hidden_size
+    if states_BTD.shape[-1] != width:
+        raise ModelError(
+            f"{type(model).__name__}: its final states are {states_BTD.shape[-1]} wide, its layers {width}: "
+            "a value head of one width cannot read both. Use a model whose embeddings are as wide as its layers, "
+            f"as in most. {OTHER_ARCHITECTURES}"
+        )
+    with torch.no_grad(), backbone.autocast():
+        ours = branch.head.all_logits(states_BTD)
+    gap, scale = (whole - ours).abs().max().item(), whole.abs().max().item()
+    require_finite_outputs(scale, model)
+    if not gap <= allowed_gap(backbone.precision, scale):
+        raise ModelError(
+            f"{type(model).__name__}: logits from its body and its head differ from its own by {gap:.2g}: "
+            "this architecture changes them in a way that is not known here, and every log-probability would be "
+            f"wrong. An encoder such as BERT reads both ways and cannot write. {OTHER_ARCHITECTURES}"
+        )
+
+
+@torch.no_grad()
+def check_decoding(branch: Branch) -> None:
+    """Raise ModelError unless rows of unequal lengths, decoded with a cache, meet the states of a plain pass.
+
+    That is a prefill of a few tokens, a step, and a second one after a row has left. It belongs before sampling alone:
+    nothing is decoded in supervised training. Best in fp32, where a router of experts is not near a tie by rounding.
+    """
+    backbone = branch.backbone
+    name = type(backbone.model).__name__
+    cause = "most likely its layers keep more from token to token than keys and values"
+    way_out = (
+        "Sample from an architecture whose layers are all attention, such as gpt2, llama or qwen3; sft can train this "
+        "one."
+    )
+    try:
+        gap, scale = _decoding_gap(branch)
+    except ARCHITECTURE_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
+        raise ModelError(
+            f"{name} cannot be sampled with a key-value cache ({describe_error(error)}): {cause}, and no answer "
+            f"could be drawn. {way_out}"
+        ) from error
+    require_finite_outputs(scale, backbone.model)
+    if not gap <= allowed_gap(backbone.precision, scale):
+        raise ModelError(
+            f"{name}: its states when it is sampled with a key-value cache differ from those of a plain pass by "
+            f"{gap:.2g}: {cause}, and answers would come from another distribution than the one that is trained. "
+            f"{way_out}"
+        )
+
+
+def _decoding_gap(branch: Branch) -> tuple[float, float]:
+    """Largest difference between decoded and plain states, and the largest plain state."""
+    device = branch.backbone.device
+    ids_BT = torch.arange(3 * 5, device=device).view(3, 5) % branch.vocabulary
+    with branch.backbone.autocast():
+        plain_BTD = branch.backbone.packed_states(ids_BT)
+    row_B, column_B = torch.arange(3, device=device), torch.tensor([3, 1, 2], device=device)
+    prompts = [ids[:n] for ids, n in zip(ids_BT.tolist(), column_B.tolist(), strict=True)]
+    decoding = branch.backbone.start(branch.head, prompts, 2)
+    gaps = [decoding.predict()[1] - plain_BTD[row_B, column_B - 1]]
+    for stays in ([0, 1, 2], [0, 2]):
+        decoding.keep(torch.tensor(stays, device=device))
+        row_B, column_B = row_B[stays], column_B[stays]
+        decoding.append(ids_BT[row_B, column_B], len(stays))
+        gaps.append(decoding.predict()[1] - plain_BTD[row_B, column_B])
+        column_B = column_B + 1
+    return float(torch.cat(gaps).abs().max()), float(plain_BTD.abs().max())
