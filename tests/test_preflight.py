@@ -209,6 +209,17 @@ CASES: dict[str, tuple[str, Any, str, list[str]]] = {
         "ppo",
         ["adapter", "form full", "lora"],
     ),
+    "values that no critic learns": (
+        "ppo",
+        {
+            "rewards": [{"type": "function", "function": "IN/rule.py:length"}],
+            "advantages": {"type": "rloo"},
+            "batch": {"rows": 8, "samples_per_prompt": 2, "minibatches": 1},
+            "model": {"path": "IN/model", "form": {"type": "hydra", "unfrozen_layers": 1, "value": "branch"}},
+        },
+        "ppo",
+        ["value=branch", "rloo", "no critic"],
+    ),
     "truncated sampling": ("ppo.sampling.top_k", 5, "", ["off-policy", "allow_truncated_sampling"]),
     "own result": ("ppo.model", {"path": "{output}/ppo/model"}, "ppo", ["makes that itself"]),
     "result of a later section": ("reward.0.model", {"path": "{output}/ppo/model"}, "reward/pairs", ["runs later"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -10,13 +11,14 @@ import torch
 
 from hydralign.distributed import Distributed
 from hydralign.errors import ConfigError
+from hydralign.generation.sampler import sample
 from hydralign.methods.advantages import GAE, AdvantageEstimator, GroupNormalised, LeaveOneOut, estimate
 from hydralign.models import make_policy
 from hydralign.models.policy import BranchReference, Policy
 from hydralign.rollout import collect, evaluate_rows
 from hydralign.testing import ScriptedSampler, tiny_model, tiny_policy, tiny_prompts
-from hydralign.types import Experience, SamplingParams
-from tests.conftest import shake
+from hydralign.types import Experience, Prompt, Rollout, SamplingParams
+from tests.conftest import shake, values_of
 
 
 def scripted(policy: Policy, answers: list[list[int]], reward: Any) -> Experience:
@@ -183,3 +185,28 @@ def test_reference_may_be_handed_in(tokenizer: Any) -> None:
     assert (own.old_logprobs_BR - own.ref_logprobs_BR).abs().max() < 1e-5
     assert (handed.old_logprobs_BR - handed.ref_logprobs_BR).abs().max() > 0.01
     assert torch.equal(handed.ref_logprobs_BR, evaluate_rows(other, handed.rollout.rows, 16).logprobs_BR)
+
+
+def test_only_advantages_from_values_are_whitened_unless_asked(without_critic: Policy) -> None:
+    experience = scripted(without_critic, ANSWERS, lambda completions: [1.0, 4.0, 5.0, 3.0])
+    plain, whitened = (
+        estimate(experience, estimator=LeaveOneOut(2), kl_coefficient=0.0, whiten_advantages=whiten).advantages_BR
+        for whiten in (None, True)
+    )
+    assert plain[:, 0].tolist() == pytest.approx([-3.0, 3.0, 2.0, -2.0], abs=1e-5)
+    assert not torch.allclose(plain, whitened)
+
+
+def test_values_that_a_sampler_does_not_give_are_read(tokenizer: Any) -> None:
+    policy = tiny_policy(tokenizer=tokenizer)
+    shake(policy)
+
+    def without_values(policy: Policy, prompts: Sequence[Prompt], params: SamplingParams) -> Rollout:
+        return replace(sample(policy, prompts, params), values_BR=None)
+
+    params, prompts = SamplingParams(max_new_tokens=4), tiny_prompts(tokenizer)
+    plain, read = (
+        collect(policy, prompts, lambda completions: [0.0] * 3, params, sampler=sampler)
+        for sampler in (sample, without_values)
+    )
+    torch.testing.assert_close(values_of(read), values_of(plain), atol=1e-5, rtol=1e-5)

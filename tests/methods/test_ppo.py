@@ -13,14 +13,15 @@ import pytest
 import torch
 
 from hydralign.config import PPOConfig
-from hydralign.config.ppo import SamplingConfig
+from hydralign.config.ppo import LeaveOneOutConfig, SamplingConfig
 from hydralign.data import PromptStream
-from hydralign.errors import NonFiniteError, RewardError, RunFolderError, StartCheckError, StorageError
+from hydralign.errors import ConfigError, NonFiniteError, RewardError, RunFolderError, StartCheckError, StorageError
 from hydralign.methods.ppo import PPOParts, train
+from hydralign.models import make_policy
 from hydralign.models.policy import BranchReference, Policy
 from hydralign.progress import say
 from hydralign.rewards.combine import RewardTerm
-from hydralign.testing import tiny_policy, tiny_prompts, tiny_tokenizer
+from hydralign.testing import tiny_model, tiny_policy, tiny_prompts, tiny_tokenizer
 from hydralign.tracking import JsonLines
 from hydralign.training.checkpoints import checkpoints
 from hydralign.training.records import Records
@@ -314,3 +315,23 @@ def test_answers_learn_to_end_for_every_seed(seed: int, tmp_path: Path) -> None:
     shares = [row["sampler/finished_share"] for row in rows]
     say(f"ends seed {seed}: {shares[0]:.3f} → {shares[-1]:.3f}, KL {rows[-1]['objective/kl']:.1f}")
     assert shares[-1] > 0.9
+
+
+def test_critic_of_policy_and_settings_must_agree(tmp_path: Path, tokenizer: Any) -> None:
+    run = parts(tmp_path, tokenizer)
+    rloo = CONFIG.model_copy(update={"advantages": LeaveOneOutConfig()})
+    with pytest.raises(ConfigError, match=r"type=rloo has no use for a critic.*critic=False"):
+        train(rloo, run)
+    bare = replace(run, policy=make_policy(tiny_model(tokenizer), tokenizer, critic=False))
+    with pytest.raises(ConfigError, match=r"type=gae needs a critic.*critic=True"):
+        train(CONFIG, bare)
+
+
+def test_value_settings_without_a_critic_are_refused() -> None:
+    settings = {**CONFIG.model_dump(), "advantages": {"type": "rloo"}, "batch": {"rows": 8, "samples_per_prompt": 4}}
+    assert not PPOConfig.model_validate(settings).has_critic
+    settings["loss"]["value_coefficient"] = 0.5
+    with pytest.raises(ValueError, match=r"loss.value_coefficient.*no critic"):
+        PPOConfig.model_validate(settings)
+    with pytest.raises(ValueError, match="samples_per_prompt=1"):
+        PPOConfig.model_validate({**CONFIG.model_dump(), "advantages": {"type": "grpo"}})

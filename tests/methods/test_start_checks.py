@@ -10,9 +10,10 @@ import torch
 
 from hydralign.errors import StartCheckError
 from hydralign.methods.start_checks import _logit_size, check_start
-from hydralign.models.policy import Policy
+from hydralign.models import make_policy
+from hydralign.models.policy import BranchReference, Policy
 from hydralign.rollout import collect
-from hydralign.testing import LengthReward, tiny_policy, tiny_prompts
+from hydralign.testing import LengthReward, tiny_model, tiny_policy, tiny_prompts
 from hydralign.types import Experience, SamplingParams
 from tests.conftest import FORMS, shake
 
@@ -134,3 +135,21 @@ def test_adapter_that_is_not_the_references_is_refused(tokenizer: Any) -> None:
     shake(policy, scale=1e-3)
     with pytest.raises(StartCheckError, match="adapters were changed"):
         check_start(policy, experience, fresh=True)
+
+
+def test_tokens_that_cannot_be_said_do_not_switch_the_check_off(tokenizer: Any) -> None:
+    policy = tiny_policy(tokenizer=tokenizer)
+    for branch in (policy.branch, policy.form.reference.branch):  # type: ignore[union-attr]
+        branch.head.absent_ids = torch.tensor([280, 299])
+    experience = start(policy)
+    assert _logit_size(policy, experience) < 1000
+    moved_BR = experience.ref_logprobs_BR + 0.1 * experience.rollout.rows.mask_BR
+    with pytest.raises(StartCheckError, match="KL would not start at 0"):
+        check_start(policy, replace(experience, ref_logprobs_BR=moved_BR), fresh=True)
+
+
+def test_gap_to_a_reference_that_was_handed_in_is_measured_and_not_judged(tokenizer: Any) -> None:
+    other = tiny_policy(tokenizer=tokenizer, seed=9)
+    policy = make_policy(tiny_model(tokenizer), tokenizer, reference=BranchReference(other.whole))
+    assert policy.form.reference is None  # no copy of the start is made
+    assert check_start(policy, start(policy), fresh=True)["start/ref_gap"] > 0.1

@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from hydralign.config.model import LoraForm
-from hydralign.errors import ModelError
+from hydralign.errors import ConfigError, ModelError
 from hydralign.models import load_policy, make_policy
 from hydralign.models.backbones.trunk import lay_out
+from hydralign.models.forms.build import make_frozen_policy, make_supervised_policy
 from hydralign.models.forms.lora import require_rank_fits
 from hydralign.models.heads.token import TokenHead
 from hydralign.models.policy import Policy
@@ -259,3 +260,27 @@ def test_rank_above_every_adapted_matrix_is_refused(targets: tuple[str, ...] | N
     require_rank_fits(model, widest, targets)
     with pytest.raises(ModelError, match=rf"model\.form\.rank={widest + 1}: no adapted matrix .* above {widest}, "):
         require_rank_fits(model, widest + 1, targets)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_finished_model_may_have_the_model_of_any_form_as_its_reference(
+    form: str, tokenizer: Any, rows: TokenBatch
+) -> None:
+    other = tiny_policy(form=FORMS[form], tokenizer=tokenizer)
+    shake(other)
+    frozen = make_frozen_policy(tiny_model(tokenizer), tokenizer, reference=other)
+    with torch.no_grad():
+        wanted_BR = other.evaluate(rows).logprobs_BR
+    torch.testing.assert_close(frozen.reference_logprobs(rows), wanted_BR, atol=1e-5, rtol=0)
+    assert not frozen.trained()
+
+
+def test_a_policy_without_critic_or_reference_says_so(tokenizer: Any, rows: TokenBatch) -> None:
+    policy = make_supervised_policy(tiny_model(tokenizer), tokenizer)
+    assert policy.evaluate(rows).values_BR is None
+    with pytest.raises(ModelError, match="no critic"):
+        policy.read_values(rows)
+    with pytest.raises(ModelError, match="no reference"):
+        policy.reference_logprobs(rows)
+    with pytest.raises(ConfigError, match="never be trained"):
+        make_policy(tiny_model(tokenizer), tokenizer, form=FORMS["hydra-values"], critic=False)

@@ -102,8 +102,8 @@ def start_ppo_run(config: PPOConfig, parts: PPOParts) -> Run[PPOState]:
     if config.has_critic != (parts.policy.critic is not None):
         needs, has = ("needs", "none") if config.has_critic else ("has no use for", "one")
         raise ConfigError(
-            f"ppo.advantages.type={config.advantages.type} {needs} a critic, and the policy has {has}: values would not be "
-            f"learned, or for nothing. Make the policy with critic={config.has_critic}."
+            f"ppo.advantages.type={config.advantages.type} {needs} a critic, and the policy has {has}: values would "
+            f"not be learned, or for nothing. Make the policy with critic={config.has_critic}."
         )
     return start_run(
         "ppo",
