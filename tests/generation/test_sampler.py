@@ -61,8 +61,10 @@ def test_sampler_logprobs_and_values_are_those_of_the_forward_pass(policy: Polic
     gap = (evaluation.logprobs_BR - rollout.old_logprobs_BR)[rollout.rows.mask_BR].abs()
     assert gap.mean() <= 1e-4
     assert gap.max() <= 1e-3
-    torch.testing.assert_close(values_of(evaluation), values_of(rollout), atol=1e-4, rtol=0)
-    assert values_of(rollout).abs().max() > 1e-3
+    assert (rollout.values_BR is not None) == policy.samples_values
+    if policy.samples_values:
+        torch.testing.assert_close(values_of(evaluation), values_of(rollout), atol=1e-4, rtol=0)
+    assert values_of(evaluation).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("family", ["gpt2", "llama"])

@@ -43,7 +43,7 @@ def test_logprobs_equal_those_of_each_row_alone_in_the_plain_model(
     policy: Policy, rows: TokenBatch, temperature: float
 ) -> None:
     shake(policy)
-    rows = replace(rows, temperature=temperature, min_new_tokens=2)
+    rows = replace(rows, temperature=temperature, min_new_tokens=2, stop_ids=policy.stop_ids)
     with torch.no_grad():
         torch.testing.assert_close(
             policy.evaluate(rows).logprobs_BR, whole_model_logprobs(policy, rows), atol=1e-5, rtol=0

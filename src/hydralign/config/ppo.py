@@ -276,8 +276,9 @@ class PPOConfig(Config):
                 "answers to each prompt with each other, so at least 2 are needed. Set ppo.batch.samples_per_prompt, "
                 "to 4 for example."
             )
-        unused = [name for name in ("value_clip", "value_coefficient") if name in self.loss.model_fields_set]
-        if not self.has_critic and any(getattr(self.loss, name) != getattr(LossConfig(), name) for name in unused):
+        usual = LossConfig()
+        unused = [n for n in ("value_clip", "value_coefficient") if getattr(self.loss, n) != getattr(usual, n)]
+        if unused and not self.has_critic:
             raise ValueError(
                 f"loss.{unused[0]} with advantages.type={self.advantages.type}: there is no critic, so no value loss: "
                 "it would be ignored. Leave it out, or use advantages.type gae."
