@@ -331,7 +331,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(recipe: Recipe, capsys: pyte
         assert words in plan, plan
     assert "give no verdict" not in plan
     assert run(recipe, "--dry-run", "--data.prompts.held_out.percent", "18") == 0
-    assert "held-out rows: fewer than 6 give no verdict" in capsys.readouterr().out
+    assert "rows: fewer than 6 give no verdict" in capsys.readouterr().out
     assert not Path(recipe["output"]).exists()
 
 

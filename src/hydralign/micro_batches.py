@@ -53,7 +53,7 @@ class MicroBatcher:
         on_change: Callable[[int], None] | None = None,
         hints: Sequence[str] = OOM_HINTS,
     ) -> None:
-        """`name` is the recipe's word for it. A new number is said in a line if `speaks`, and told to `on_change`.
+        """`name` is the recipe's word for it. A new number is printed if `speaks`, and passed to `on_change`.
 
         `hints` are named when one row at a time is too many. Raises ConfigError for less than one row.
         """
@@ -75,7 +75,7 @@ class MicroBatcher:
         total: int | None = None,
         undo: Callable[[], None] | None = None,
     ) -> Result:
-        """`stage(rows)`, done again with half the rows as often as memory runs out; `undo` forgets a failed attempt.
+        """`stage(rows)`, done again with half the rows as often as memory runs out; `undo` clears a failed attempt.
 
         `total` is how many rows there are, when more never go through at once. Raises MemoryLimitError when one row
         at a time is too many; other errors pass untouched, after `undo`. The stage must not communicate: a process

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from hydralign.errors import ConfigError, UnknownKeyError, did_you_mean
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
-"""One of AdamW's moment decays: at 1 the moment would never forget its start, and its correction divides by 0."""
+"""One of AdamW's moment decays: at 1 the moment would keep its start for good, and its correction divides by 0."""
 
 
 OLD_NAMES = {"micro_rows": "micro_batch_size", "decode_rows": "decode_batch_size"}

@@ -202,7 +202,7 @@ class OptimizerConfig(Config):
 
 
 class EvaluationConfig(Config):
-    """The proof: held-out prompts, answered before and after with the same random numbers."""
+    """Held-out evaluation: prompts that are answered before and after, with the same random numbers."""
 
     prompts: int = Field(default=500, ge=2)
     """Held-out prompts to answer; fewer are used, and reported, when the data hold fewer."""

@@ -172,8 +172,8 @@ def _stats(
     sums = Sums()
     sums.add_values("scores", scores.totals_B)
     for name, values in scores.terms.items():
-        told = torch.tensor([v for v in values if v is not None], dtype=torch.float64)
-        sums.add(f"reward/{name}", told.sum(), told.numel())
+        scored = torch.tensor([v for v in values if v is not None], dtype=torch.float64)
+        sums.add(f"reward/{name}", scored.sum(), scored.numel())
     for name, (cut, read) in scores.cut.items():
         sums.add(f"reward/{name}/cut", cut, read)
     sums.add_values("kl", k1(experience.old_logprobs_BR, experience.ref_logprobs_BR, mask_BR).sum(-1))

@@ -31,7 +31,7 @@ def require_apart(policy: Policy) -> None:
     way_out = "Set sft.packing: false, which gives every demonstration a row of its own."
     if not policy.branch.backbone.takes_positions:
         raise ModelError(
-            f"{kind} is told no positions, so it lets demonstrations that share a row see each other: none could be "
+            f"{kind} takes no positions, so it lets demonstrations that share a row see each other: none could be "
             f"learned by itself. {way_out}"
         )
     try:

@@ -133,7 +133,7 @@ LOSSES = ("policy_loss", "value_loss", "total_loss")
 
 @dataclass(frozen=True)
 class _Step:
-    """What one minibatch's forward passes told; its gradients lie in the parameters."""
+    """What one minibatch's forward passes gave; its gradients lie in the parameters."""
 
     stats: dict[str, Tensor]
     """Local sums over tokens."""

@@ -192,8 +192,8 @@ class Judged:
 
     def metrics(self) -> dict[str, float]:
         """Means under their names in metrics.jsonl."""
-        told = {"eval/loss": float(self.loss_N.mean()), "eval/accuracy": float(self.right_N.mean())}
-        return told if self.margin_N is None else told | {"eval/margin": float(self.margin_N.mean())}
+        metrics = {"eval/loss": float(self.loss_N.mean()), "eval/accuracy": float(self.right_N.mean())}
+        return metrics if self.margin_N is None else metrics | {"eval/margin": float(self.margin_N.mean())}
 
 
 def judge_pairs(

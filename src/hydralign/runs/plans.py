@@ -51,7 +51,7 @@ def plan_sft(recipe: Recipe, config: SFTConfig, processes: Distributed) -> list[
     return [
         loaded.describe(),
         f"steps      {steps_of(config, rows):,}, each of {config.batch.rows} rows; an epoch has {rows:,} rows",
-        *_proof_lines(len(loaded.held_out)),
+        *_verdict_lines(len(loaded.held_out)),
         f"rows       up to {max_tokens_of(config, policy):,} tokens of a context of {policy.context:,}",
         *_start_lines(config.model or recipe.model),
         *_form_lines(config.model or recipe.model),
@@ -75,7 +75,7 @@ def plan_reward(recipe: Recipe, config: RewardConfig, processes: Distributed) ->
     return [
         loaded.describe(),
         f"steps      {steps_of(config, rows):,}, each of {config.batch.rows} rows; an epoch has {rows:,} rows",
-        *_proof_lines(len(loaded.held_out)),
+        *_verdict_lines(len(loaded.held_out)),
         *_form_lines(config.model or recipe.model, frozen=config.freeze_layers),
         *size_lines(scorer.trained(), scorer.frozen(), config.optimizer.type),
         *(f"{side}: {_end(scorer.tokenizer, ids)!r} (the end; {len(ids)} tokens)" for side, ids in shown.items()),
@@ -90,9 +90,9 @@ def plan_ppo(recipe: Recipe, config: PPOConfig, processes: Distributed) -> list[
     policy = loaded.policy
     return [
         loaded.prompts.report.describe(),
-        f"proof      {len(loaded.held_out)} held-out prompts{_fewer(len(loaded.held_out), config.evaluation.prompts)}, "
+        f"held out   {len(loaded.held_out)} prompts{_fewer(len(loaded.held_out), config.evaluation.prompts)}, "
         "answered before and after",
-        *_proof_lines(len(loaded.held_out)),
+        *_verdict_lines(len(loaded.held_out)),
         *_repeated_lines(len(loaded.prompts.train), config.batch.prompts),
         *_start_lines(config.model or recipe.model),
         f"{parameter_line(policy.trained(), policy.frozen())}{_copied(config.model or recipe.model)}",
@@ -108,14 +108,12 @@ def _fewer(there: int, wanted: int) -> str:
     return f" (all there are of the {wanted:,} wanted)" if there < wanted else ""
 
 
-def _proof_lines(held_out: int) -> list[str]:
+def _verdict_lines(held_out: int) -> list[str]:
     """A warning where so few rows are held out that no result could be told from chance."""
     needed = fewest_changes(0.95)
     if held_out >= needed:
         return []
-    return [
-        f"proof      {held_out} held-out rows: fewer than {needed} give no verdict. Hold out more (held_out.percent)."
-    ]
+    return [f"held out   {held_out} rows: fewer than {needed} give no verdict. Hold out more (held_out.percent)."]
 
 
 def _repeated_lines(prompts: int, wanted: int) -> list[str]:

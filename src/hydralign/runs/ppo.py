@@ -1,6 +1,6 @@
 """A recipe's ppo section from beginning to end: build the parts, answer held-out prompts, train, answer again, tell.
 
-The proof is part of the run: the same held-out prompts are answered before and after with the same random numbers,
+Held-out evaluation is part of the run: the same prompts are answered before and after with the same random numbers,
 and the paired interval is printed and stored.
 """
 

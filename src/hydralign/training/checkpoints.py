@@ -81,8 +81,8 @@ def write_checkpoint(
     with whole_folder(folder / f"step-{step}") as partial:
         save_file({name: p.detach().contiguous() for name, p in trained.items()}, partial / _FILES[0])
         save_file(_optimizer_tensors(trained, optimizer), partial / _FILES[1])
-        told = json.dumps({**about, "environment": environment()}, indent=2) + "\n"
-        (partial / _FILES[2]).write_text(told, encoding="utf-8")
+        text = json.dumps({**about, "environment": environment()}, indent=2) + "\n"
+        (partial / _FILES[2]).write_text(text, encoding="utf-8")
     kept = checkpoints(folder)[-keep:]
     for old in _step_folders(folder):  # those of which a part was deleted, too
         if old not in kept:

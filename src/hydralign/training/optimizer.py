@@ -70,7 +70,7 @@ def accumulate(
     their part, so that every process makes the same collective calls in the same order.
     """
 
-    def forget() -> None:
+    def drop_gradients() -> None:
         optimizer.zero_grad(set_to_none=True)
         if undo:
             undo()
@@ -87,7 +87,7 @@ def accumulate(
         return totals, ""
 
     optimizer.zero_grad(set_to_none=True)
-    totals, first = MicroBatcher.of(micro_batch_size).run(gradients, processes, total=rows, undo=forget)
+    totals, first = MicroBatcher.of(micro_batch_size).run(gradients, processes, total=rows, undo=drop_gradients)
     if processes.any(bool(first)):
         optimizer.zero_grad(set_to_none=True)
         raise NonFiniteError(
