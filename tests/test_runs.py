@@ -325,7 +325,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(recipe: Recipe, capsys: pyte
         "hydra: k = 1 layers trained, value head",
         "separate: four whole models",
         "26 rows read",
-        "held-out prompts (all there are of the 500 wanted), answered before and after",
+        "prompts (all there are of the 500 wanted), answered before and after",
         "context 64",
     ):
         assert words in plan, plan
