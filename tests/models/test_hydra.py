@@ -176,7 +176,7 @@ def test_kept_states_take_no_more_room_than_the_rows(offload: bool, decode_batch
 def test_offloading_takes_states_to_the_cpu_and_else_they_stay(tokenizer: Any) -> None:
     elsewhere = torch.zeros(1, 2, 32, device="meta")
     assert new_policy("llama", HydraForm(unfrozen_layers=1), tokenizer).trunk.stored(elsewhere).device.type == "meta"
-    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+    with pytest.raises(NotImplementedError):  # a tensor without data cannot be brought to the CPU
         new_policy("llama", HydraForm(unfrozen_layers=1, offload=True), tokenizer).trunk.stored(elsewhere)
 
 

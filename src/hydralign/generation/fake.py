@@ -8,8 +8,9 @@ from dataclasses import dataclass
 import torch
 
 from hydralign.data.detokenise import decode_completions
+from hydralign.generation.sampler import batch_of
 from hydralign.models.policy import Policy
-from hydralign.types import Prompt, Rollout, SamplingParams, TokenBatch
+from hydralign.types import Prompt, Rollout, SamplingParams
 
 
 @dataclass(frozen=True)
@@ -23,15 +24,7 @@ class ScriptedSampler:
         """The scripted answers as a rollout; a row is finished if its answer ends with a stop token."""
         answers = [self.answers[(params.first_row + i) % len(self.answers)] for i in range(len(prompts))]
         prompt_ids = [prompt.token_ids for prompt in prompts]
-        batch = TokenBatch.of(
-            prompt_ids,
-            answers,
-            pad_id=policy.tokenizer.pad_token_id,
-            device=policy.device,
-            temperature=params.temperature,
-            min_new_tokens=params.min_new_tokens,
-            stop_ids=policy.stop_ids,
-        )
+        batch = batch_of(policy, prompt_ids, answers, params)
         output = policy.evaluate(batch)
         finished = [bool(answer) and answer[-1] in policy.stop_ids for answer in answers]
         return Rollout(

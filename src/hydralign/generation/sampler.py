@@ -133,15 +133,7 @@ class _Drawn:
         """The rows as a policy reads them, and the texts without special tokens."""
         prompt_ids = [prompt.token_ids for prompt in prompts]
         answers = [ids[:n].tolist() for ids, n in zip(self.tokens_BR, self.lengths_B.tolist(), strict=True)]
-        batch = TokenBatch.of(
-            prompt_ids,
-            answers,
-            pad_id=policy.tokenizer.pad_token_id,
-            device=policy.device,
-            temperature=params.temperature,
-            min_new_tokens=params.min_new_tokens,
-            stop_ids=policy.stop_ids,
-        )
+        batch = batch_of(policy, prompt_ids, answers, params)
         width = batch.width
         return Rollout(
             prompts=tuple(prompts),
@@ -151,6 +143,21 @@ class _Drawn:
             finished_B=self.finished_B.to(policy.device),
             completions=tuple(decode_completions(policy.tokenizer, prompt_ids, answers)),
         )
+
+
+def batch_of(
+    policy: Policy, prompt_ids: Sequence[Sequence[int]], answers: Sequence[Sequence[int]], params: SamplingParams
+) -> TokenBatch:
+    """Prompts and the answers that were sampled to them, as the policy reads them."""
+    return TokenBatch.of(
+        prompt_ids,
+        answers,
+        pad_id=policy.tokenizer.pad_token_id,
+        device=policy.device,
+        temperature=params.temperature,
+        min_new_tokens=params.min_new_tokens,
+        stop_ids=policy.stop_ids,
+    )
 
 
 def _decode(

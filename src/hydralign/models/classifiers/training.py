@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from peft import LoraConfig
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -33,11 +32,11 @@ from hydralign.models.folders.adapters import ADAPTER
 from hydralign.models.folders.from_scratch import PAD
 from hydralign.models.folders.loading import prepare_model
 from hydralign.models.folders.saving import model_folder
-from hydralign.models.forms.lora import placed, require_rank_fits
+from hydralign.models.forms.lora import lora_config, placed, require_rank_fits
 from hydralign.models.heads.score import outputs
 from hydralign.models.outputs import require_finite_outputs
 from hydralign.models.precision import convert_to_fp32, store_matrices_in_bf16
-from hydralign.models.versions import Conv1D, LoraLayer
+from hydralign.models.versions import LoraLayer
 
 OTHER_CLASSIFIERS = (
     "Start from a language model such as gpt2, llama, mistral, qwen2 or qwen3, or from an encoder such as bert or "
@@ -276,15 +275,8 @@ def _adapt(model: Any, form: LoraForm, frozen: Sequence[nn.Module], seed: int) -
     # With blocks that keep their weights, or only top layers to adapt, the embeddings below them keep theirs too.
     closed = _embeddings_and(model, frozen) if frozen or form.unfrozen_layers else []
     below = {module for part in closed for module in part.modules()}
-    config = LoraConfig(
-        r=form.rank,
-        lora_alpha=form.alpha,
-        lora_dropout=0.0,
-        bias="none",
-        target_modules=list(form.targets) if form.targets else None,
-        exclude_modules=[name for name, module in model.named_modules() if name in heads or module in below],
-        fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-    )
+    closed_names = [name for name, module in model.named_modules() if name in heads or module in below]
+    config = lora_config(model, form, exclude_modules=closed_names)
     where = f"above {len(frozen)} frozen blocks of {type(model).__name__}"
     placed(model, config, where, seed=seed, advice="Freeze fewer blocks, or name")
     for name, parameter in model.named_parameters():

@@ -126,19 +126,24 @@ def require_rank_fits(model: Any, rank: int, targets: Sequence[str] | None) -> N
         )
 
 
-def _fresh_adapter(model: Any, settings: LoraForm, *, seed: int, layers: Sequence[int] | None) -> Any:
-    """Adapters whose second factor is zero: at the start they change nothing, to the bit."""
-    require_rank_fits(model, settings.rank, settings.targets)
-    config = LoraConfig(
+def lora_config(model: Any, settings: LoraForm, **more: Any) -> LoraConfig:
+    """PEFT's settings for fresh adapters of this form, without dropout and biases; `more` says where they go."""
+    return LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=0.0,
         bias="none",
         target_modules=list(settings.targets) if settings.targets else None,
-        task_type="CAUSAL_LM",
-        layers_to_transform=list(layers) if layers is not None else None,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
+        **more,
     )
+
+
+def _fresh_adapter(model: Any, settings: LoraForm, *, seed: int, layers: Sequence[int] | None) -> Any:
+    """Adapters whose second factor is zero: at the start they change nothing, to the bit."""
+    require_rank_fits(model, settings.rank, settings.targets)
+    only = list(layers) if layers is not None else None
+    config = lora_config(model, settings, task_type="CAUSAL_LM", layers_to_transform=only)
     return placed(model, config, f"in {type(model).__name__}", seed=seed)
 
 
