@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import gc
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 from typing import TypeVar
 
@@ -127,6 +127,36 @@ class MicroBatcher:
         self.rows = rows
         if self.on_change:
             self.on_change(rows)
+
+
+def map_micro_batches(
+    read: Callable[[list[int]], Result],
+    order: Sequence[int],
+    size: int | MicroBatcher,
+    processes: Distributed = SINGLE_PROCESS,
+    *,
+    undo: Callable[[], None] | None = None,
+) -> list[tuple[list[int], Result]]:
+    """(row numbers, what `read` gives of them) of a few rows at a time, cut from `order`.
+
+    All are read again with fewer at once when memory runs out. Raises as `MicroBatcher.run` does.
+    """
+
+    def attempt(rows: int) -> list[tuple[list[int], Result]]:
+        return [(few, read(few)) for few in micro_batches(order, rows)]
+
+    return MicroBatcher.of(size).run(attempt, processes, total=len(order), undo=undo)
+
+
+def micro_batches(order: Sequence[int], rows: int) -> list[list[int]]:
+    """`order` cut into lists of `rows` row numbers; the last may be shorter."""
+    return [list(order[start : start + rows]) for start in range(0, len(order), rows)]
+
+
+def longest_first(lengths: Iterable[int]) -> list[int]:
+    """Row numbers by falling length: neighbours need little padding, and too large a micro-batch is known at once."""
+    sizes = list(lengths)
+    return sorted(range(len(sizes)), key=lambda row: -sizes[row])
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -18,7 +18,7 @@ from hydralign.config.data import RESERVED_COLUMNS
 from hydralign.data.detokenise import decode_tokens
 from hydralign.errors import NonFiniteError, RewardError
 from hydralign.generation.sampler import Sampler, encoded_prompts, sample
-from hydralign.micro_batches import MicroBatcher
+from hydralign.micro_batches import MicroBatcher, map_micro_batches
 from hydralign.models.backbones.trunk import Trunk
 from hydralign.models.policy import Policy, Reference
 from hydralign.rewards.combine import RewardTerm, as_terms, score_rollout
@@ -56,13 +56,10 @@ def collect(
         undo=keep_trunk_count(policy),
     )
     if policy.trunk is not None and rollout.rows.trunk is None:
-        states = partial(trunk_states, policy.trunk, rollout.rows)
-        trunk = reading.run(states, total=len(rollout), undo=keep_trunk_count(policy))
-        rollout = replace(rollout, rows=rollout.rows.with_trunk(trunk))
+        states = trunk_states(policy, policy.trunk, rollout.rows, reading)
+        rollout = replace(rollout, rows=rollout.rows.with_trunk(states))
     scores = score(rollout, terms, policy.tokenizer)
-    old_logprobs_BR, ref_logprobs_BR, values_BR = reading.run(
-        partial(_read, policy, reference, rollout), total=len(rollout)
-    )
+    old_logprobs_BR, ref_logprobs_BR, values_BR = _read(policy, reference, rollout, reading)
     named = {"old/logprobs": old_logprobs_BR, "reference/logprobs": ref_logprobs_BR, "old/values": values_BR}
     require_finite_numbers({name: tensor for name, tensor in named.items() if tensor is not None})
     used = policy.trunk.use.since(before) if policy.trunk and before else None
@@ -77,18 +74,25 @@ def keep_trunk_count(policy: Policy) -> Callable[[], None]:
     return (lambda: None) if trunk is None else partial(setattr, trunk, "use", trunk.use)
 
 
+@torch.no_grad()
 def _read(
-    policy: Policy, reference: Reference | None, rollout: Rollout, micro_batch_size: int
+    policy: Policy, reference: Reference | None, rollout: Rollout, size: MicroBatcher
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """(old_logprobs_BR, ref_logprobs_BR, values_BR), all from micro-batches of one size."""
-    ref_logprobs_BR = reference_rows(policy, rollout.rows, micro_batch_size, reference)
-    if policy.precision != "fp32":
-        old = evaluate_rows(policy, rollout.rows, micro_batch_size)
-        return old.logprobs_BR, ref_logprobs_BR, old.values_BR
-    values_BR = rollout.values_BR if policy.samples_values else None
-    if values_BR is None and policy.critic is not None:
-        values_BR = value_rows(policy, rollout.rows, micro_batch_size)
-    return rollout.old_logprobs_BR, ref_logprobs_BR, values_BR
+    """(old_logprobs_BR, ref_logprobs_BR, values_BR), all from the same micro-batches."""
+    read_reference = policy.reference_logprobs if reference is None else reference.logprobs
+    sampled_values_BR = rollout.values_BR if policy.samples_values else None
+    wants_values = policy.critic is not None and sampled_values_BR is None
+
+    def read(few: TokenBatch) -> tuple[Tensor | None, ...]:
+        if policy.precision == "fp32":
+            return None, read_reference(few), policy.read_values(few) if wants_values else None
+        old = policy.evaluate(few)
+        return old.logprobs_BR, read_reference(few), old.values_BR
+
+    old_BR, ref_BR, values_BR = map_rows(read, rollout.rows, size)
+    if old_BR is not None:
+        return old_BR, ref_BR, values_BR
+    return rollout.old_logprobs_BR, ref_BR, values_BR if wants_values else sampled_values_BR
 
 
 def require_finite_numbers(named: Mapping[str, Tensor]) -> None:
@@ -139,46 +143,42 @@ def completion_tokens(rows: TokenBatch, tokenizer: Any) -> list[list[str]]:
     return decode_tokens(tokenizer, prompts, answers)
 
 
-def by_micro_batch(
-    rows: TokenBatch, micro_batch_size: int, read: Callable[[TokenBatch], Sequence[Tensor]]
-) -> list[Tensor]:
-    """The `_BR` tensors that `read` gives, a few rows at a time, rows of like length together; order kept."""
-    out: list[Tensor] = []
-    for index_B in rows.lengths_B.argsort(stable=True).split(micro_batch_size):
-        part = rows.select(index_B)
-        results = read(part)
-        if not out:
-            out = [x.new_zeros(len(rows), rows.width) for x in results]
-        for whole_BR, part_BR in zip(out, results, strict=True):
-            whole_BR[index_B, : part.width] = part_BR
+def map_rows(
+    read: Callable[[TokenBatch], Sequence[Tensor | None]], rows: TokenBatch, size: int | MicroBatcher
+) -> list[Any]:
+    """The `_BR` tensors that `read` gives, or None in their places, read from a few rows of like length at a time."""
+    out: list[Any] = []
+    for few, parts in map_micro_batches(lambda few: read(rows.select(torch.tensor(few))), by_length(rows), size):
+        out = out or [None if x is None else x.new_zeros(len(rows), rows.width) for x in parts]
+        for whole_BR, part_BR in zip(out, parts, strict=True):
+            if part_BR is not None:
+                whole_BR[few, : part_BR.shape[1]] = part_BR
     return out
 
 
-def trunk_states(trunk: Trunk, rows: TokenBatch, micro_batch_size: int) -> TrunkStates:
+def by_length(rows: TokenBatch) -> list[int]:
+    """Row numbers by rising length."""
+    return rows.lengths_B.argsort(stable=True).tolist()
+
+
+def trunk_states(policy: Policy, trunk: Trunk, rows: TokenBatch, size: int | MicroBatcher) -> TrunkStates:
     """The trunk's states of any number of rows, each crossing the trunk once."""
     whole = trunk.collector(len(rows))
-    for index_B in rows.lengths_B.argsort(stable=True).split(micro_batch_size):
+
+    def read(few: list[int]) -> None:
+        index_B = torch.tensor(few)
         whole.add(index_B, trunk.states(rows.select(index_B)))
+
+    map_micro_batches(read, by_length(rows), size, undo=keep_trunk_count(policy))
     return whole.states()
 
 
 @torch.no_grad()
-def evaluate_rows(policy: Policy, rows: TokenBatch, micro_batch_size: int) -> PolicyOutput:
+def evaluate_rows(policy: Policy, rows: TokenBatch, size: int | MicroBatcher) -> PolicyOutput:
     """`policy.evaluate` on any number of rows, without gradient, by the very path that updates use."""
-    return PolicyOutput(
-        *by_micro_batch(rows, micro_batch_size, lambda few: [x for x in policy.evaluate(few) if x is not None])
-    )
+    return PolicyOutput(*map_rows(policy.evaluate, rows, size))
 
 
-@torch.no_grad()
-def value_rows(policy: Policy, rows: TokenBatch, micro_batch_size: int) -> Tensor:
-    """`policy.read_values` on any number of rows, without gradient."""
-    return by_micro_batch(rows, micro_batch_size, lambda few: [policy.read_values(few)])[0]
-
-
-def reference_rows(
-    policy: Policy, rows: TokenBatch, micro_batch_size: int, reference: Reference | None = None
-) -> Tensor:
-    """ref_logprobs_BR of any number of rows, of the policy's own reference or of another."""
-    read = policy.reference_logprobs if reference is None else reference.logprobs
-    return by_micro_batch(rows, micro_batch_size, lambda few: [read(few)])[0]
+def reference_rows(policy: Policy, rows: TokenBatch, size: int | MicroBatcher) -> Tensor:
+    """ref_logprobs_BR of any number of rows."""
+    return map_rows(lambda few: [policy.reference_logprobs(few)], rows, size)[0]

@@ -163,12 +163,11 @@ def accumulate_policy_gradients(
     count = tokens if weights.average == "token" else answers
     by_length_B = index_B[rows.lengths_B[index_B].argsort(stable=True)]
     sums = accumulate(
-        by_length_B.split,
-        lambda few_B: micro_loss(policy, experience, advantages, few_B, weights, count),
+        lambda few: micro_loss(policy, experience, advantages, torch.tensor(few), weights, count),
+        by_length_B.tolist(),
         optimizer,
         micro_batch_size,
         processes,
-        rows=len(index_B),
         where="update/",
         hint="clip scores (ppo.shaping.clip)",
         undo=keep_trunk_count(policy),

@@ -25,7 +25,7 @@ from hydralign.distributed import SINGLE_PROCESS, Distributed
 from hydralign.errors import NonFiniteError
 from hydralign.generation.keyed import CROPS, keyed_uniforms
 from hydralign.methods.supervised import SupervisedTask, learn, steps_of
-from hydralign.micro_batches import MicroBatcher
+from hydralign.micro_batches import longest_first, map_micro_batches
 from hydralign.models.classifiers.training import SequenceClassifier
 from hydralign.rewards.classifier import encode_for_classifier
 from hydralign.training.records import Records
@@ -154,18 +154,14 @@ def outputs_of(
     scorer: SequenceClassifier, rows: Sequence[Ids], micro_batch_size: int, processes: Distributed = SINGLE_PROCESS
 ) -> Tensor:
     """logits_NC of all rows in order, float64 on the CPU, the same on every process. Raises NonFiniteError."""
-    share = processes.share(len(rows))
-    own = rows[share]
-    order = sorted(range(len(own)), key=lambda n: -len(own[n]))
-    labels = len(scorer.labels)
-    logits_NC = torch.zeros(len(own), labels, dtype=torch.float64)
+    own = rows[processes.share(len(rows))]
+    logits_NC = torch.zeros(len(own), len(scorer.labels), dtype=torch.float64)
 
-    def read(micro: int) -> None:
-        for start in range(0, len(order), micro):
-            batch = order[start : start + micro]
-            logits_NC[batch] = scorer.outputs([own[n] for n in batch]).double().cpu()
+    def read(few: list[int]) -> Tensor:
+        return scorer.outputs([own[row] for row in few]).double().cpu()
 
-    MicroBatcher(micro_batch_size).run(read, processes, total=len(own))
+    for few, logits_BC in map_micro_batches(read, longest_first(map(len, own)), micro_batch_size, processes):
+        logits_NC[few] = logits_BC
     columns = [processes.gather(column_N.to(processes.device), len(rows)).cpu() for column_N in logits_NC.unbind(1)]
     gathered_NC = torch.stack(columns, dim=1)
     if not bool(torch.isfinite(gathered_NC).all()):

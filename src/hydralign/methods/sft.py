@@ -24,7 +24,7 @@ from hydralign.distributed import SINGLE_PROCESS, Distributed
 from hydralign.errors import DataError, NonFiniteError
 from hydralign.methods.packing_check import require_apart
 from hydralign.methods.supervised import SupervisedTask, learn, steps_of
-from hydralign.micro_batches import MicroBatcher
+from hydralign.micro_batches import longest_first, map_micro_batches
 from hydralign.models.policy import Policy
 from hydralign.training.records import Records
 
@@ -129,19 +129,17 @@ def held_out_losses(
 
     Raises NonFiniteError when one of them is NaN or infinite.
     """
-    share = processes.share(len(sequences))
-    own = sequences[share]
-    order = sorted(range(len(own)), key=lambda n: -len(own[n].ids))
+    own = sequences[processes.share(len(sequences))]
     nll_N = torch.zeros(len(own), dtype=torch.float64)
 
-    def measure(micro: int) -> None:
-        for start in range(0, len(order), micro):
-            batch = order[start : start + micro]
-            losses_M, row_M = token_losses(policy, [(own[n],) for n in batch])
-            sums_B = torch.zeros(len(batch), dtype=torch.float64, device=policy.device)
-            nll_N[batch] = sums_B.index_add(0, row_M, losses_M.double()).cpu()
+    def sums(few: list[int]) -> Tensor:
+        losses_M, row_M = token_losses(policy, [(own[row],) for row in few])
+        zero_B = torch.zeros(len(few), dtype=torch.float64, device=policy.device)
+        return zero_B.index_add(0, row_M, losses_M.double()).cpu()
 
-    MicroBatcher(micro_batch_size).run(measure, processes, total=len(own))
+    order = longest_first(len(sequence.ids) for sequence in own)
+    for few, nll_B in map_micro_batches(sums, order, micro_batch_size, processes):
+        nll_N[few] = nll_B
     nll_N = processes.gather(nll_N.to(processes.device), len(sequences)).cpu()
     if not bool(torch.isfinite(nll_N).all()):
         raise NonFiniteError("held-out loss", "The held-out loss is NaN or infinite: the model's weights are broken.")

@@ -115,18 +115,17 @@ def accumulate_gradients(
     own = sorted(items[processes.share(len(items))], key=task.size)
     count = float(task.count(items))
 
-    def loss(few: Sequence[Any]) -> tuple[Tensor, dict[str, Tensor]]:
-        part, sums = task.loss(few, count)
+    def loss(few: list[int]) -> tuple[Tensor, dict[str, Tensor]]:
+        part, sums = task.loss([own[row] for row in few], count)
         named = {"loss": part.detach() * count, **sums}
         return part, {name: value.double() for name, value in named.items()}
 
     totals = accumulate(
-        lambda size: (own[start : start + size] for start in range(0, len(own), size)),
         loss,
+        range(len(own)),
         optimizer,
         fits,
         processes,
-        rows=len(own),
         where="",
         hint="look for broken rows",
     )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from hydralign.errors import RewardError
-from hydralign.micro_batches import MicroBatcher
+from hydralign.micro_batches import MicroBatcher, longest_first, map_micro_batches
 
 
 def require_equal_lengths(**lists: Sequence[Any]) -> None:
@@ -31,20 +31,12 @@ def score_batched(
     *,
     batch_size: int | MicroBatcher,
 ) -> list[float]:
-    """`forward` (rows of ids to `scores_B`) over all rows, without gradients; the result is in the rows' order.
+    """`forward` (rows of ids to `scores_B`) over all rows, without gradients; the result is in the rows' order."""
 
-    The longest rows come first, so that a batch too large for the memory is answered with smaller ones at once and not
-    late.
-    """
-    order = sorted(range(len(rows)), key=lambda row: -len(rows[row]))
-    scores = [0.0] * len(rows)
-
-    def read(at_once: int) -> None:
-        for start in range(0, len(order), at_once):
-            batch = order[start : start + at_once]
-            for row, score in zip(batch, forward([rows[row] for row in batch]).tolist(), strict=True):
-                scores[row] = score
+    def read(few: list[int]) -> list[float]:
+        return forward([rows[row] for row in few]).tolist()
 
     with torch.no_grad():
-        MicroBatcher.of(batch_size).run(read, total=len(rows))
-    return scores
+        parts = map_micro_batches(read, longest_first(map(len, rows)), batch_size)
+    scores = {row: score for few, part in parts for row, score in zip(few, part, strict=True)}
+    return [scores[row] for row in range(len(rows))]

@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any, Literal, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
 from hydralign.distributed import SINGLE_PROCESS, Distributed
 from hydralign.errors import ConfigError, MemoryLimitError, NonFiniteError
-from hydralign.micro_batches import MicroBatcher, is_out_of_memory
+from hydralign.micro_batches import MicroBatcher, is_out_of_memory, micro_batches
 from hydralign.models.policy import Policy
 from hydralign.models.precision import require_fp32
-
-Piece = TypeVar("Piece")
 
 
 def make_optimizer(
@@ -51,20 +49,19 @@ def make_optimizer(
 
 
 def accumulate(
-    pieces: Callable[[int], Iterable[Piece]],
-    loss: Callable[[Piece], tuple[Tensor, Mapping[str, Tensor]]],
+    loss: Callable[[list[int]], tuple[Tensor, Mapping[str, Tensor]]],
+    order: Sequence[int],
     optimizer: torch.optim.Optimizer,
     micro_batch_size: int | MicroBatcher,
     processes: Distributed,
     *,
-    rows: int,
     where: str,
     hint: str,
     undo: Callable[[], None] | None = None,
 ) -> dict[str, Tensor]:
-    """Gradients of one optimizer step's loss, and the sums of what `loss` tells, over this process's `rows` rows.
+    """Gradients of one optimizer step's loss, and the sums of the numbers beside it, over this process's rows.
 
-    `pieces(n)` are those rows in micro-batches of n; a piece's loss is its part of the step's, so that parts add up.
+    `loss` takes the numbers of a few rows, cut from `order`; theirs is a part of the step's, so that parts add up.
     Done again with smaller ones when memory runs out, after `undo`. No backward pass on a non-finite loss: raises
     NonFiniteError on every process instead, and no gradient is left. It is a flag until all have come to the end of
     their part, so that every process makes the same collective calls in the same order.
@@ -77,8 +74,8 @@ def accumulate(
 
     def gradients(size: int) -> tuple[dict[str, Tensor], str]:
         totals: dict[str, Tensor] = {}
-        for piece in pieces(size):
-            part, sums = loss(piece)
+        for few in micro_batches(order, size):
+            part, sums = loss(few)
             if not bool(torch.isfinite(part)):
                 return totals, next((name for name, x in sums.items() if not bool(torch.isfinite(x))), "loss")
             part.backward()
@@ -87,7 +84,7 @@ def accumulate(
         return totals, ""
 
     optimizer.zero_grad(set_to_none=True)
-    totals, first = MicroBatcher.of(micro_batch_size).run(gradients, processes, total=rows, undo=drop_gradients)
+    totals, first = MicroBatcher.of(micro_batch_size).run(gradients, processes, total=len(order), undo=drop_gradients)
     if processes.any(bool(first)):
         optimizer.zero_grad(set_to_none=True)
         raise NonFiniteError(
