@@ -116,6 +116,20 @@ def by_autograd(
     return logprobs_NV.gather(1, targets_N[:, None])[:, 0], entropy_N
 
 
+@pytest.mark.parametrize("trained", [True, False])
+def test_the_chunked_head_is_the_plain_one(trained: bool) -> None:
+    head = TokenHead(new_model("gemma2", vocab_size=2500).requires_grad_(trained), absent_ids=[4, 2498])
+    hidden_ND, targets_N, blocked_N = drawn()
+    found, plain = hidden_ND.clone().requires_grad_(), hidden_ND.clone().requires_grad_()
+    settings: dict[str, Any] = {"head": head, "temperature": 0.7, "stop_ids": STOPS}
+    ours = logprobs.token_logprobs(found, targets_N, blocked_N, **settings, entropy_gradient=True, chunk_rows=4)
+    theirs = logprobs.plain_token_logprobs(plain, targets_N, blocked_N, **settings)
+    torch.testing.assert_close(torch.stack(ours), torch.stack(theirs), atol=1e-5, rtol=0)
+    (a,), (b,) = (torch.autograd.grad(torch.stack(x).sum(), y) for x, y in ((ours, found), (theirs, plain)))
+    torch.testing.assert_close(a, b, atol=1e-5, rtol=1e-5)
+    assert b.abs().max() > 1e-3
+
+
 @pytest.mark.parametrize(("rows", "blocks"), [(None, 1), (None, 3), (1, 3), (3, 1)])
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 @pytest.mark.parametrize("family", ["gpt2", "gptj", "gemma2", "granite", "cohere"])
@@ -196,8 +210,8 @@ def test_a_head_laid_out_for_few_states_gives_the_same_logits(family: str, state
     hidden_ND = torch.randn(40, 1, 32, generator=torch.Generator().manual_seed(2))[:states, -1]
     with torch.no_grad():
         plain_NV = head(hidden_ND)
-        head.pack()
-        assert head._packed is not None
+        head.product.pack()
+        assert head.product.packed is not None
         torch.testing.assert_close(head(hidden_ND), plain_NV, atol=1e-5, rtol=0)
         head.linear.weight.mul_(2)
         torch.testing.assert_close(head(hidden_ND), head._shaped(hidden_ND @ head.linear.weight.t()), atol=1e-5, rtol=0)
@@ -207,21 +221,21 @@ def test_only_frozen_heads_and_long_answers_are_laid_out(tokenizer: Any) -> None
     def packed(precision: str = "fp32", new_tokens: int = 32, **form: Any) -> bool:
         policy = new_policy("llama", HydraForm(unfrozen_layers=1, **form), tokenizer, precision=precision)
         policy.start([(5, 6, 7)], new_tokens)
-        return policy.whole.head._packed is not None
+        return policy.whole.head.product.packed is not None
 
     assert packed()
     assert not packed(new_tokens=31)
     assert not packed("bf16")
     full = TokenHead(new_model("llama"))
-    full.pack()
-    assert full._packed is None
+    full.product.pack()
+    assert full.product.packed is None
 
 
 @pytest.mark.parametrize("form", ["k1", "lora2"])
 def test_long_answers_from_a_laid_out_head_pass_the_start_checks(form: str, tokenizer: Any) -> None:
     policy = new_policy("mistral", form, tokenizer)
     experience = collected(policy, max_new_tokens=36)
-    assert policy.whole.head._packed is not None
+    assert policy.whole.head.product.packed is not None
     assert check_start(policy, experience, fresh=True)["sampler/logprob_drift_max"] < 1e-4
 
 

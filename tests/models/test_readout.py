@@ -24,7 +24,7 @@ from hydralign.models.folders.from_scratch import make_classifier
 from hydralign.models.folders.loading import prepare_model
 from hydralign.models.forms.build import make_frozen_policy, make_supervised_policy
 from hydralign.models.kernels.cache import RoomyCache
-from hydralign.models.versions import cache_argument
+from hydralign.models.versions import DynamicCache, cache_argument
 from hydralign.testing import tiny_model
 from tests.conftest import FORMS
 from tests.models.test_families import GROUPED, SIZES
@@ -194,3 +194,18 @@ def test_classifier_of_an_unknown_build_is_refused_with_a_way_out(tokenizer: Any
         model.forward = changed
         with pytest.raises(ModelError, match=f"{reason}.* Start from a language model such as gpt2, llama"):
             wrap_classifier(model, tokenizer)
+
+
+@torch.no_grad()
+def test_the_roomy_cache_holds_what_the_plain_one_does(tokenizer: Any) -> None:
+    model = tiny_model(tokenizer, family="llama")
+    ids_BT = torch.arange(12).view(2, 6)
+    roomy, plain = RoomyCache(model.config.num_hidden_layers, 9), DynamicCache()
+    for cache in (roomy, plain):
+        model(input_ids=ids_BT[:, :4], past_key_values=cache, use_cache=True)
+        cache.batch_select_indices(torch.tensor([1]))
+        model(input_ids=ids_BT[1:, 4:], past_key_values=cache, use_cache=True)
+    for ours, theirs in zip(roomy.layers, plain.layers, strict=True):
+        assert torch.equal(ours.keys, theirs.keys)
+        assert torch.equal(ours.values, theirs.values)
+        assert ours.keys.shape[2] == 6

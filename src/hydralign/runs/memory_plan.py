@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.generation.sampler import DRAWN_ELEMENTS
-from hydralign.models.heads.token import PACKED_FROM
+from hydralign.models.kernels.few_states import PACKED_FROM
 from hydralign.models.kernels.logprobs import BLOCK_ELEMENTS, PASSING_ROWS, STORED_ELEMENTS
 from hydralign.models.sizes import ModelSizes
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from hydralign.models.backbones.slicing import capture_output
 from hydralign.models.backbones.trunk import CausalTrunkStates, Trunk
-from hydralign.models.heads.token import PACKED_FROM, TokenHead
+from hydralign.models.heads.token import TokenHead
 from hydralign.models.kernels.cache import RoomyCache
+from hydralign.models.kernels.few_states import PACKED_FROM
 from hydralign.models.kernels.response_only import only_at_positions
 from hydralign.models.versions import cache_argument
 
@@ -53,7 +54,7 @@ class CachedDecoding:
     ) -> None:
         self.backbone, self.head, self.trunk = backbone, head, trunk
         if new_tokens >= PACKED_FROM:
-            self.head.pack()
+            self.head.product.pack()
         device = backbone.device
         lengths_B = torch.tensor([len(ids) for ids in prompt_ids])
         rows, columns = len(prompt_ids), int(lengths_B.max())

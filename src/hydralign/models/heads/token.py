@@ -10,11 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hydralign.errors import ModelError
-
-FEW_STATES = 32
-"""Up to this many states the output head's product is bound by reading its weights."""
-PACKED_FROM = 32
-"""Tokens of an answer from which a copy of a frozen head's weights, laid out for few states, is worth its room."""
+from hydralign.models.kernels.few_states import FewStates
 
 
 def absent_ids(tokenizer: Any, vocabulary: int) -> tuple[int, ...]:
@@ -43,7 +39,7 @@ class TokenHead:
         self.scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
             getattr(config, "logits_scaling", None) or 1.0
         )
-        self._packed: tuple[int, Tensor] | None = None
+        self.product = FewStates(self.linear)
 
     @property
     def vocabulary(self) -> int:
@@ -61,28 +57,7 @@ class TokenHead:
 
     def all_logits(self, hidden_ND: Tensor) -> Tensor:
         """logits_NV as the model itself gives them, those of absent tokens too."""
-        linear = self.linear
-        few = len(hidden_ND) <= FEW_STATES and hidden_ND.dim() == 2 and hidden_ND.device.type == "cpu"
-        alone = not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
-        if few and alone and self._plain and linear.bias is None:
-            if self._packed and self._packed[0] == linear.weight._version:
-                product = torch.ops.mkldnn._linear_pointwise
-                return self._shaped(product(hidden_ND.contiguous(), self._packed[1], None, "none", [], ""))
-            return self._shaped((linear.weight @ hidden_ND.t()).t().contiguous())
-        return self._shaped(linear(hidden_ND))
-
-    def pack(self) -> None:
-        """Lay out the weights of a frozen fp32 head once more, for products with few states on a CPU, as far as torch
-        can: with 8 states of width 512 these take half the time. A copy of weights that changed is not used.
-        """
-        weight = self.linear.weight
-        fits = self.frozen and self._plain and self.linear.bias is None and weight.dtype == torch.float32
-        known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
-        if not (fits and known and weight.device.type == "cpu"):
-            return
-        if self._packed is None or self._packed[0] != weight._version:
-            laid_out = torch.ops.mkldnn._reorder_linear_weight(weight.detach(), FEW_STATES)
-            self._packed = (weight._version, laid_out)
+        return self._shaped(self.product(hidden_ND))
 
     def blocks(self, width: int) -> list[range]:
         """The vocabulary in pieces of `width` tokens for `block`; in one piece when the layer is no plain matrix."""
