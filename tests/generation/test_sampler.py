@@ -180,7 +180,7 @@ def test_tokens_at_minus_infinity_are_never_drawn_and_no_event(
 ) -> None:
     shaped = TokenHead._shaped
     barred = torch.arange(300) % 3 > 0
-    monkeypatch.setattr(TokenHead, "_shaped", lambda head, x: shaped(head, x).masked_fill(barred, -math.inf))
+    monkeypatch.setattr(TokenHead, "_shaped", lambda *of: shaped(*of).masked_fill(barred, -math.inf))
     rollout = sample(policy, many, PLAN)
     assert set((rollout.rows.response_BR[rollout.rows.mask_BR] % 3).tolist()) == {0}
     assert rollout.old_logprobs_BR.isfinite().all()

@@ -19,7 +19,7 @@ class Branch:
     def __init__(self, backbone: Backbone, *, absent_ids: Sequence[int] = ()) -> None:
         """Absent tokens have probability 0."""
         self.backbone = backbone
-        self.head = TokenHead(backbone.model, absent_ids=absent_ids)
+        self.head = TokenHead(backbone.model, absent_ids=absent_ids, state_scale=backbone.state_scale)
 
     @property
     def vocabulary(self) -> int:

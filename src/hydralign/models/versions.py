@@ -10,11 +10,19 @@ from typing import Any
 
 from peft.tuners.lora import LoraLayer
 from peft.utils.constants import TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING as LORA_TARGETS
-from transformers import DynamicCache
+from transformers import DynamicCache, EncoderDecoderCache
 from transformers.cache_utils import DynamicLayer
 from transformers.pytorch_utils import Conv1D
 
-__all__ = ["LORA_TARGETS", "Conv1D", "DynamicCache", "DynamicLayer", "LoraLayer", "cache_argument"]
+__all__ = [
+    "LORA_TARGETS",
+    "Conv1D",
+    "DynamicCache",
+    "DynamicLayer",
+    "EncoderDecoderCache",
+    "LoraLayer",
+    "cache_argument",
+]
 
 
 def cache_argument(body: Any, cache: Any) -> dict[str, Any]:

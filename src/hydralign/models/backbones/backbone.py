@@ -40,6 +40,8 @@ class Backbone(Protocol):
     body: Any
     """The part of it that is run."""
     precision: str
+    state_scale: float
+    """What the model multiplies its final states by before its output head reads them."""
     takes_positions: bool
     """Whether it can be told positions, without which texts cannot share a row."""
 

@@ -29,6 +29,8 @@ from hydralign.types import TokenBatch
 class CausalBackbone:
     """How one causal model, or the layers above a cut, reads token batches. Holds no trained state of its own."""
 
+    state_scale = 1.0
+
     def __init__(
         self, model: Any, *, precision: str = "fp32", body: Any = None, entry: nn.Module | None = None
     ) -> None:

@@ -8,6 +8,7 @@ taken by hooks that live for one call, so the model itself is never changed.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -31,10 +32,11 @@ def describe_error(error: Exception) -> str:
 
 def layer_path(body: nn.Module) -> str:
     """The dotted name of the body's list of layers. Raises ModelError when there is not exactly one."""
-    count = body.config.get_text_config().num_hidden_layers  # type: ignore[union-attr, operator]
-    found = [
-        name for name, module in body.named_modules() if isinstance(module, nn.ModuleList) and len(module) == count
-    ]
+    config: Any = body.config
+    count = config.get_text_config().num_hidden_layers
+    lists = {name: len(module) for name, module in body.named_modules() if isinstance(module, nn.ModuleList)}
+    # A decoder's config may name the layers of its encoder; its own are the only list around all others.
+    found = [name for name, length in lists.items() if length == count or config.is_encoder_decoder]
     outermost = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
     if len(outermost) != 1:
         raise ModelError(
@@ -122,10 +124,17 @@ def _shortened(config: Any, first: int, last: int) -> Any:
 
 
 @contextmanager
-def replace_input(layer: nn.Module, states_BTD: Tensor) -> Iterator[None]:
-    """Within the block the layer reads these states in place of those that it is called with."""
+def replace_input(layer: nn.Module, states_BTD: Tensor, **named: Tensor | None) -> Iterator[None]:
+    """Within the block the layer reads these states in place of those that it is called with; so it does arguments that
+    are `named` and not None.
+    """
+    order = list(inspect.signature(layer.forward).parameters) if named else []
+    given = {name: value for name, value in named.items() if value is not None}
 
     def swap(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        by_place = {order.index(name): value for name, value in given.items() if order.index(name) < len(args)}
+        args = tuple(by_place.get(place, value) for place, value in enumerate(args))
+        kwargs = kwargs | {name: value for name, value in given.items() if order.index(name) >= len(args)}
         if args:
             return (states_BTD, *args[1:]), kwargs
         return args, kwargs | {"hidden_states": states_BTD}

@@ -25,8 +25,10 @@ class TokenHead:
     Not a module of its own: the weights stay in the model (tied or not).
     """
 
-    def __init__(self, model: Any, *, absent_ids: Sequence[int] = ()) -> None:
-        """`absent_ids` are tokens that get the logit minus infinity: those that the tokenizer does not have."""
+    def __init__(self, model: Any, *, absent_ids: Sequence[int] = (), state_scale: float = 1.0) -> None:
+        """`absent_ids` are tokens that get the logit minus infinity: those that the tokenizer does not have.
+        `state_scale` is what the model multiplies its final states by before they are read.
+        """
         config = model.config
         self.absent_ids = torch.tensor(sorted(absent_ids), dtype=torch.long)
         self.linear = model.get_output_embeddings()
@@ -36,9 +38,10 @@ class TokenHead:
                 "Name a causal language model (AutoModelForCausalLM), such as one of gpt2, llama, mistral or qwen3."
             )
         self.softcap = getattr(config, "final_logit_softcapping", None)
-        self.scale = float(getattr(config, "logit_scale", None) or 1.0) / float(
-            getattr(config, "logits_scaling", None) or 1.0
-        )
+        self.scale = state_scale * float(getattr(config, "logit_scale", None) or 1.0)
+        self.scale /= float(getattr(config, "logits_scaling", None) or 1.0)
+        self.bias: Tensor | None = getattr(model, "final_logits_bias", None)
+        """[1, V], added to the product: BART's, which is no parameter of the layer."""
         self.product = FewStates(self.linear)
 
     @property
@@ -57,7 +60,7 @@ class TokenHead:
 
     def all_logits(self, hidden_ND: Tensor) -> Tensor:
         """logits_NV as the model itself gives them, those of absent tokens too."""
-        return self._shaped(self.product(hidden_ND))
+        return self._shaped(self.product(hidden_ND), range(self.vocabulary))
 
     def blocks(self, width: int) -> list[range]:
         """The vocabulary in pieces of `width` tokens for `block`; in one piece when the layer is no plain matrix."""
@@ -70,7 +73,7 @@ class TokenHead:
             return self(hidden_ND)
         linear, rows = self.linear, slice(tokens.start, tokens.stop)
         bias = None if linear.bias is None else linear.bias[rows]
-        logits_NB = self._shaped(nn.functional.linear(hidden_ND, linear.weight[rows], bias))
+        logits_NB = self._shaped(nn.functional.linear(hidden_ND, linear.weight[rows], bias), tokens)
         return self._without_absent(logits_NB, tokens)
 
     def slope(self, logits: Tensor) -> Tensor | float:
@@ -96,10 +99,12 @@ class TokenHead:
     def _plain(self) -> bool:
         return type(self.linear) is nn.Linear
 
-    def _shaped(self, product_NV: Tensor) -> Tensor:
-        logits_NV = product_NV.float()
+    def _shaped(self, product_NB: Tensor, tokens: range) -> Tensor:
+        logits_NV = product_NB.float()
         if self.scale != 1.0:
             logits_NV = logits_NV * self.scale
+        if self.bias is not None:
+            logits_NV = logits_NV + self.bias[:, tokens.start : tokens.stop]
         if self.softcap:
             logits_NV = torch.tanh(logits_NV / self.softcap) * self.softcap
         return logits_NV
