@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
+from hydralign.data.encoder_input import feeds_encoder
+
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
@@ -37,8 +39,11 @@ def decode_completions(
     """The text of each completion as it continues its prompt: text of both minus text of the prompt.
 
     A character that begins in the prompt's last bytes belongs to the completion, as does white space that decoding
-    both rewrites. Where the two texts agree on less than that, the completion is decoded alone.
+    both rewrites. Where the two texts agree on less than that, the completion is decoded alone; so is every answer to a
+    prompt that an encoder reads.
     """
+    if feeds_encoder(tokenizer):
+        return tokenizer.batch_decode([list(ids) for ids in completions], skip_special_tokens=skip_special_tokens)
     settings = {"skip_special_tokens": skip_special_tokens}
     context = [tuple(prompt[-CONTEXT_TOKENS:]) for prompt in prompts]
     known: dict[tuple[int, ...], str] = dict.fromkeys(context, "")

@@ -15,7 +15,7 @@ from hydralign.config.data import RESERVED_COLUMNS, CutConfig
 from hydralign.data.chat import contents_of, is_chat, messages_of, render_prompt
 from hydralign.data.drafts import Draft, Drafter, LeftOut
 from hydralign.data.rows import Row, Table
-from hydralign.data.tokens import encode_plain, encode_prompts, first_token, without_first
+from hydralign.data.tokens import encode_plain, encode_prompts, prompt_frame, without_first
 from hydralign.errors import DataError
 from hydralign.types import Prompt
 
@@ -81,13 +81,13 @@ def cut_to_prompts(
     """
     texts = [draft.record.text for draft in drafts]
     lengths = [cut_length(text, cut, seed=seed) for text in texts]
-    first = first_token(tokenizer)
+    first, last = prompt_frame(tokenizer)
     encoded = [without_first(ids, first) for ids in _heads(tokenizer, texts, cut.max_tokens + len(first))]
     heads = [ids[:n] for ids, n in zip(encoded, lengths, strict=True)]
     decoded = tokenizer.batch_decode([list(head) for head in heads], clean_up_tokenization_spaces=False)
     short = LeftOut(f"with fewer tokens than the length drawn ({cut.min_tokens} to {cut.max_tokens})")
     return [
-        replace(draft.record, text=text, token_ids=first + head) if len(head) == n else short
+        replace(draft.record, text=text, token_ids=(*first, *head, *last)) if len(head) == n else short
         for draft, head, text, n in zip(drafts, heads, decoded, lengths, strict=True)
     ]
 

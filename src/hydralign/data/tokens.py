@@ -1,7 +1,8 @@
 """Text to token ids, by one rule for prompts, filters and cuts.
 
-A tokenizer's own template is not used: it may append an end-of-sequence token, after which a model would have
-nothing to say. Only a beginning-of-sequence token that the tokenizer normally puts first is kept.
+Of a decoder's prompt, a tokenizer's own template is not used: it may append an end-of-sequence token, after which a
+model would have nothing to say. Only a beginning-of-sequence token that the tokenizer normally puts first is kept. An
+encoder reads prompts by themselves, with all special tokens that it was trained with; its tokenizer is marked so.
 """
 
 from __future__ import annotations
@@ -10,22 +11,23 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hydralign.data.detokenise import decode_completion
+from hydralign.data.encoder_input import feeds_encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 
 def encode_prompts(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> list[tuple[int, ...]]:
-    """Token ids of each text, with the tokenizer's own first token (if it has one) and without a last one.
+    """Token ids of each text between the special tokens that `prompt_frame` puts around it.
 
     A text that already spells its first token, as rendered chats do, gets no second one.
     """
-    first = first_token(tokenizer)
-    return [first + without_first(ids, first) for ids in encode_plain(tokenizer, texts)]
+    first, last = prompt_frame(tokenizer)
+    return [(*first, *without_first(ids, first), *last) for ids in encode_plain(tokenizer, texts)]
 
 
 def without_first(ids: tuple[int, ...], first: tuple[int, ...]) -> tuple[int, ...]:
-    """The ids of a text that was encoded alone, without the tokenizer's `first_token` where the text spells it."""
+    """The ids of a text that was encoded alone, without the tokenizer's `first` token where the text spells it."""
     return ids[len(first) :] if ids[: len(first)] == first else ids
 
 
@@ -61,7 +63,7 @@ def encode_completions(
     either runs into the completion in one token, it is encoded alone, as it is by every other tokenizer.
     """
     alone = encode_plain(tokenizer, completions)
-    if not completions or not _puts_space_first(tokenizer):
+    if not completions or feeds_encoder(tokenizer) or not _puts_space_first(tokenizer):
         return alone
     ahead = encode_plain(tokenizer, prompts)
     both = encode_plain(tokenizer, [prompt + text for prompt, text in zip(prompts, completions, strict=True)])
@@ -84,7 +86,12 @@ def _puts_space_first(tokenizer: PreTrainedTokenizerBase) -> bool:
     return bool(ids) and decode_completion(tokenizer, ids, ids) == " a"
 
 
-def first_token(tokenizer: PreTrainedTokenizerBase) -> tuple[int, ...]:
-    """The beginning-of-sequence id that this tokenizer puts before every text, or nothing."""
-    usual = tokenizer("a").input_ids[:1]
-    return tuple(usual) if usual and usual[0] == tokenizer.bos_token_id else ()
+def prompt_frame(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The ids that stand before and after every prompt: for a decoder the tokenizer's beginning-of-sequence token, if
+    it puts one first, and nothing; for an encoder all that it puts there.
+    """
+    usual, (plain,) = tuple(tokenizer("a").input_ids), encode_plain(tokenizer, ["a"])
+    if not feeds_encoder(tokenizer):
+        return (usual[:1] if usual[:1] == (tokenizer.bos_token_id,) else ()), ()
+    start = next(place for place in range(len(usual)) if usual[place : place + len(plain)] == plain)
+    return usual[:start], usual[start + len(plain) :]
