@@ -12,8 +12,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import (
+    BartConfig,
+    BartForConditionalGeneration,
     BertConfig,
     BertForSequenceClassification,
     GPT2Config,
@@ -23,6 +25,8 @@ from transformers import (
     LlamaForCausalLM,
     LlamaForSequenceClassification,
     PreTrainedTokenizerFast,
+    T5Config,
+    T5ForConditionalGeneration,
 )
 
 from hydralign.errors import ModelError
@@ -30,7 +34,8 @@ from hydralign.models.folders.loading import prepare_model
 
 EOS, PAD = "<eos>", "<pad>"
 
-LANGUAGE_MODELS: Mapping[str, Any] = {"gpt2": GPT2LMHeadModel, "llama": LlamaForCausalLM}
+ENCODER_DECODERS: Mapping[str, Any] = {"t5": T5ForConditionalGeneration, "bart": BartForConditionalGeneration}
+LANGUAGE_MODELS: Mapping[str, Any] = {"gpt2": GPT2LMHeadModel, "llama": LlamaForCausalLM, **ENCODER_DECODERS}
 CLASSIFIERS: Mapping[str, Any] = {
     "gpt2": GPT2ForSequenceClassification,
     "llama": LlamaForSequenceClassification,
@@ -38,8 +43,11 @@ CLASSIFIERS: Mapping[str, Any] = {
 }
 
 
-def train_tokenizer(texts: Iterable[str], *, vocabulary: int) -> PreTrainedTokenizerFast:
-    """A byte-level BPE tokenizer of at most `vocabulary` tokens; `<eos>` and `<pad>` are the first two."""
+def train_tokenizer(texts: Iterable[str], *, vocabulary: int, family: str = "gpt2") -> PreTrainedTokenizerFast:
+    """A byte-level BPE tokenizer of at most `vocabulary` tokens; `<eos>` and `<pad>` are the first two.
+
+    For a `family` with an encoder it ends every text with `<eos>`, as T5's does: what an encoder reads is whole.
+    """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -50,13 +58,17 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int) -> PreTrainedToken
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
+    if family in ENCODER_DECODERS:
+        ends = tokenizer.token_to_id(EOS)
+        tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {EOS}", special_tokens=[(EOS, ends)])
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD)
 
 
 def make_model(tokenizer: Any, *, family: str, layers: int, width: int, heads: int, context: int, seed: int = 0) -> Any:
-    """A gpt2 or llama model with random weights for this tokenizer, fp32, dropout off.
+    """A gpt2, llama, t5 or bart model with random weights for this tokenizer, fp32, dropout off.
 
-    Equal seeds give equal weights; the global random state is left as it was.
+    An encoder and a decoder have `layers` each; t5 is shaped like its version 1.1 with tied embeddings. Equal seeds
+    give equal weights; the global random state is left as it was.
     """
     if family == "bert":
         raise ModelError(
@@ -122,13 +134,36 @@ def _config(tokenizer: Any, *, family: str, layers: int, width: int, heads: int,
         "num_attention_heads": heads,
         "max_position_embeddings": context,
     }
+    if family == "t5":
+        return T5Config(
+            d_model=width,
+            d_kv=width // heads,
+            d_ff=_gated_width(width),
+            num_layers=layers,
+            num_heads=heads,
+            feed_forward_proj="gated-gelu",
+            decoder_start_token_id=tokenizer.pad_token_id,
+            n_positions=context,
+            **shared,
+        )
+    if family == "bart":
+        each = {"layers": layers, "attention_heads": heads, "ffn_dim": 4 * width}
+        both = {f"{part}_{name}": value for part in ("encoder", "decoder") for name, value in each.items()}
+        start = tokenizer.eos_token_id
+        more = {"decoder_start_token_id": start, "forced_eos_token_id": None, "max_position_embeddings": context}
+        return BartConfig(d_model=width, **both, **more, **shared)
     if family == "llama":
-        return LlamaConfig(intermediate_size=-(-8 * width // 3 // 16) * 16, tie_word_embeddings=True, **sizes, **shared)
+        return LlamaConfig(intermediate_size=_gated_width(width), tie_word_embeddings=True, **sizes, **shared)
     if family == "bert":
         return BertConfig(intermediate_size=4 * width, **sizes, **shared)
     raise ModelError(
         f"family={family!r} cannot be made from scratch: only its sizes are known for {', '.join(CLASSIFIERS)}."
     )
+
+
+def _gated_width(width: int) -> int:
+    """Of a gated feed-forward block with about as many parameters as a plain one of four times the width."""
+    return -(-8 * width // 3 // 16) * 16
 
 
 def _with_random_weights(build: Any, config: Any, tokenizer: Any, seed: int) -> Any:
