@@ -38,14 +38,8 @@ class Sums:
         """Each total ÷ its count, both summed over processes in one message; 0 for a count of 0."""
         if not self.totals:
             return {}
-        device = processes.device
-        both = torch.stack(
-            [
-                torch.stack([t.to(device) for t in self.totals.values()]),
-                torch.stack([c.to(device) for c in self.counts.values()]),
-            ]
-        )
-        totals, counts = processes.sum(both).tolist()
+        both = torch.stack([x.to(processes.device) for x in (*self.totals.values(), *self.counts.values())])
+        totals, counts = processes.sum(both).view(2, -1).tolist()
         pairs = zip(self.totals, totals, counts, strict=True)
         return {name: total / count if count else 0.0 for name, total, count in pairs}
 
