@@ -116,28 +116,20 @@ def _step(line: bytes) -> int | None:
     return step if isinstance(step, int) else None
 
 
-class WandbMirror:
-    """A wandb run under `folder`/wandb; offline unless WANDB_MODE says otherwise."""
+class RunMirror:
+    """A run of wandb or of trackio, which answers to the same calls."""
 
-    def __init__(self, folder: Path, run_name: str, config: Mapping[str, Any]) -> None:
-        self._wandb = _module("wandb", extra="wandb")
-        self._run = self._wandb.init(
-            project="hydralign",
-            name=run_name,
-            dir=str(folder),
-            mode=os.environ.get("WANDB_MODE", "offline"),
-            config=dict(config),
-            settings=self._wandb.Settings(console="off", silent=True),
-        )
+    def __init__(self, module: ModuleType, run: Any) -> None:
+        self._module, self._run = module, run
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Scalars."""
         self._run.log(dict(metrics), step=step)
 
     def table(self, step: int, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """A wandb.Table."""
+        """A table of the library's own."""
         columns, data = _columns(rows)
-        self._run.log({name: self._wandb.Table(columns=columns, data=data)}, step=step)
+        self._run.log({name: self._module.Table(columns=columns, data=data)}, step=step)
 
     def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
         """A 1 at this step under `event/<name>`; the details stay in the local file."""
@@ -148,40 +140,36 @@ class WandbMirror:
         self._run.finish()
 
 
-class TrackioMirror:
+def start_wandb(folder: Path, run_name: str, config: Mapping[str, Any]) -> RunMirror:
+    """A wandb run under `folder`/wandb; offline unless WANDB_MODE says otherwise."""
+    wandb = _module("wandb", extra="wandb")
+    run = wandb.init(
+        project="hydralign",
+        name=run_name,
+        dir=str(folder),
+        mode=os.environ.get("WANDB_MODE", "offline"),
+        config=dict(config),
+        settings=wandb.Settings(console="off", silent=True),
+    )
+    return RunMirror(wandb, run)
+
+
+def start_trackio(folder: Path, run_name: str, config: Mapping[str, Any]) -> RunMirror:
     """A trackio run in TRACKIO_DIR, which becomes `folder`/trackio unless it is set. No dashboard is started.
 
     trackio reads TRACKIO_DIR when it is first imported; imported before, it keeps the place that it had.
     """
-
-    def __init__(self, folder: Path, run_name: str, config: Mapping[str, Any]) -> None:
-        os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))
-        self._trackio = _module("trackio", extra="trackio")
-        self._run = self._trackio.init(
-            project="hydralign",
-            name=run_name,
-            config=dict(config),
-            embed=False,
-            auto_log_gpu=False,
-            auto_log_cpu=False,
-        )
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Scalars."""
-        self._run.log(dict(metrics), step=step)
-
-    def table(self, step: int, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """A trackio.Table."""
-        columns, data = _columns(rows)
-        self._run.log({name: self._trackio.Table(columns=columns, data=data)}, step=step)
-
-    def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
-        """A 1 at this step under `event/<name>`; the details stay in the local file."""
-        self._run.log({f"event/{name}": 1}, step=step)
-
-    def close(self) -> None:
-        """Finishes the run."""
-        self._run.finish()
+    os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))
+    trackio = _module("trackio", extra="trackio")
+    run = trackio.init(
+        project="hydralign",
+        name=run_name,
+        config=dict(config),
+        embed=False,
+        auto_log_gpu=False,
+        auto_log_cpu=False,
+    )
+    return RunMirror(trackio, run)
 
 
 class TensorBoardMirror:
@@ -213,48 +201,50 @@ class TensorBoardMirror:
 
 
 MIRRORS: Mapping[str, Callable[[Path, str, Mapping[str, Any]], Tracker]] = {
-    "wandb": WandbMirror,
-    "trackio": TrackioMirror,
+    "wandb": start_wandb,
+    "trackio": start_trackio,
     "tensorboard": TensorBoardMirror,
 }
 
 
 class Trackers:
-    """The local files first, then every mirror. A mirror that raises is reported once and left out from then on."""
+    """The local files first, then every mirror. A mirror that raises is reported once and left out from then on.
 
-    def __init__(self, primary: JsonLines, mirrors: Mapping[str, Tracker]) -> None:
-        self.primary = primary
-        self.mirrors = dict(mirrors)
+    Without `local` there is no record: so it is on all processes but the main one.
+    """
+
+    def __init__(self, local: JsonLines | None = None, mirrors: Mapping[str, Tracker] | None = None) -> None:
+        self.local = local
+        self.mirrors = dict(mirrors or {})
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Numbers of one step, everywhere."""
-        self.primary.log(step, metrics)
-        self._mirror(lambda mirror: mirror.log(step, metrics))
+        self._everywhere(lambda tracker: tracker.log(step, metrics))
 
     def table(self, step: int, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows, everywhere."""
-        self.primary.table(step, name, rows)
-        self._mirror(lambda mirror: mirror.table(step, name, rows))
+        self._everywhere(lambda tracker: tracker.table(step, name, rows))
 
     def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
         """An event, everywhere."""
-        self.primary.event(step, name, details)
-        self._mirror(lambda mirror: mirror.event(step, name, details))
+        self._everywhere(lambda tracker: tracker.event(step, name, details))
 
     def close(self) -> None:
         """Closes everything."""
-        self.primary.close()
-        self._mirror(lambda mirror: mirror.close())
+        self._everywhere(lambda tracker: tracker.close())
 
     def position(self) -> int:
-        """See `JsonLines.position`."""
-        return self.primary.position()
+        """See `JsonLines.position`; 0 where there is no record."""
+        return self.local.position() if self.local else 0
 
     def cut_back(self, offset: int) -> None:
         """See `JsonLines.cut_back`; what a mirror has received stays there."""
-        self.primary.cut_back(offset)
+        if self.local:
+            self.local.cut_back(offset)
 
-    def _mirror(self, act: Callable[[Tracker], None]) -> None:
+    def _everywhere(self, act: Callable[[Tracker], None]) -> None:
+        if self.local:
+            act(self.local)
         for name, mirror in list(self.mirrors.items()):
             try:
                 act(mirror)
