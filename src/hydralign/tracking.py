@@ -103,7 +103,7 @@ class JsonLines:
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
-    text = json.dumps(_plain(row), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(as_json(row), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "backslashreplace") + b"\n"  # lone surrogates, valid JSON this way
 
 
@@ -178,7 +178,7 @@ class TensorBoardMirror:
     def __init__(self, folder: Path, run_name: str, config: Mapping[str, Any]) -> None:
         module = _module("torch.utils.tensorboard", extra="tensorboard")
         self._writer = module.SummaryWriter(log_dir=str(folder / "tensorboard"))
-        self._writer.add_text("config", f"```json\n{json.dumps(_plain(config), indent=2)}\n```", 0)
+        self._writer.add_text("config", f"```json\n{json.dumps(as_json(config), indent=2)}\n```", 0)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Scalars."""
@@ -193,7 +193,7 @@ class TensorBoardMirror:
 
     def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
         """A line of JSON under Text."""
-        self._writer.add_text(f"event/{name}", f"`{json.dumps(_plain(details))}`", step)
+        self._writer.add_text(f"event/{name}", f"`{json.dumps(as_json(details))}`", step)
 
     def close(self) -> None:
         """Flushes and closes the files."""
@@ -305,14 +305,14 @@ def _module(name: str, *, extra: str) -> ModuleType:
 def _columns(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
     """Column names in order of first sight, and the cells row by row; None where a row lacks the column."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    return columns, [[_plain(row.get(column)) for column in columns] for row in rows]
+    return columns, [[as_json(row.get(column)) for column in columns] for row in rows]
 
 
 def _cell(value: Any) -> str:
     return str(value).replace("|", "\\|").replace("\n", " ")
 
 
-def _plain(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """`value` as JSON has it: tensors and numpy numbers as Python's, NaN and infinity as None, the rest as text."""
     value = value.tolist() if hasattr(value, "tolist") else value
     match value:
@@ -321,8 +321,8 @@ def _plain(value: Any) -> Any:
         case float():
             return value if math.isfinite(value) else None
         case Mapping():
-            return {str(key): _plain(item) for key, item in value.items()}
+            return {str(key): as_json(item) for key, item in value.items()}
         case list() | tuple():
-            return [_plain(item) for item in value]
+            return [as_json(item) for item in value]
         case _:
             return str(value)
