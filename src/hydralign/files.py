@@ -60,8 +60,8 @@ def _error_number(error: Exception) -> int | None:
 def _own_number(error: BaseException) -> int | None:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    if told := re.search(r"\(os error (\d+)\)", str(error)):
-        return int(told[1])
+    if match := re.search(r"\(os error (\d+)\)", str(error)):
+        return int(match[1])
     return errno.ENOSPC if "No space left on device" in str(error) else None
 
 

@@ -79,13 +79,13 @@ class JsonLines:
             return self.metrics_path.stat().st_size
 
     def cut_back(self, offset: int) -> None:
-        """Forgets what was written after `position()` was `offset`, and the samples of later steps with it.
+        """Removes what was written after `position()` was `offset`, and the samples of later steps with it.
 
         Raises RunFolderError when metrics.jsonl is shorter than that, has no line end there, or holds other lines.
         """
-        kept = self.metrics_path.read_bytes()[:offset]
-        steps = [_step(line) for line in kept.splitlines()]
-        if len(kept) < offset or (kept and not kept.endswith(b"\n")) or None in steps:
+        written = self.metrics_path.read_bytes()[:offset]
+        steps = [_step(line) for line in written.splitlines()]
+        if len(written) < offset or (written and not written.endswith(b"\n")) or None in steps:
             raise RunFolderError(
                 f"{self.metrics_path} has no line that ends at byte {offset}, where the checkpoint left it: the file "
                 "was changed since, so its metrics would not fit the run. Restore it, or start in another folder."

@@ -87,11 +87,11 @@ def balanced_accuracy(classes: Sequence[ClassRecall]) -> float:
 
 def doubts(accuracy: float, baseline: Baseline, classes: Sequence[ClassRecall] = ()) -> list[str]:
     """One sentence for each reason not to trust the accuracy; none when there is no reason."""
-    said = []
+    sentences = []
     if not baseline.beaten:
         below = baseline.above is not None and baseline.above.verdict == "worse"
         relation = "below" if below else "not distinguishable from"
-        said.append(
+        sentences.append(
             f"Accuracy {accuracy:.3f} is {relation} {baseline.accuracy:.3f}, which {baseline.words} gives: nothing "
             "shows that the text is read. Train longer or on more rows, or balance the data."
         )
@@ -99,34 +99,34 @@ def doubts(accuracy: float, baseline: Baseline, classes: Sequence[ClassRecall] =
     wrong = [one for one in classes if one.chosen and one.recall == 0]
     absent = [one for one in classes if not one.n]
     if never:
-        said.append(
+        sentences.append(
             f"Never named: {_listed_classes(never)}. A reward that reads such a label's logit has nothing to go by."
         )
     if wrong:
-        said.append(f"Never named rightly: {_listed_classes(wrong)}.")
+        sentences.append(f"Never named rightly: {_listed_classes(wrong)}.")
     if absent:
-        said.append(f"No rows of {_listed_classes(absent)}: nothing is known about it.")
-    return said
+        sentences.append(f"No rows of {_listed_classes(absent)}: nothing is known about it.")
+    return sentences
 
 
 def describe_classes(baseline: Baseline, classes: Sequence[ClassRecall]) -> str:
     """The baseline, balanced accuracy and recall of each class, as sentences."""
-    told = f"{baseline.words[:1].upper()}{baseline.words[1:]} gives {baseline.accuracy:.3f}"
+    sentence = f"{baseline.words[:1].upper()}{baseline.words[1:]} gives {baseline.accuracy:.3f}"
     if not classes:
-        return f"{told}."
+        return f"{sentence}."
     recalls = ("–" if one.recall is None else f"{one.recall:.3f}" for one in classes)
     named = [f"{one.label} {recall} (n = {one.n:,})" for one, recall in zip(classes, recalls, strict=True)]
-    return f"{told}, balanced accuracy {balanced_accuracy(classes):.3f}. Recall: {_listed(named)}."
+    return f"{sentence}, balanced accuracy {balanced_accuracy(classes):.3f}. Recall: {_listed(named)}."
 
 
 def verdict_sentence(difference: Difference, baseline: Baseline) -> str:
     """Before → after in one line, which calls an accuracy better only if it is better than the baseline too."""
-    told, end = difference.sentence(), f"{baseline.words} ({baseline.accuracy:.3f})"
+    sentence, end = difference.sentence(), f"{baseline.words} ({baseline.accuracy:.3f})"
     if difference.verdict != "better":
-        return told
+        return sentence
     if baseline.beaten:
-        return told.replace(": better.", f": better, also than {end}.", 1)
-    return told.replace(": better.", f": higher than before training, but not better than {end}.", 1)
+        return sentence.replace(": better.", f": better, also than {end}.", 1)
+    return sentence.replace(": better.", f": higher than before training, but not better than {end}.", 1)
 
 
 def baseline_record(accuracy: float, baseline: Baseline, classes: Sequence[ClassRecall] = ()) -> dict[str, Any]:

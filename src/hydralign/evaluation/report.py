@@ -241,10 +241,10 @@ def _primary_panels(name: str, metric: Mapping[str, Any], values: Values) -> Ite
     moved = (new - old)[np.isfinite(new - old)]
     gained = moved if metric["higher_is_better"] else -moved
     counts = [int(np.count_nonzero(side)) for side in (gained > 0, gained < 0, gained == 0)]
-    told = "{:,} better, {:,} worse, {:,} the same; dotted: the mean".format(*counts)
+    counted = "{:,} better, {:,} worse, {:,} the same; dotted: the mean".format(*counts)
     spread = histograms(old, new, key="primary", title=_printable(title), unit=unit, width=LARGE)
     yield _Panel(title, f"{len(moved):,} prompts, each on both sides", Markup(spread))
-    yield _Panel(change, told, Markup(change_histogram(moved, key="change", title=change, unit=unit, width=LARGE)))
+    yield _Panel(change, counted, Markup(change_histogram(moved, key="change", title=change, unit=unit, width=LARGE)))
 
 
 def _other_panels(primary: str, values: Values) -> Iterator[_Panel]:

@@ -74,7 +74,7 @@ def write_checkpoint(
     *,
     keep: int,
 ) -> None:
-    """Write `folder/step-N` whole, then delete all but the newest `keep`. `about` is kept as JSON.
+    """Write `folder/step-N` whole, then delete all but the newest `keep`. `about` is stored as JSON.
 
     Raises StorageError when the disk is full; older ones stay then.
     """
