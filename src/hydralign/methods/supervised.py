@@ -20,8 +20,8 @@ from hydralign.distributed import SINGLE_PROCESS, Distributed
 from hydralign.methods.oom_hints import supervised_oom_hints
 from hydralign.methods.start import set_rate, start_run
 from hydralign.micro_batches import MicroBatcher
+from hydralign.tracking import Trackers
 from hydralign.training.optimizer import accumulate, apply_gradients
-from hydralign.training.records import Records
 from hydralign.training.run import Run
 
 Item = TypeVar("Item")
@@ -56,7 +56,7 @@ def learn(
     task: SupervisedTask[Any],
     config: SupervisedConfig,
     folder: Path,
-    records: Records,
+    records: Trackers,
     *,
     processes: Distributed = SINGLE_PROCESS,
 ) -> None:
@@ -84,7 +84,7 @@ def learn(
 
 
 def start_supervised_run(
-    task: SupervisedTask[Any], config: SupervisedConfig, folder: Path, records: Records, processes: Distributed
+    task: SupervisedTask[Any], config: SupervisedConfig, folder: Path, records: Trackers, processes: Distributed
 ) -> Run[None]:
     """The run in `folder`, at its newest checkpoint or at the start. Raises as `Run.resume` does."""
     processes.require_shares(config.batch.rows, "batch.rows")

@@ -61,7 +61,7 @@ def run_ppo(recipe: Recipe, config: PPOConfig, folder: Path, processes: Distribu
             folder=folder,
             records=records,
             processes=processes,
-            on_step=partial(_evaluate_when_due, config, answers, records.tracker),
+            on_step=partial(_evaluate_when_due, config, answers, records),
         )
         train(config, parts, seed=recipe.seed)
     after = load_or_measure_answers(folder / "after.json", rows, partial(answers, "after"), processes)

@@ -14,27 +14,26 @@ from hydralign.progress import say
 from hydralign.runs.section_files import RESULT as RESULT
 from hydralign.runs.section_files import write_json as write_json
 from hydralign.runs.standing import delete_outdated_measurements, record_start
-from hydralign.tracking import open_trackers
-from hydralign.training.records import Records, Silent
+from hydralign.tracking import Trackers, open_trackers
 
 Made = TypeVar("Made")
 
 
 @contextmanager
-def open_section(recipe: Recipe, config: Any, folder: Path, processes: Distributed) -> Iterator[Records]:
+def open_section(recipe: Recipe, config: Any, folder: Path, processes: Distributed) -> Iterator[Trackers]:
     """The section's folder with its config and the record of its inputs in it, its metrics file and mirrors, closed at
     the end.
     """
     if not processes.main:
         processes.barrier()
-        yield Records(Silent(), None)
+        yield Trackers()
         return
     delete_outdated_measurements(recipe, config, folder)
     record_start(recipe, config, folder)
     trackers = open_trackers(folder, config.trackers, folder.parent.name, config.model_dump())
     processes.barrier()
     try:
-        yield Records(trackers, trackers.primary)
+        yield trackers
     finally:
         trackers.close()
 
