@@ -26,7 +26,7 @@ from hydralign.config.base import OLD_NAMES, Config
 from hydralign.config.recipe import Recipe
 from hydralign.config.texts import unusable_texts
 from hydralign.config.yaml_reading import MAX_DEPTH, parse_yaml, read_yaml_file
-from hydralign.errors import ConfigError, UnknownKeyError, did_you_mean
+from hydralign.errors import ConfigError, UnknownKeyError, did_you_mean, shortened
 
 C = TypeVar("C", bound=Config)
 
@@ -134,7 +134,7 @@ def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
                 "Write --section.key value, for example --ppo.steps 20."
             )
         if key.count(".") >= MAX_DEPTH:
-            raise ConfigError(f"--{_short(key)} has more than {MAX_DEPTH} parts: no setting lies there. Shorten it.")
+            raise ConfigError(f"--{key:.80} has more than {MAX_DEPTH} parts: no setting lies there. Shorten it.")
         value = text if equals else next(rest, "--")
         if not equals and value.startswith("--"):
             raise ConfigError(
@@ -189,7 +189,7 @@ def _overridden(node: Any, parts: Sequence[str], value: Any, key: str) -> Any:
         )
     if node is not None and not isinstance(node, dict):
         raise UnknownKeyError(
-            f"{key} is not a setting: {above} holds the value {_short(node)}, which has no keys below it. "
+            f"{key} is not a setting: {above} holds the value {shortened(node)}, which has no keys below it. "
             f"Set --{above} itself."
         )
     section = dict(node or {})
@@ -294,7 +294,7 @@ def _sentences(group: Sequence[tuple[_Place, ErrorDetails]]) -> list[str]:
         return causes
     place, error = group[0]
     wanted = " or ".join(dict.fromkeys(_wanted(error) for _, error in group)) + _tagged_section(place, error["input"])
-    return [f"{place.key}={_short(error['input'])} cannot be used: it sets {_meaning(place)}. Give {wanted}."]
+    return [f"{place.key}={shortened(error['input'])} cannot be used: it sets {_meaning(place)}. Give {wanted}."]
 
 
 def _keys_below(section: type[Config] | None, name: str) -> list[str]:
@@ -353,11 +353,6 @@ def _wanted(error: ErrorDetails) -> str:
     """What would fit in place of the given value."""
     form = _WANTED.get(error["type"])
     return form.format_map(error.get("ctx", {})) if form else error["msg"].removeprefix("Input should be ")
-
-
-def _short(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else f"{shown[:80]}…"
 
 
 def _lost_booleans(raw: Any, read: Any, key: str = "") -> Iterator[tuple[str, bool]]:

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING
 
 from hydralign.data.candidates import Candidate, Parser
 from hydralign.data.chat import Message, contents_of, is_chat, leaves_out, messages_of, render_answer, render_prompt
-from hydralign.data.rows import Row, Table, shortened
+from hydralign.data.rows import Row, Table
+from hydralign.errors import shortened
 from hydralign.types import Demonstration, LabelledText
 
 if TYPE_CHECKING:

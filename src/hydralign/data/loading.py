@@ -169,10 +169,9 @@ def source_config(
         return kind(**source.model_dump()), rows
     if isinstance(source, Mapping):
         return kind(**source), rows
-    if isinstance(source, str | os.PathLike):
-        return kind(source=os.fspath(source)), rows
-    if isinstance(source, list | tuple) and source and all(isinstance(one, str | os.PathLike) for one in source):
-        return kind(source=tuple(map(os.fspath, source))), rows
+    listed = source if isinstance(source, list | tuple) else (source,)
+    if listed and all(isinstance(one, str | os.PathLike) for one in listed):
+        return kind(source=cast(Any, source)), rows
     if isinstance(source, Iterable):
         return kind(source=IN_MEMORY), cast(InMemory, source)
     raise ConfigError(
