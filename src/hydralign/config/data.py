@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from hydralign.config.base import Config
-from hydralign.errors import did_you_mean
+from hydralign.errors import ConfigError, did_you_mean
 
 RESERVED_COLUMNS = frozenset({"prompts", "completions", "finished", "completion_tokens"})
 """What rewards are given by these names comes from the sampler, never from a column of the data."""
@@ -30,7 +30,7 @@ _NEAR = 0.8
 
 
 def require_read_columns(kind: str, columns: Iterable[str], *, others: bool) -> None:
-    """Raise ValueError for a name on our side of `columns` that nothing reads: the mapping would do nothing.
+    """Raise ConfigError for a name on our side of `columns` that nothing reads: the mapping would do nothing.
 
     With `others`, somebody may ask for any column, as rewards do for those of prompts; then only an empty name, or
     nearly one of ours, is refused.
@@ -38,14 +38,14 @@ def require_read_columns(kind: str, columns: Iterable[str], *, others: bool) -> 
     known = KNOWN_COLUMNS[kind]
     for name in columns:
         if not name.strip():
-            raise ValueError(
+            raise ConfigError(
                 f"data.{kind}.columns has the empty name {name!r}: nothing reads a column of that name. Write our name "
                 f"first: {{{known[0]}: your_name}}."
             )
         meant = _nearly(name, known)
         if name not in known and (meant or not others):
             advice = f"Did you mean {meant!r}?" if meant else did_you_mean(name, known)
-            raise ValueError(
+            raise ConfigError(
                 f"data.{kind}.columns.{name}: no column of {kind} is read by that name, so the mapping would do "
                 f"nothing. {advice} Our name stands first, then yours."
             )

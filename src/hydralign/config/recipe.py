@@ -12,10 +12,10 @@ from hydralign.config.base import Config
 from hydralign.config.compare import CompareConfig
 from hydralign.config.data import DataConfig
 from hydralign.config.model import LoraForm, ModelConfig
+from hydralign.config.paths import require_path_fits
 from hydralign.config.ppo import PPOConfig
 from hydralign.config.reward import RewardConfig
 from hydralign.config.sft import SFTConfig
-from hydralign.config.texts import require_path_fits
 
 Item = TypeVar("Item", SFTConfig, RewardConfig, PPOConfig)
 

@@ -28,7 +28,7 @@ from hydralign.config.data import (
     SourceSplit,
     require_read_columns,
 )
-from hydralign.data.candidates import Candidate, LeftOut, Outcome, Parser, split_key, within_bounds
+from hydralign.data.candidates import Candidate, LeftOut, Outcome, Parser, Record, split_key, within_bounds
 from hydralign.data.comparisons import comparison_parser
 from hydralign.data.demonstrations import demonstration_parser, labelled_parser
 from hydralign.data.prompts import cut_to_prompts, prompt_parser, tokenised
@@ -43,7 +43,6 @@ from hydralign.types import Demonstration, LabelledText, Preference, Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Record = TypeVar("Record")
 Settings = TypeVar("Settings", bound=SourceConfig)
 InMemory = Iterable[Mapping[str, Any]]
 Source = (
@@ -198,10 +197,7 @@ def _load(
     and `common_stay` are those of `split_rows`. Raises ConfigError for slips in the names of columns.
     """
     config, rows = source_config(SourceConfig, source, rows)
-    try:
-        require_read_columns(kind, config.columns, others=True)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
+    require_read_columns(kind, config.columns, others=True)
     if tokenizer is None and (config.filter.min_tokens is not None or config.filter.max_tokens is not None):
         raise ConfigError(
             "filter counts tokens, and no tokenizer is given: nobody can count. Give one, or use characters."

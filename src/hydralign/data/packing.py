@@ -91,7 +91,6 @@ def _encoded(
     records: Sequence[Demonstration], tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]
 ) -> Iterator[tuple[NDArray[np.int32], int]]:
     """Ids of each record, and how many of them are prompt."""
-    alone = [record.prompt == "" for record in records]
     prompts = iter(encode_prompts(tokenizer, [record.prompt for record in records if record.prompt]))
     # A text without a prompt begins as the tokenizer begins every text; a completion begins with nothing.
     texts = iter(encode_prompts(tokenizer, [record.completion for record in records if not record.prompt]))
@@ -99,8 +98,8 @@ def _encoded(
     completions = iter(
         encode_completions(tokenizer, [row.prompt for row in continued], [row.completion for row in continued])
     )
-    for is_alone in alone:
-        prompt, completion = ((), next(texts)) if is_alone else (next(prompts), next(completions))
+    for record in records:
+        prompt, completion = (next(prompts), next(completions)) if record.prompt else ((), next(texts))
         end = () if _ends(completion, stop_ids, tokenizer) else (tokenizer.eos_token_id,)
         yield np.array([*prompt, *completion, *end], dtype=np.int32), len(prompt)
 

@@ -323,7 +323,8 @@ def _hub_dataset(source: str, split: str) -> Any:
 
 
 def _dataset_rows(source: str, dataset: Any) -> Iterator[Row]:
-    names = _class_names(dataset.features)
+    features = dataset.features if isinstance(dataset.features, Mapping) else {}
+    names = {name: kind.names for name, kind in features.items() if hasattr(kind, "int2str")}
     with _raise_data_errors(source):
         for number, values in enumerate(_plain(dataset), start=1):
             yield _row(source, number, values, _FROM_ONE, names)
@@ -377,17 +378,11 @@ def _raise_data_errors(source: str) -> Iterator[None]:
 def _cause(error: BaseException) -> str:
     """The message of the first error that led to this one: `datasets` puts general ones on top of it."""
     chained = [error]
-    while chained[-1].__cause__ is not None:
-        chained.append(chained[-1].__cause__)
+    while (cause := chained[-1].__cause__) is not None:
+        chained.append(cause)
     first = next((one for one in reversed(chained) if str(one).strip()), error)
     message = " ".join(str(first).split())[:600].rstrip(". ")
     if not message:
         return type(first).__name__
     # Errors of other types say too little by themselves: a KeyError is the key alone.
     return message if isinstance(first, OSError | ValueError | ImportError) else f"{message} ({type(first).__name__})"
-
-
-def _class_names(features: object) -> dict[str, Sequence[str]]:
-    if not isinstance(features, Mapping):
-        return {}
-    return {name: kind.names for name, kind in features.items() if hasattr(kind, "int2str")}

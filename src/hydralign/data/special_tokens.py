@@ -11,15 +11,13 @@ import re
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING
 
-from hydralign.data.candidates import texts_of
+from hydralign.data.candidates import Record, texts_of
 from hydralign.data.report import DataSet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-Record = TypeVar("Record")
 
 
 def count_special_tokens(rows: Iterable[Iterable[str]], tokenizer: PreTrainedTokenizerBase | None) -> dict[str, int]:
