@@ -18,10 +18,7 @@ RESERVED_COLUMNS = frozenset({"prompts", "completions", "finished", "completion_
 KNOWN_COLUMNS = {
     "prompts": ("prompt", "query", "text"),
     "demonstrations": ("prompt", "completion", "messages", "text"),
-    "comparisons": (
-        *("prompt", "chosen", "rejected", "positive", "negative"),
-        *("chosen_finished", "rejected_finished"),
-    ),
+    "comparisons": ("prompt", "chosen", "rejected", "positive", "negative", "chosen_finished", "rejected_finished"),
     "labelled": ("text", "label"),
 }
 """Our names for the columns that each kind of data is read from. Rewards get the other columns of prompts."""
@@ -195,12 +192,8 @@ class PromptSourceConfig(SourceConfig):
     """Cut prompts out of a `text` column."""
 
     @model_validator(mode="after")
-    def _read_names(self) -> PromptSourceConfig:
+    def _usable_names(self) -> PromptSourceConfig:
         require_read_columns("prompts", self.columns, others=True)
-        return self
-
-    @model_validator(mode="after")
-    def _free_names(self) -> PromptSourceConfig:
         taken = sorted(RESERVED_COLUMNS & self.columns.keys())
         if taken:
             raise ValueError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import types
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -150,11 +150,11 @@ def _sentences(group: Sequence[tuple[_Place, ErrorDetails]]) -> list[str]:
     return [f"{place.key}={shortened(error['input'])} cannot be used: it sets {_meaning(place)}. Give {wanted}."]
 
 
-def _keys_below(section: type[BaseModel] | None, name: str) -> list[str]:
-    """Where a key that a section lacks is known one level further down: `steps` in ppo.steps."""
+def _keys_below(fields: Mapping[str, FieldInfo], name: str) -> list[str]:
+    """Where a key that is none of these fields is known one level further down: `steps` in ppo.steps."""
     return [
         f"{above}.{name}"
-        for above, field in (section.model_fields.items() if section else ())
+        for above, field in fields.items()
         if any(_is_config(kind) and name in kind.model_fields for kind in _alternatives(field.annotation))
     ]
 
@@ -167,10 +167,9 @@ def _cause(place: _Place, error: ErrorDetails) -> str | None:
         # A model's own checks do not know which section it stands in.
         return re.sub(r"\bmodel\.", f"{key}.", cause) if key.endswith(".model") else cause
     if kind in _UNKNOWN_KEY:
-        known = place.section.model_fields if place.section else ()
-        if below := _keys_below(place.section, key):
-            return f"{key} is not a setting: it would be ignored. Did you mean {' or '.join(below)}?"
-        advice = did_you_mean(key.rpartition(".")[2], known)
+        known = place.section.model_fields if place.section else {}
+        below = " or ".join(_keys_below(known, key))
+        advice = f"Did you mean {below}?" if below else did_you_mean(key.rpartition(".")[2], known)
         return f"{key} is not a setting: it would be ignored, and a default used in its place. {advice}"
     if kind == "missing":
         return f"{key} is missing: it sets {_meaning(place)}, and has no default. Add it."

@@ -53,7 +53,7 @@ def sequences(
     `cut` keeps the first tokens, `split` makes several sequences of the completion, each with no memory of the one
     before (of a record with a prompt, the rest is dropped and counted), `leave_out` takes the record out.
     """
-    made: list[TokenSequence] = []
+    used: list[TokenSequence] = []
     counts: Counter[str] = Counter()
     for start in range(0, len(records), _BLOCK):
         for ids, prompt in _encoded(records[start : start + _BLOCK], tokenizer, stop_ids):
@@ -68,13 +68,13 @@ def sequences(
             else:
                 counts[f"longer than {max_tokens:,} tokens, cut at the end"] += 1
                 pieces = [TokenSequence(ids[:max_tokens], prompt)]
-            taught = [piece for piece in pieces if piece.learned > 0]
-            made += taught
-            if not taught:
+            learnable = [piece for piece in pieces if piece.learned > 0]
+            used += learnable
+            if not learnable:
                 counts["without a token to learn, left out"] += 1
-            elif len(taught) < len(pieces):
+            elif len(learnable) < len(pieces):
                 counts["with pieces of a single token, which were left out"] += 1
-    return tuple(made), dict(counts)
+    return tuple(used), dict(counts)
 
 
 def _pieces(ids: NDArray[np.int32], max_tokens: int) -> list[NDArray[np.int32]]:
