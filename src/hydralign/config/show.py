@@ -26,9 +26,10 @@ def describe(config: Config, *, processes: int = 1) -> str:
     tag. Settings without a default carry no mark. PPO's batch arithmetic for `processes` follows its settings.
     """
     groups = [(name, "   ", items) for name, items in _groups(config, None, "")]
-    groups += [
-        (f"{name} batches".lstrip(), "; ", batch_arithmetic(ppo, processes=processes)) for name, ppo in _ppo(config)
-    ]
+    ppo = config if isinstance(config, PPOConfig) else getattr(config, "ppo", None)
+    if ppo:
+        name = "batches" if ppo is config else "ppo batches"
+        groups.append((name, "; ", batch_arithmetic(ppo, processes=processes)))
     indent = max(len(name) for name, _, _ in groups) + 3
     lines: list[str] = []
     for name, separator, items in groups:
@@ -87,15 +88,6 @@ def _default(field: str, info: FieldInfo, config: Config, reference: Any) -> Any
     if get_origin(info.annotation) is Literal and hasattr(reference, field):
         return getattr(reference, field)  # the tag: which kind would have been chosen
     return info.get_default(call_default_factory=True)
-
-
-def _ppo(config: Config) -> Iterator[tuple[str, PPOConfig]]:
-    """The PPO section of a recipe, or the config itself when it is one, with its dotted name."""
-    if isinstance(config, PPOConfig):
-        yield "", config
-    for field in type(config).model_fields:
-        if isinstance(value := getattr(config, field), PPOConfig):
-            yield field, value
 
 
 def _differences(a: Any, b: Any, key: str) -> Iterator[tuple[str, Any, Any]]:

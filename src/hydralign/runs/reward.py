@@ -14,7 +14,7 @@ from hydralign.config.data import NoSplit, SourceConfig
 from hydralign.config.model import ModelConfig
 from hydralign.config.reward import Comparisons, Labels, RewardConfig
 from hydralign.data import DataSet, choose_rows, fingerprint, load_comparisons, load_labelled
-from hydralign.data.spelled import with_spelled
+from hydralign.data.special_tokens import recount_special_tokens
 from hydralign.distributed import Distributed
 from hydralign.errors import ConfigError, DataError
 from hydralign.evaluation import baselines
@@ -219,7 +219,7 @@ def _load_pairs(
     data: DataSet[Preference] | None = load_comparisons(source) if model.new else None
     texts = [row.prompt + row.chosen for row in data.train] if data else []
     scorer = _scorer(config, model, ("score",), texts, recipe.seed, processes)
-    data = with_spelled(data, scorer.tokenizer) if data else load_comparisons(source, scorer.tokenizer)
+    data = recount_special_tokens(data, scorer.tokenizer) if data else load_comparisons(source, scorer.tokenizer)
     train, cut, same = _pairs(data.train, scorer)
     chosen = choose_rows(data.held_out, config.evaluation.rows)
     held_out, cut_apart, same_apart = _pairs(chosen, scorer)
@@ -279,7 +279,7 @@ def _load_labels(
     columns = label_columns(config.task, [row.label for row in data.train])
     names = tuple(dict.fromkeys(columns.values()))
     scorer = _scorer(config, model, names, [row.text for row in data.train], recipe.seed, processes)
-    data = with_spelled(data, scorer.tokenizer)
+    data = recount_special_tokens(data, scorer.tokenizer)
     column_of = {label: names.index(name) for label, name in columns.items()}
     train, cut = _labelled(data.train, column_of, scorer)
     chosen = choose_rows(data.held_out, config.evaluation.rows)

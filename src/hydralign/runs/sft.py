@@ -17,7 +17,7 @@ from hydralign.config.model import ModelConfig
 from hydralign.config.sft import SFTConfig
 from hydralign.data import DataSet, choose_rows, fingerprint, load_demonstrations
 from hydralign.data.packing import TokenSequence, sequences
-from hydralign.data.spelled import with_spelled
+from hydralign.data.special_tokens import recount_special_tokens
 from hydralign.distributed import Distributed
 from hydralign.errors import ConfigError, DataError
 from hydralign.evaluation.statistics import Difference, compare_paired
@@ -124,7 +124,7 @@ def load_sft(recipe: Recipe, config: SFTConfig, processes: Distributed) -> Loade
     if model.new is not None:
         data = load_demonstrations(source)
     policy = _policy(model, data, recipe.seed, processes)
-    data = with_spelled(data, policy.tokenizer) if data else load_demonstrations(source, policy.tokenizer)
+    data = recount_special_tokens(data, policy.tokenizer) if data else load_demonstrations(source, policy.tokenizer)
     longest = max_tokens_of(config, policy)
     shaping: dict[str, Any] = {"max_tokens": longest, "too_long": config.too_long}
     made, cut = sequences(data.train, policy.tokenizer, policy.stop_ids, **shaping)
