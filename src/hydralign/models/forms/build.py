@@ -13,7 +13,6 @@ import torch
 from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.errors import ConfigError, ModelError, did_you_mean
 from hydralign.models.backbones.causal import CausalBackbone
-from hydralign.models.backbones.slicing import top_layers
 from hydralign.models.bf16_speed import concrete_precision
 from hydralign.models.branch import Branch
 from hydralign.models.checks import check_decoding, check_readout
@@ -194,8 +193,7 @@ def make_supervised_policy(
     shared: dict[str, Any] = {"precision": precision, "reference": False}
     made: ModelForm
     if isinstance(form, LoraForm):
-        layers = top_layers(model, form.unfrozen_layers) if form.unfrozen_layers else None
-        made = LoraModel(model, backbone, tokenizer=tokenizer, settings=form, layers=layers, seed=seed, **shared)
+        made = LoraModel(model, backbone, tokenizer=tokenizer, settings=form, seed=seed, **shared)
     else:
         made = FullModel(model, backbone, **shared)
     check_readout(made.branch)

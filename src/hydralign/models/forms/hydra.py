@@ -99,14 +99,14 @@ def _train_top(model: Any, first: int, adapters: LoraForm | None, seed: int) -> 
     """Freeze the model but for its top layers and what follows them, or for adapters on these; returns PEFT's wrapping
     of the model, or None.
     """
-    top = list(layers_of(model.base_model))[first:]
-    if adapters is None:
-        model.requires_grad_(False)
-        ids_BT = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-        for module in [*top, *modules_after_layers(model.base_model, model.get_input_embeddings()(ids_BT))]:
-            module.requires_grad_(True)
-        # A module above the layers may share a weight with the embeddings, which belong to the trunk.
-        model.get_input_embeddings().requires_grad_(False)
-        freeze_fixed(model)
-        return None
-    return adapt(model, adapters, seed=seed, layers=range(first, first + len(top)))
+    if adapters is not None:
+        return adapt(model, adapters, seed=seed)
+    model.requires_grad_(False)
+    ids_BT = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    above = modules_after_layers(model.base_model, model.get_input_embeddings()(ids_BT))
+    for module in [*layers_of(model.base_model)[first:], *above]:
+        module.requires_grad_(True)
+    # A module above the layers may share a weight with the embeddings, which belong to the trunk.
+    model.get_input_embeddings().requires_grad_(False)
+    freeze_fixed(model)
+    return None
