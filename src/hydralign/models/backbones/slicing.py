@@ -22,11 +22,8 @@ from hydralign.models.outputs import require_finite_outputs
 
 ARCHITECTURE_ERRORS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """What an architecture raises that is not built the way a caller takes for granted."""
-
-
-def describe_error(error: Exception) -> str:
-    """The error's class and the first line of what it says."""
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+UNCUT = "Use model.form: {type: full} or {type: lora} without unfrozen_layers."
+"""The way out where a model cannot be cut."""
 
 
 @contextmanager
@@ -37,7 +34,8 @@ def named_architecture_errors(what: str, why: str) -> Iterator[None]:
     except ARCHITECTURE_ERRORS as error:
         if is_out_of_memory(error):
             raise
-        raise ModelError(f"{what} ({describe_error(error)}): {why}") from error
+        cause = str(error).splitlines()[0] if str(error) else "no message"
+        raise ModelError(f"{what} ({type(error).__name__}: {cause}): {why}") from error
 
 
 def layer_path(body: nn.Module) -> str:
@@ -50,8 +48,8 @@ def layer_path(body: nn.Module) -> str:
     if len(outermost) != 1:
         raise ModelError(
             f"{type(body).__name__} has {len(outermost)} lists of {count} layers: which are the lowest, and so where "
-            "to cut it and what to freeze, is unclear. Use model.form: {type: full}, or {type: lora} without "
-            "unfrozen_layers; for a classifier also freeze_layers 0 and, with adapters, precision fp32."
+            f"to cut it and what to freeze, is unclear. {UNCUT} For a classifier use freeze_layers 0 too, and with "
+            "adapters precision fp32."
         )
     return outermost[0]
 
@@ -123,13 +121,11 @@ def _shortened(config: Any, first: int, last: int) -> Any:
         # Some configs derive the list from the number of layers, and let nobody set it.
         if getattr(short, name, None) == kinds[first:last]:
             continue
-        try:
+        with named_architecture_errors(
+            f"{type(config).__name__}.{name} cannot be set",
+            f"a part of the model would take its layers for others. {UNCUT}",
+        ):
             setattr(short, name, kinds[first:last])
-        except AttributeError as error:
-            raise ModelError(
-                f"{type(config).__name__}.{name} cannot be set ({describe_error(error)}): a part of the model would "
-                "take its layers for others. Use model.form: {type: full} or {type: lora} without unfrozen_layers."
-            ) from error
     return short
 
 
@@ -186,7 +182,6 @@ def check_split(model: Any, top: int) -> int:
     """
     body, name = model.base_model, type(model).__name__
     layers = top_layers(top, len(layers_of(body)), name)
-    way_out = "Use model.form: {type: full} or {type: lora} without unfrozen_layers."
     for first, last in ((0, layers.start), (layers.start, layers.stop)):
         _shortened(body.config, first, last)
     embeddings = model.get_input_embeddings()
@@ -196,14 +191,14 @@ def check_split(model: Any, top: int) -> int:
     narrow = {"sliding_window": 4} if getattr(body.config, "sliding_window", None) else {}
     for settings in [{}, narrow] if narrow else [{}]:
         with named_architecture_errors(
-            f"{name} cannot be run in two parts", f"what stands between its layers is not known here. {way_out}"
+            f"{name} cannot be run in two parts", f"what stands between its layers is not known here. {UNCUT}"
         ):
             gap, scale = _gap(body, layers.start, layers.stop, states_BTD, settings)
         require_finite_outputs(scale, model)
         if not gap <= 1e-5 * max(1.0, scale):
             raise ModelError(
                 f"{name} cut below its top {top} layers differs from the whole by {gap:.2g}: its layers share more "
-                f"than the states that they hand on, and every log-probability would be wrong. {way_out}"
+                f"than the states that they hand on, and every log-probability would be wrong. {UNCUT}"
             )
     return layers.start
 

@@ -1,4 +1,4 @@
-"""Load a trained PEFT adapter into its base model, to be trained further or to be merged.
+"""Load a trained PEFT adapter into its base model, to be trained further or to be merged; save one.
 
 Only adapters that change weights inside the model are understood: LoRA and its variants, IA³ and their like, with
 trained biases, whole trained modules (`modules_to_save`) or trained token embeddings. Adapters that add inputs
@@ -102,6 +102,12 @@ def load_adapter(model: Any, folder: str, config: Any, *, trained: bool) -> Any:
             "the adapter was trained on, or merge the two where they fit and name the whole model."
         )
     return peft
+
+
+def save_adapter(peft: Any, folder: Path) -> None:
+    """Write the trained adapter as PEFT does; it names its base model."""
+    # Without this switch PEFT would look for the base model's config on the network.
+    peft.save_pretrained(folder, selected_adapters=[ADAPTER], save_embedding_layers=False)
 
 
 class AdapterStart:

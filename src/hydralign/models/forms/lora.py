@@ -13,63 +13,46 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import Tensor
 
 from hydralign.config.model import LoraForm
 from hydralign.errors import ModelError
 from hydralign.models.backbones.slicing import layers_of, top_layers
-from hydralign.models.backbones.trunk import Trunk
 from hydralign.models.branch import Branch
 from hydralign.models.fixed import freeze_fixed
 from hydralign.models.folders.adapters import ADAPTER, AdapterStart, load_adapter, read_language_adapter
 from hydralign.models.folders.load_errors import named_load_errors
 from hydralign.models.folders.loading import prepare_model
 from hydralign.models.linear_layers import linear_layers
-from hydralign.models.policy import BranchReference, MakeBackbone
+from hydralign.models.policy import BranchReference, MakeBackbone, ModelForm
 from hydralign.models.precision import store_frozen_in_bf16
 from hydralign.models.versions import Conv1D
 
 
-class LoraModel:
-    """Adapters on a frozen base. In bf16 mode the base's matrices are stored in bf16, the adapters in fp32."""
+def make_lora_form(
+    model: Any,
+    backbone: MakeBackbone,
+    *,
+    tokenizer: Any,
+    settings: LoraForm,
+    precision: str = "fp32",
+    reference: bool = True,
+    seed: int = 0,
+    absent_ids: Sequence[int] = (),
+) -> ModelForm:
+    """Adapters, and whatever else a trained adapter trains, on a frozen base. In bf16 mode the base's matrices are
+    stored in bf16, the adapters in fp32.
 
-    trunk: Trunk | None = None
-
-    def __init__(
-        self,
-        model: Any,
-        backbone: MakeBackbone,
-        *,
-        tokenizer: Any,
-        settings: LoraForm,
-        precision: str = "fp32",
-        reference: bool = True,
-        seed: int = 0,
-        absent_ids: Sequence[int] = (),
-    ) -> None:
-        """Takes the model over. `settings` say which adapters, and where."""
-        self.peft = adapt(model, settings, seed=seed)
-        learned = [p for p in self.peft.parameters() if p.requires_grad]
-        self._start = AdapterStart(learned) if reference and settings.adapter is not None else None
-        if precision == "bf16":
-            store_frozen_in_bf16(model)
-        prepare_model(model, tokenizer)
-        self.branch = self.whole = Branch(backbone(model), absent_ids=absent_ids)
-        without = self._start.in_place if self._start else self.peft.disable_adapter
-        self.reference = BranchReference(self.branch, without) if reference else None
-
-    def trained(self) -> dict[str, torch.nn.Parameter]:
-        """The adapters' weights, and whatever else a trained adapter trains."""
-        return {name: p for name, p in self.peft.named_parameters() if p.requires_grad}
-
-    def frozen(self) -> list[Tensor]:
-        """The base model, and the start of the adapter that training went on from."""
-        base: list[Tensor] = [p for p in self.peft.parameters() if not p.requires_grad]
-        return base + (self._start.copies if self._start else [])
-
-    def save(self, folder: Path) -> None:
-        """The adapter as PEFT saves it; it names its base model."""
-        save_adapter(self.peft, folder)
+    Takes the model over. `settings` say which adapters, and where.
+    """
+    peft = adapt(model, settings, seed=seed)
+    learned = [p for p in peft.parameters() if p.requires_grad]
+    start = AdapterStart(learned) if reference and settings.adapter is not None else None
+    if precision == "bf16":
+        store_frozen_in_bf16(model)
+    prepare_model(model, tokenizer)
+    whole = Branch(backbone(model), absent_ids=absent_ids)
+    own = BranchReference(whole, start.in_place if start else peft.disable_adapter) if reference else None
+    return ModelForm(peft, whole, whole, reference=own, reference_weights=start.copies if start else ())
 
 
 def adapt(model: Any, settings: LoraForm, *, seed: int) -> Any:
@@ -113,12 +96,6 @@ def _require_within(model: Any, peft: Any, layers: Sequence[int]) -> None:
             f"model.form: the adapter changes {outside[0]}, which is not in the top {len(layers)} layers: trunk and "
             "output head must stay as they are to be shared. Leave unfrozen_layers out, or name another adapter."
         )
-
-
-def save_adapter(peft: Any, folder: Path) -> None:
-    """Write the trained adapter as PEFT does; it names its base model."""
-    # Without this switch PEFT would look for the base model's config on the network.
-    peft.save_pretrained(folder, selected_adapters=[ADAPTER], save_embedding_layers=False)
 
 
 def require_rank_fits(model: Any, rank: int, targets: Sequence[str] | None) -> None:
