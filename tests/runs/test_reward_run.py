@@ -52,7 +52,7 @@ def test_answers_of_chats_are_learned_as_they_are_scored(end: str, tmp_path: Pat
     parts = loaded(tmp_path, rows, tokenizer)
     questions = [f"<user>q{n}{end}<assistant>" for n in range(12)]
     scored = [
-        Pair(*(encode(parts.scorer.tokenizer, text, f"{side} \n", True).ids for side in ("chosen", "rejected")))
+        Pair(*(encode(parts.classifier.tokenizer, text, f"{side} \n", True).ids for side in ("chosen", "rejected")))
         for text in questions
     ]
     assert set(parts.train) | set(parts.held_out) == set(scored)
@@ -77,7 +77,7 @@ def test_rows_to_test_on_may_be_chosen_by_tokens(start: dict[str, Any], tmp_path
     source = {"source": str(tmp_path / "rows.jsonl"), "filter": {"max_tokens": 12}}
     section = {"task": {"type": "labels"}, "test": source} | ({"model": start} if start else {})
     parts = loaded(tmp_path, LABELLED, tokenizer, **section)
-    lengths = [len(parts.scorer.tokenizer(row["text"]).input_ids) for row in LABELLED]
+    lengths = [len(parts.classifier.tokenizer(row["text"]).input_ids) for row in LABELLED]
     assert 2 < len(parts.test) == sum(length <= 12 for length in lengths) < 12
 
 
@@ -101,9 +101,9 @@ def test_temperature_at_the_end_of_its_search_is_told(
     section: dict[str, Any] = {"task": {"type": "labels"}, "evaluation": {"rows": 12}}
     parts = loaded(tmp_path, LABELLED, tokenizer, **section)
     with torch.no_grad():
-        parts.scorer.model.score.weight.mul_(30)
+        parts.classifier.model.score.weight.mul_(30)
     texts: list[Any] = [*parts.train, *parts.held_out]
-    choices = outputs_of(parts.scorer, [text.ids for text in texts], 4).argmax(-1).tolist()
+    choices = outputs_of(parts.classifier, [text.ids for text in texts], 4).argmax(-1).tolist()
     rows = [Labelled(text.ids, c ^ (n < wrong)) for n, (text, c) in enumerate(zip(texts, choices, strict=True))]
     calibrated(replace(parts, held_out=rows), Labels(type="labels"), 4, 0, SINGLE_PROCESS)
     said = capsys.readouterr().err

@@ -15,14 +15,13 @@ from typing import Any, TypeVar
 
 from hydralign.config import PPOConfig, Recipe
 from hydralign.config.compare import CompareConfig
-from hydralign.config.data import RESERVED_COLUMNS, HashSplit, LastSplit, NoSplit, SourceConfig, SourceSplit
+from hydralign.config.data import RESERVED_COLUMNS, HashSplit, LastSplit, SourceConfig, SourceSplit
 from hydralign.config.model import HydraForm
 from hydralign.config.paths import paths_of
 from hydralign.config.recipe import OUTPUT
 from hydralign.config.reward import Labels, RewardConfig
 from hydralign.config.sft import SFTConfig
 from hydralign.data import DataSet, choose_rows, load_comparisons, load_demonstrations, load_labelled, load_prompts
-from hydralign.data.packing import sequences
 from hydralign.data.table_cache import cached_tables
 from hydralign.distributed import Distributed
 from hydralign.errors import ConfigError, HydralignError, TokenizerError
@@ -30,7 +29,6 @@ from hydralign.generation.sampler import check_context
 from hydralign.methods.sampling import sampling_params
 from hydralign.methods.sft import max_tokens_of
 from hydralign.models.folders.from_scratch import train_tokenizer
-from hydralign.models.folders.weights import require_ids_can_be_read
 from hydralign.models.forms.build import VALUES_WITHOUT_CRITIC
 from hydralign.runs import compare as compare_run
 from hydralign.runs import held_out_prompts
@@ -133,17 +131,11 @@ def check_sft(recipe: Recipe, config: SFTConfig, models: ModelSource, processes:
     facts = models.of_config(model)
     require_form(facts, model)
     data, whole = read_rows(load_demonstrations, source, facts)
-    if facts.context is not None:
-        longest = max_tokens_of(config, facts)  # type: ignore[arg-type]
-    if data is None or facts.tokenizer is None or facts.context is None or not whole:
+    if facts.context is None:
         return
-    stops = (facts.tokenizer.eos_token_id,)
-    made, cut = sequences(data.train, facts.tokenizer, stops, max_tokens=longest, too_long=config.too_long)
-    held_out = choose_rows(data.held_out, config.evaluation.rows)
-    apart, _ = sequences(held_out, facts.tokenizer, stops, max_tokens=longest, too_long="cut")
-    sft_run.require_sequences(made, apart, longest, sft_run.describe_demonstrations(data, cut))
-    ids = (one.ids for one in (*made, *apart))
-    require_ids_can_be_read(ids, facts.tokenizer, facts.vocabulary, "A demonstration")
+    max_tokens_of(config, facts)  # type: ignore[arg-type]
+    if data is not None and facts.tokenizer is not None and whole:
+        sft_run.encode_demonstrations(config, data, facts, (facts.tokenizer.eos_token_id,))
 
 
 def check_reward(recipe: Recipe, config: RewardConfig, models: ModelSource, processes: Distributed) -> None:
@@ -165,8 +157,7 @@ def check_reward(recipe: Recipe, config: RewardConfig, models: ModelSource, proc
         reward_run.require_enough_rows(data.train, data.held_out, data.report.describe())
     others = [choose_rows(data.held_out, config.evaluation.rows)]
     if config.test is not None:
-        test = config.test.model_copy(update={"held_out": NoSplit()})
-        tests, _ = read_rows(load, test, facts)
+        tests, _ = read_rows(load, reward_run.without_held_out(config.test), facts)
         others.append(tests.train if tests else ())
     if isinstance(config.task, Labels):
         _check_labels(config.task, data, others, whole=whole)
