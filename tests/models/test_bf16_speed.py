@@ -12,7 +12,7 @@ import torch
 import yaml
 
 from hydralign.cli import main
-from hydralign.config import load_recipe
+from hydralign.config import dump_config, load_recipe
 from hydralign.config.compare import CompareConfig
 from hydralign.config.model import ModelConfig
 from hydralign.distributed import Distributed
@@ -24,7 +24,6 @@ from hydralign.models.folders.from_scratch import make_classifier
 from hydralign.models.forms.build import make_frozen_policy, make_policy, make_supervised_policy
 from hydralign.runs.kinds import all_steps
 from hydralign.runs.precision import choose_precision, precision_of, resolve_precision
-from hydralign.runs.section_files import write_config
 from hydralign.testing import tiny_model
 
 MEASURE = measuring.bf16_speed
@@ -145,7 +144,8 @@ def test_another_precision_than_a_section_was_made_in_is_refused(
     out = Path(recipe["output"])
     (out / "sft").mkdir(parents=True)
     at(FAST, monkeypatch)
-    write_config(out / "sft", resolve_precision(stored, all_steps(stored)[0], Distributed())[1].config)
+    made = resolve_precision(stored, all_steps(stored)[0], Distributed())[1].config
+    (out / "sft/config.yaml").write_text(dump_config(made))
     (out / "sft/evaluation.json").write_text("{}")
     recipe["model"]["precision"] = precision
     assert bool(conflicts(stored, load_recipe(written(recipe)), out)) == refused

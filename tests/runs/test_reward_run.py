@@ -64,11 +64,11 @@ LABELLED = [{"text": f"{'this' if n % 2 else 'that'} {'thing ' * n}", "label": s
 def test_rows_to_test_on_are_accounted_for(tmp_path: Path, tokenizer: Any) -> None:
     rows = [{"prompt": f"q{n}", "chosen": " this", "rejected": " that" if n else " this"} for n in range(12)]
     source = {"source": str(tmp_path / "rows.jsonl"), "limit": 5}
-    told = loaded(tmp_path, rows, tokenizer, test=source).describe().splitlines()
+    told = loaded(tmp_path, rows, tokenizer, test=source).report.splitlines()
     assert told[0].endswith("rows.jsonl: 12 rows read, 7 to train on, 4 held out.")
     assert told[2].endswith("rows.jsonl: 12 rows read, 5 to test on.")
     assert told[3] == "Left out: 7 beyond the limit of 5 usable rows."
-    told = loaded(tmp_path, LABELLED, tokenizer, task={"type": "labels"}, test=source).describe().splitlines()
+    told = loaded(tmp_path, LABELLED, tokenizer, task={"type": "labels"}, test=source).report.splitlines()
     assert told[1].endswith("rows.jsonl: 12 rows read, 5 to test on.")
 
 
@@ -132,7 +132,7 @@ def test_special_tokens_are_counted_by_a_tokenizer_that_the_section_trains(tmp_p
     pairs = [{"prompt": f"q<eos>{n}", "chosen": " this", "rejected": " that"} for n in range(12)]
     texts = [{**row, "text": f"<eos>{row['text']}"} for row in LABELLED]
     for rows, task in ((pairs, "comparisons"), (texts, "labels")):
-        told = loaded(tmp_path, rows, tokenizer, task={"type": task}, model=NEW).describe()
+        told = loaded(tmp_path, rows, tokenizer, task={"type": task}, model=NEW).report
         assert "read as the real tokens: '<eos>' in 12 rows." in told
 
 
@@ -141,13 +141,13 @@ def test_pairs_that_the_model_reads_as_equal_are_left_out(tmp_path: Path, tokeni
     rows[0] |= {"chosen": " this", "rejected": " this<eos>"}
     parts = loaded(tmp_path, rows, tokenizer)
     assert len(parts.train) + len(parts.held_out) == 11
-    assert "Of them 1 have answers that are equal as the model reads them: left out." in parts.describe()
+    assert "Of them 1 have answers that are equal as the model reads them: left out." in parts.report
 
 
 def test_rows_to_test_on_that_stand_among_the_training_rows_are_told(tmp_path: Path, tokenizer: Any) -> None:
     test = {"source": str(tmp_path / "rows.jsonl")}
-    told = loaded(tmp_path, LABELLED, tokenizer, task={"type": "labels"}, test=test).describe()
+    told = loaded(tmp_path, LABELLED, tokenizer, task={"type": "labels"}, test=test).report
     assert "Of the rows to test on, 7 have the text of a training row" in told
     rows = [{"prompt": f"q{n}", "chosen": " this", "rejected": " that"} for n in range(12)]
-    assert "7 have the prompt of a training row" in loaded(tmp_path, rows, tokenizer, test=test).describe()
-    assert "training row:" not in loaded(tmp_path, rows, tokenizer).describe()
+    assert "7 have the prompt of a training row" in loaded(tmp_path, rows, tokenizer, test=test).report
+    assert "training row:" not in loaded(tmp_path, rows, tokenizer).report

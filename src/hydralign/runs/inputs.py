@@ -38,7 +38,7 @@ def inputs_of(recipe: Recipe, step: Step, before: Mapping[str, Any] | None = Non
     inputs: dict[str, Any] = {}
     for setting, text in _paths_read(recipe, step):
         name = comparable_text(text, recipe.output)
-        files = _files(_field(setting), text)
+        files = function_files(text) if setting.rpartition(".")[2] == "function" else _files(text)
         old = known.get(setting, {}).get("files", {})
         if files:
             listed = {part: _content(path, old.get(part, {})) for part, path in sorted(files.items())}
@@ -108,11 +108,6 @@ def _paths_read(recipe: Recipe, step: Step) -> Iterator[tuple[str, str]]:
         yield from paths_of(attrgetter(setting)(recipe), setting)
 
 
-def _field(setting: str) -> str:
-    """The field's own name: of data.prompts.source.0 it is source."""
-    return next(part for part in reversed(setting.split(".")) if not part.isdecimal())
-
-
 def _without_paths(value: Any) -> Any:
     """Settings without what is compared by content; of a function the name stays."""
     if isinstance(value, dict):
@@ -129,18 +124,15 @@ def _without_paths(value: Any) -> Any:
 # Files of an input.
 
 
-def _files(key: str, text: str) -> dict[str, Path]:
+def _files(text: str) -> dict[str, Path]:
     """Name within the input: file. None for what is no file or folder here, such as a hub id."""
-    if key == "function":
-        return function_files(text)
     path = Path(text).expanduser()
     if path.is_file():
         return {path.name: path}
     if not path.is_dir():
         return {}
-    whole = (file for file in path.rglob("*") if file.is_file())
-    shown = {file.relative_to(path).as_posix(): file for file in whole}
-    shown = {name: file for name, file in shown.items() if not any(part.startswith(".") for part in name.split("/"))}
+    files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+    shown = {name: file for name, file in files.items() if not any(part.startswith(".") for part in name.split("/"))}
     if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
         return shown
     return {name: file for name, file in shown.items() if _is_model_part(name)} | _base_files(path)
@@ -162,7 +154,7 @@ def _base_files(folder: Path) -> dict[str, Path]:
         return {}
     if not apart:
         return {}
-    return {f"base/{name}": file for name, file in _files("path", str(base)).items()}
+    return {f"base/{name}": file for name, file in _files(str(base)).items()}
 
 
 def _content(path: Path, before: Mapping[str, Any]) -> dict[str, Any]:

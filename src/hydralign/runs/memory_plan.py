@@ -297,11 +297,10 @@ def other_forms(form: Form, layers: int, *, critic: bool = True) -> dict[str, Fo
     rank = form.rank if isinstance(form, LoraForm) else LoraForm().rank
     forms: list[Form | Separate] = [FullForm(), LoraForm(rank=rank)]
     if top:
-        forms += [LoraForm(rank=rank, unfrozen_layers=top)]
-        forms += [HydraForm(unfrozen_layers=top)]
-        forms += [HydraForm(unfrozen_layers=top, value="branch")] if critic else []
-    named = {form_name(each): each for each in [*forms, *([SEPARATE] if critic else [])]}
-    return {name: each for name, each in named.items() if name != form_name(form)}
+        forms += [LoraForm(rank=rank, unfrozen_layers=top), HydraForm(unfrozen_layers=top)]
+    if critic:
+        forms += [HydraForm(unfrozen_layers=top, value="branch"), SEPARATE] if top else [SEPARATE]
+    return {form_name(each): each for each in forms if form_name(each) != form_name(form)}
 
 
 def form_name(form: Form | Separate) -> str:

@@ -34,7 +34,7 @@ from hydralign.runs import held_out_prompts
 from hydralign.runs import ppo as ppo_run
 from hydralign.runs import reward as reward_run
 from hydralign.runs import sft as sft_run
-from hydralign.runs.memory_plan import Stored, Work, memory_lines, other_forms, plan_memory
+from hydralign.runs.memory_plan import MB, Stored, Work, memory_lines, other_forms, plan_memory
 from hydralign.runs.same_settings import comparable_text
 from hydralign.runs.steps import Step
 from hydralign.types import Prompt
@@ -47,7 +47,7 @@ def plan_sft(recipe: Recipe, config: SFTConfig, processes: Distributed) -> list[
     rows = len(packed(loaded.train, max_tokens_of(config, policy))) if config.packing else len(loaded.train)
     sample = loaded.train[0]
     return [
-        loaded.describe(),
+        loaded.report,
         f"steps      {steps_of(config, rows):,}, each of {config.batch.rows} rows; an epoch has {rows:,} rows",
         *_verdict_lines(len(loaded.held_out)),
         f"rows       up to {max_tokens_of(config, policy):,} tokens of a context of {policy.context:,}",
@@ -71,7 +71,7 @@ def plan_reward(recipe: Recipe, config: RewardConfig, processes: Distributed) ->
     else:
         shown = {f"sample     {classifier.labels[first.label]}": first.ids}
     return [
-        loaded.describe(),
+        loaded.report,
         f"steps      {steps_of(config, rows):,}, each of {config.batch.rows} rows; an epoch has {rows:,} rows",
         *_verdict_lines(len(loaded.held_out)),
         *_form_lines(config.model or recipe.model, frozen=config.freeze_layers),
@@ -237,13 +237,13 @@ def size_lines(
     trained: Mapping[str, torch.nn.Parameter], fixed: Sequence[torch.Tensor], optimizer: str = "adamw"
 ) -> list[str]:
     """Parameter counts, and the memory in MB that lasts throughout a run: weights, gradients, AdamW's two moments."""
-    gradients = sum(p.numel() * p.element_size() for p in trained.values())
-    weights = gradients + sum(p.numel() * p.element_size() for p in fixed)
-    parts = {"weights": weights, "gradients": gradients, "optimizer": 2 * gradients if optimizer == "adamw" else 0}
-    told = ", ".join(f"{name} {size / 2**20:,.1f} MB" for name, size in parts.items())
+    stored = Stored.of(trained.values(), fixed)
+    moments = 2 * stored.trained if optimizer == "adamw" else 0
+    parts = {"weights": stored.trained + stored.fixed, "gradients": stored.trained, "optimizer": moments}
+    listed = ", ".join(f"{name} {size / MB:,.1f} MB" for name, size in parts.items())
     return [
         parameter_line(trained, fixed),
-        f"memory     {told}: {sum(parts.values()) / 2**20:,.1f} MB in all; activations and caches come on top",
+        f"memory     {listed}: {sum(parts.values()) / MB:,.1f} MB in all; activations and caches come on top",
     ]
 
 

@@ -76,11 +76,9 @@ def _check_step(recipe: Recipe, steps: Sequence[Step], step: Step, processes: Di
     _check_order(recipe, step, folders, steps[place:])
     made = {folder: one.config for folder, one in folders.items() if one in steps[:place]}
     require_trackers(getattr(step.config, "trackers", ()))
-    models = ModelSource(recipe.model, recipe.output, made)
-    for folder, one in folders.items():
-        if folder in made and isinstance(one.config, RewardConfig) and isinstance(one.config.task, Labels):
-            models.labels[folder] = _labels_of(recipe, one.config)
-    step.section.check(recipe, step.config, models, processes)
+    tasks = {folder: getattr(config, "task", None) for folder, config in made.items()}
+    labels = {folder: _labels_of(recipe, made[folder]) for folder, task in tasks.items() if isinstance(task, Labels)}
+    step.section.check(recipe, step.config, ModelSource(recipe.model, recipe.output, made, labels), processes)
 
 
 def _check_order(recipe: Recipe, step: Step, folders: Mapping[str, Step], later: Sequence[Step]) -> None:
@@ -175,7 +173,7 @@ def _check_labels(task: Labels, data: DataSet[Any], others: Sequence[Sequence[An
         reward_run.require_known_labels(rows, columns)
 
 
-def _labels_of(recipe: Recipe, config: RewardConfig) -> list[str]:
+def _labels_of(recipe: Recipe, config: RewardConfig) -> Sequence[str]:
     """The labels of the classifier that a section makes; none when its data do not tell."""
     assert isinstance(config.task, Labels)
     if config.task.names:

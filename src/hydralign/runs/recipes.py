@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,6 @@ from transformers.utils.logging import disable_progress_bar
 
 from hydralign.config import Recipe, describe, diff, dump_recipe, load_recipe, resolved_recipe
 from hydralign.config.paths import require_usable_paths
-from hydralign.config.recipe import OUTPUT
 from hydralign.data.table_cache import cached_tables
 from hydralign.distributed import Distributed, launched_processes
 from hydralign.errors import ConfigError, RunFolderError, did_you_mean
@@ -31,9 +31,8 @@ from hydralign.runs.output_checks import check_output
 from hydralign.runs.plans import later_lines
 from hydralign.runs.precision import choose_precision, resolve_precision, same_precision
 from hydralign.runs.preflight import check_steps
-from hydralign.runs.results import RunResult, read_results
 from hydralign.runs.same_settings import comparable
-from hydralign.runs.section_files import RESULT
+from hydralign.runs.section_files import RESULT, read_result
 from hydralign.runs.standing import (
     Standing,
     growth,
@@ -49,6 +48,29 @@ from hydralign.streams import lasting_output
 from hydralign.training.checkpoints import naming_newest_checkpoint
 
 
+@dataclass(frozen=True)
+class RunResult:
+    """What came out, by section: `sft`, `reward` (or `reward/NAME` where it is a list), `ppo`, `compare`."""
+
+    output: Path
+    """The recipe's output folder; the models lie in OUT/<section>/model."""
+    records: Mapping[str, Mapping[str, Any]]
+    """Each section's evaluation.json: metrics with interval, n and verdict."""
+    differences: Mapping[str, tuple[Difference, ...]]
+    """Paired differences by section; none of one that was finished before, whose record has the same numbers."""
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """Every difference that was measured now, in a sentence."""
+        return tuple(difference.sentence() for differences in self.differences.values() for difference in differences)
+
+    @property
+    def report(self) -> Path | None:
+        """The page that the compare section wrote; None without one."""
+        page = self.output / "report.html"
+        return page if "compare" in self.records and page.exists() else None
+
+
 def run_recipe(recipe: Recipe | str | os.PathLike[str]) -> RunResult:
     """Run every section that the recipe (or the recipe in that file) has, going on at the first unfinished one.
 
@@ -60,9 +82,11 @@ def run_recipe(recipe: Recipe | str | os.PathLike[str]) -> RunResult:
     with locked_output(output, processes):
         for line in processes.raise_together(lambda: _precision_lines(recipe, processes)):
             say(line)
-        differences = {name: _run_items(recipe, name, tell_settings=True, tell_precision=False) for name in names}
-    titles = [item.title for name in names for item in SECTIONS[name].steps(recipe)]
-    return read_results(output, titles, differences)
+        differences = {
+            name: tuple(_run_items(recipe, name, tell_settings=True, tell_precision=False)) for name in names
+        }
+    done = [step for step in all_steps(recipe) if (step.folder / RESULT).exists()]
+    return RunResult(output, {step.title: read_result(step.folder) for step in done}, differences)
 
 
 def _precision_lines(recipe: Recipe, processes: Distributed) -> list[str]:
@@ -205,9 +229,7 @@ def require_made(recipe: Recipe, item: Step, *, besides: Sequence[str] = ()) -> 
 
 def missing_inputs(recipe: Recipe, item: Step) -> list[Path]:
     """Paths inside the output folder that the item's settings name and that do not exist."""
-    output = Path(recipe.output).expanduser()
-    paths = [output / text.removeprefix(f"{OUTPUT}/") for text in dict.fromkeys(outputs_read(recipe, item))]
-    return [path for path in paths if not path.exists()]
+    return [path for path in outputs_read(recipe, item) if not path.exists()]
 
 
 def claim_folder(output: Path, recipe: Recipe) -> None:
@@ -221,12 +243,10 @@ def claim_folder(output: Path, recipe: Recipe) -> None:
 
 
 def require_same_recipe(output: Path, recipe: Recipe) -> None:
-    """Raise RunFolderError when the output is a file, or holds another recipe's results or a recipe of the user's own.
+    """Raise RunFolderError when the output holds another recipe's results or a recipe of the user's own.
 
     A recipe without results beside it may be replaced if a run wrote it.
     """
-    if output.exists() and not output.is_dir():
-        raise RunFolderError(f"output={str(output)!r} is a file: results need a folder. Name another.")
     stored = output / "recipe.yaml"
     if not stored.exists():
         return

@@ -64,6 +64,7 @@ class LoadedReward:
 
     classifier: SequenceClassifier
     report: str
+    """What became of every row that was read, in a paragraph."""
     train: Sequence[Pair] | Sequence[Labelled]
     held_out: Sequence[Pair] | Sequence[Labelled]
     test: Sequence[Pair] | Sequence[Labelled] = ()
@@ -71,13 +72,6 @@ class LoadedReward:
     """Rows whose beginning was cut off, by side."""
     measured: str = ""
     """Fingerprint of the records behind `held_out`."""
-
-    def describe(self) -> str:
-        """One paragraph on the data."""
-        counts = ", ".join(f"{count:,} of {side}" for side, count in self.cut.items() if count)
-        if not counts:
-            return self.report
-        return f"{self.report}\nLonger than {self.classifier.max_tokens:,} tokens, so cut at the beginning: {counts}."
 
 
 def run_reward(recipe: Recipe, step: Step, processes: Distributed) -> list[Difference]:
@@ -89,7 +83,7 @@ def run_reward(recipe: Recipe, step: Step, processes: Distributed) -> list[Diffe
     classifier, task, micro = loaded.classifier, config.task, config.batch.micro_batch_size
     judge: Any = judge_pairs if isinstance(task, Comparisons) else judge_labels
     if processes.main:
-        say(loaded.describe())
+        say(loaded.report)
     with open_section(recipe, step, processes) as records:
 
         def judged() -> Judged:
@@ -110,17 +104,15 @@ def run_reward(recipe: Recipe, step: Step, processes: Distributed) -> list[Diffe
     baseline = baseline_of(after, classifier.labels)
     if processes.main:
         classifier.save(folder / "model")
-        record: dict[str, Any] = {
-            side: reward_record(rows, classifier.labels) if rows else None
-            for side, rows in (("held_out", after), ("test", test))
-        }
+        sides = {"held_out": after, "test": test}
+        record: dict[str, Any] = {side: rows and reward_record(rows, classifier.labels) for side, rows in sides.items()}
         record |= {"temperature": temperature, "before": {"accuracy": difference.before_mean}}
         record |= {"cut": dict(loaded.cut), "sentence": baselines.verdict_sentence(difference, baseline)}
         write_json(folder / RESULT, record)
         say(record["sentence"])
-        for side, rows in (("held-out", after), ("test", test)):
+        for side, rows in sides.items():
             if rows:
-                say(f"On {side} rows: {sentence(rows, classifier.labels)}")
+                say(f"On {side.replace('_', '-')} rows: {sentence(rows, classifier.labels)}")
         say(f"The model lies in {folder / 'model'}.")
     processes.barrier()
     return [difference, *([baseline.above] if baseline.above else [])]
@@ -214,6 +206,8 @@ def load_reward(recipe: Recipe, config: RewardConfig, processes: Distributed) ->
     left_out = sum(len(sides[side]) - len(rows[side]) for side in sides)
     report = describe_reward_rows(data, judged, {EQUAL if pairs else EMPTY: left_out})
     require_enough_rows(rows["train"], rows["held out"], report)
+    if counts := ", ".join(f"{count:,} of {side}" for side, count in cut.items() if count):
+        report += f"\nLonger than {classifier.max_tokens:,} tokens, so cut at the beginning: {counts}."
     return LoadedReward(classifier, report, rows["train"], rows["held out"], rows["test"], cut, fingerprint(chosen))
 
 
@@ -259,7 +253,7 @@ def _pairs(records: Sequence[Preference], classifier: SequenceClassifier) -> tup
                 classifier.tokenizer,
                 record.prompt,
                 end.sub("", answer),
-                _finished(record.columns.get(f"{side}_finished", True), side),
+                _is_finished(record, side),
                 classifier.max_tokens,
             )
             for side, answer in (("chosen", record.chosen), ("rejected", record.rejected))
@@ -270,8 +264,9 @@ def _pairs(records: Sequence[Preference], classifier: SequenceClassifier) -> tup
     return pairs, cut
 
 
-def _finished(value: Any, side: str) -> bool:
-    """A column's yes or no; CSV files have it as text. Raises DataError for anything else."""
+def _is_finished(record: Preference, side: str) -> bool:
+    """Whether an answer ended: a column's yes or no, as text in CSV files. Raises DataError for anything else."""
+    value = record.columns.get(f"{side}_finished", True)
     finished = {"true": True, "1": True, "false": False, "0": False}.get(str(value).strip().lower())
     if finished is None:
         raise DataError(
@@ -337,7 +332,7 @@ def require_finished(sets: Sequence[Sequence[Preference]]) -> None:
     """Raise DataError for a comparison whose columns do not say by yes or no whether an answer ended."""
     for record in (record for records in sets for record in records):
         for side in ("chosen", "rejected"):
-            _finished(record.columns.get(f"{side}_finished", True), side)
+            _is_finished(record, side)
 
 
 def require_enough_rows(train: Sequence[Any], held_out: Sequence[Any], report: str) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from hydralign.config.base import Config
-from hydralign.config.loading import dump_config, load_config
+from hydralign.config.loading import load_config
 from hydralign.errors import ConfigError, RunFolderError
 from hydralign.files import write_text
 
@@ -19,11 +19,6 @@ RESULT = "evaluation.json"
 
 CONFIG = "config.yaml"
 """The section as the run resolved it."""
-
-
-def write_config(folder: Path, config: Config) -> None:
-    """config.yaml: the section as the run resolved it."""
-    write_text(folder / CONFIG, dump_config(config))
 
 
 def read_stored_config(kind: type[C], folder: Path) -> C | None:

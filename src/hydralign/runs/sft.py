@@ -41,15 +41,9 @@ class LoadedSFT:
     train: tuple[TokenSequence, ...]
     held_out: tuple[TokenSequence, ...]
     report: str
-    """What became of every row that was read, and of the demonstrations that do not fit."""
+    """What became of every row that was read, in a paragraph."""
     measured: str
     """Fingerprint of the demonstrations behind `held_out`."""
-
-    def describe(self) -> str:
-        """One paragraph on the data."""
-        learned = sum(sequence.learned for sequence in self.train)
-        counts = f"{len(self.train):,} sequences with {learned:,} tokens to learn; {len(self.held_out):,} to measure."
-        return f"{self.report}\n{counts}"
 
 
 def run_sft(recipe: Recipe, step: Step, processes: Distributed) -> list[Difference]:
@@ -58,7 +52,7 @@ def run_sft(recipe: Recipe, step: Step, processes: Distributed) -> list[Differen
     loaded = load_sft(recipe, config, processes)
     policy, rows = loaded.policy, config.batch.micro_batch_size
     if processes.main:
-        say(loaded.describe())
+        say(loaded.report)
     with open_section(recipe, step, processes) as records:
 
         def losses() -> tuple[Tensor, Tensor]:
@@ -158,4 +152,6 @@ def encode_demonstrations(
         )
     ids = (one.ids for one in (*train, *held_out))
     require_ids_can_be_read(ids, policy.tokenizer, policy.vocabulary, "A demonstration")
+    learned = sum(sequence.learned for sequence in train)
+    report += f"\n{len(train):,} sequences with {learned:,} tokens to learn; {len(held_out):,} to measure."
     return LoadedSFT(policy, train, held_out, report, fingerprint(chosen))

@@ -13,22 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from hydralign.config import Config, Recipe, dump_recipe
+from hydralign.config import Config, Recipe, dump_config, dump_recipe
 from hydralign.config.paths import file_of, paths_of
 from hydralign.config.recipe import OUTPUT
 from hydralign.errors import RunFolderError
 from hydralign.files import delete, write_text, writing
 from hydralign.runs.inputs import RECORD, changes, inputs_of, read_record
 from hydralign.runs.same_settings import comparable, comparable_text
-from hydralign.runs.section_files import (
-    CONFIG,
-    RESULT,
-    read_object,
-    read_result,
-    read_stored_config,
-    write_config,
-    write_json,
-)
+from hydralign.runs.section_files import CONFIG, RESULT, read_object, read_result, read_stored_config, write_json
 from hydralign.runs.steps import Step
 
 PREVIOUS = "previous"
@@ -54,14 +46,16 @@ def record_start(recipe: Recipe, step: Step) -> None:
     Without results, measurements of before and after that other settings or inputs gave are deleted first.
     """
     folder = step.folder
-    if not has_results(folder) and (_has_other_settings(recipe, step) or _changed(recipe, step)[0]):
+    stored = stored_config(recipe, step)
+    has_other_settings = stored is not None and stored != comparable(step.config, recipe.output)
+    if not has_results(folder) and (has_other_settings or _changed(recipe, step)[0]):
         for name in _MEASURED:
             delete(folder / name)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     write_text(Path(recipe.output).expanduser() / "recipe.yaml", dump_recipe(recipe))
     write_json(folder / RECORD, inputs_of(recipe, step, read_record(folder)))
-    write_config(folder, step.config)
+    write_text(folder / CONFIG, dump_config(step.config))
 
 
 def has_results(folder: Path) -> bool:
@@ -75,12 +69,6 @@ def stored_config(recipe: Recipe, step: Step) -> Config | None:
     stored = read_stored_config(type(step.config), step.folder)
     # The output may have had another name when the section ran.
     return stored and comparable(stored, (read_record(step.folder) or {}).get("output", recipe.output))
-
-
-def _has_other_settings(recipe: Recipe, step: Step) -> bool:
-    """Whether the folder was made with settings that give another result than these."""
-    stored = stored_config(recipe, step)
-    return stored is not None and stored != comparable(step.config, recipe.output)
 
 
 def growth(recipe: Recipe, step: Step) -> tuple[str, Any, Any] | None:
@@ -137,7 +125,8 @@ def _changes_of_measurement(recipe: Recipe, step: Step, gone: Sequence[str]) -> 
     """What something has to be measured again for, besides its settings and inputs."""
     changed = [f"{path} is to be made again" for path in gone if _is_unmade(recipe, path)]
     if read_record(step.folder) is None:
-        changed += _newer_inputs(recipe, step)
+        read = outputs_read(recipe, step)  # made by sections that record inputs, so later than this result
+        changed += [f"{path} is newer" for path in read if (path.parent / RECORD).exists()]
     result = step.folder / RESULT
     if result.exists() and read_object(result) is None:
         changed.append(f"{result} is damaged")
@@ -155,20 +144,11 @@ def _changed(recipe: Recipe, step: Step) -> tuple[list[str], list[str]]:
     return ([], []) if record is None else changes(record, inputs_of(recipe, step, record))
 
 
-def _newer_inputs(recipe: Recipe, step: Step) -> list[str]:
-    """What a comparison that was made before inputs were recorded reads of sections that were made since."""
+def outputs_read(recipe: Recipe, step: Step) -> list[Path]:
+    """Files and folders inside the output folder that the step's settings name."""
+    texts = dict.fromkeys(comparable_text(file_of(text), recipe.output) for _, text in paths_of(step.config))
     output = Path(recipe.output).expanduser()
-    return [
-        f"{text} is newer"
-        for text in outputs_read(recipe, step)
-        if (output / text.removeprefix(f"{OUTPUT}/")).parent.joinpath(RECORD).exists()
-    ]
-
-
-def outputs_read(recipe: Recipe, step: Step) -> list[str]:
-    """Paths below {output} that the step's settings name."""
-    texts = (comparable_text(file_of(text), recipe.output) for _, text in paths_of(step.config))
-    return [text for text in texts if text.startswith(f"{OUTPUT}/")]
+    return [output / text.removeprefix(f"{OUTPUT}/") for text in texts if text.startswith(f"{OUTPUT}/")]
 
 
 def _is_unmade(recipe: Recipe, path: str) -> bool:
@@ -198,8 +178,8 @@ def _readers_of(recipe: Recipe, step: Step, others: Sequence[Step]) -> list[Step
     """Those of the other steps that read what this one makes, directly or through another."""
     found = [step]
     for other in others:
-        texts = outputs_read(recipe, other)
-        if other not in found and any(text.startswith(f"{OUTPUT}/{one.title}/") for one in found for text in texts):
+        read = outputs_read(recipe, other)
+        if other not in found and any(path.is_relative_to(one.folder) for one in found for path in read):
             found.append(other)
     return found[1:]
 
