@@ -14,9 +14,9 @@ from pydantic_core import PydanticUndefined
 
 from hydralign.config.base import Config
 from hydralign.config.ppo import PPOConfig
+from hydralign.config.recipe import Recipe
 
 WIDTH = 120
-_SECTIONS = ("sft", "reward", "ppo", "compare")
 
 
 def describe(config: Config, *, processes: int = 1) -> str:
@@ -67,7 +67,7 @@ def _groups(config: Config, reference: Any, name: str) -> Iterator[tuple[str, li
         value, default = getattr(config, field), _default(field, info, config, reference)
         if isinstance(value, Config):
             inner.append((value, default, _join(name, field)))
-        elif value is None and not name and field in _SECTIONS:
+        elif value is None and isinstance(config, Recipe):
             continue  # shown alone, a section would read as if the others were lost
         elif _holds_configs(value):
             inner += [(item, None, f"{_join(name, field)}.{index}") for index, item in enumerate(value)]

@@ -67,7 +67,6 @@ def learn(
     """
     run = start_supervised_run(task, config, folder, records, processes)
     rows = run.micro_batches("micro_batch_size", config.batch.micro_batch_size, supervised_oom_hints(config))
-    every = config.evaluation.every
     with run:
         for step in run:
             with run.attempt():
@@ -79,8 +78,7 @@ def learn(
                 metrics = {**stats, "grad_norm": float(norm), "learning_rate": rate}
                 run.log(metrics, shown={"loss": stats["loss"]})
             # 3. Held-out evaluation when it is due.
-            if every and run.step % every == 0 and run.step < task.steps:
-                run.measure(task.measure)
+            run.measure(task.measure, every=config.evaluation.every)
 
 
 def start_supervised_run(

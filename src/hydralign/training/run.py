@@ -133,9 +133,9 @@ class Run(Generic[State]):
         self.records.log(self.step, metrics)
         self._bar.update(self.step + 1, shown)
 
-    def measure(self, held_out: Callable[[], Mapping[str, float]]) -> None:
-        """Log held-out metrics after the steps done."""
-        log_held_out(self.records, self.step, held_out)
+    def measure(self, held_out: Callable[[], Mapping[str, float]], *, every: int) -> None:
+        """Log held-out metrics after the steps done, as `log_held_out` does."""
+        log_held_out(self.records, self.step, held_out, every=every, steps=self.steps)
 
     def micro_batches(self, name: str, rows: int, hints: Sequence[str]) -> MicroBatcher:
         """How many rows go through a model at once, in the whole run: what once ran out of memory is not tried again.
@@ -208,8 +208,14 @@ class Run(Generic[State]):
         )
 
 
-def log_held_out(tracker: Tracker, step: int, held_out: Callable[[], Mapping[str, float]]) -> None:
-    """Log held-out metrics after `step` steps; non-finite ones are an event, and training goes on."""
+def log_held_out(
+    tracker: Tracker, step: int, held_out: Callable[[], Mapping[str, float]], *, every: int, steps: int
+) -> None:
+    """Log held-out metrics when `step` of `steps` steps are done, if they are due: `every` so many, never if that is 0,
+    and not after the last, where the run measures them anyway. Non-finite ones are an event, and training goes on.
+    """
+    if not every or step % every or step == steps:
+        return
     try:
         metrics = held_out()
     except NonFiniteError as error:

@@ -5,6 +5,8 @@ The plain version is `linear(hidden_ND)`, which `__call__` takes wherever this o
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +19,7 @@ PACKED_FROM = 32
 class FewStates:
     """A linear layer without bias that multiplies few states faster; others go through it as they are."""
 
-    def __init__(self, linear: nn.Module) -> None:
+    def __init__(self, linear: Any) -> None:
         self.linear = linear
         self.packed: tuple[int, Tensor] | None = None
         """(version of the weights, the copy of them)."""
