@@ -179,7 +179,7 @@ def _readers_of(recipe: Recipe, step: Step, others: Sequence[Step]) -> list[Step
     found = [step]
     for other in others:
         read = outputs_read(recipe, other)
-        if other not in found and any(path.is_relative_to(one.folder) for one in found for path in read):
+        if other.title != step.title and any(path.is_relative_to(one.folder) for one in found for path in read):
             found.append(other)
     return found[1:]
 
