@@ -19,6 +19,7 @@ from hydralign.config import load_recipe
 from hydralign.runs import kinds
 from hydralign.runs.recipes import claim_folder, conflicts, run_section
 from hydralign.runs.standing import record_start
+from hydralign.runs.steps import Step
 from hydralign.testing import tiny_model
 
 WORDS = ["this", "that", "thing", "other", "small", "plain", "words", "text"]
@@ -313,12 +314,12 @@ def copied(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
     return tmp_path / "out"
 
 
-def pretend(recipe: Any, config: Any, folder: Path, processes: Any) -> list[Any]:
-    record_start(recipe, config, folder)
+def pretend(recipe: Any, step: Step, processes: Any) -> list[Any]:
+    record_start(recipe, step)
     for place in ("model", "checkpoints/step-1"):
-        (folder / place).mkdir(parents=True, exist_ok=True)
-    (folder / "model/config.json").write_text(config.model_dump_json())
-    (folder / "evaluation.json").write_text("{}")
+        (step.folder / place).mkdir(parents=True, exist_ok=True)
+    (step.folder / "model/config.json").write_text(step.config.model_dump_json())
+    (step.folder / "evaluation.json").write_text("{}")
     return []
 
 

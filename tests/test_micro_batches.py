@@ -31,9 +31,8 @@ from hydralign.models.policy import Policy
 from hydralign.rewards.combine import RewardTerm
 from hydralign.rollout import collect
 from hydralign.testing import LengthReward, tiny_policy, tiny_prompts
-from hydralign.tracking import JsonLines
+from hydralign.tracking import JsonLines, Trackers
 from hydralign.training.optimizer import make_optimizer
-from hydralign.training.records import Records
 from hydralign.types import Prompt, SamplingParams, TokenBatch
 from tests.conftest import FORMS, shake
 
@@ -256,7 +255,7 @@ def test_ppo_run_goes_on_in_fewer_rows_to_the_same_weights(
         folder = tmp_path / str(most)
         policy = cramp(tiny_policy(form=FORMS[form], tokenizer=tokenizer), most)
         record, prompts = JsonLines(folder), PromptStream(tuple(many(policy)))
-        parts = PPOParts(policy, prompts, (RewardTerm("length", LengthReward(3)),), folder, Records(record, record))
+        parts = PPOParts(policy, prompts, (RewardTerm("length", LengthReward(3)),), folder, Trackers(record))
         train(config, parts, seed=0)
         record.close()
         lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]

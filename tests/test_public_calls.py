@@ -140,7 +140,10 @@ def test_form_may_be_named(form: str, folder: Path) -> None:
     policy = (
         hy.load_policy(str(folder), form=form) if form != "hydra" else tiny_policy(form=hy.HydraForm(unfrozen_layers=1))
     )
-    assert type(policy.form).__name__.lower().startswith(form)
+    trained = policy.form.trained()
+    kind = "hydra" if policy.trunk else "lora" if all("lora_" in name for name in trained) else "full"
+    assert kind == form
+    assert (len(trained) == len(list(policy.model.parameters()))) == (form == "full")
 
 
 def test_unknown_form_is_a_named_error_and_never_the_full_form(folder: Path) -> None:

@@ -135,7 +135,8 @@ def test_no_method_of_a_mirror_can_stop_a_run(tmp_path: Path, method: str) -> No
 
 def test_the_local_files_failure_does_stop_a_run(tmp_path: Path) -> None:
     trackers = Trackers(JsonLines(tmp_path), {})
-    trackers.primary.close()
+    assert trackers.local
+    trackers.local.close()
     with pytest.raises(ValueError, match="closed file"):
         trackers.log(1, {"x": 1.0})
 

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from hydralign.models import load_policy as load_policy
     from hydralign.rewards.combine import RewardTerm as RewardTerm
     from hydralign.rollout import collect as collect
+    from hydralign.runs.recipes import RunResult as RunResult
     from hydralign.runs.recipes import run_recipe as run_recipe
     from hydralign.runs.recipes import run_section as run_section
-    from hydralign.runs.results import RunResult as RunResult
     from hydralign.training.optimizer import make_optimizer as make_optimizer
     from hydralign.types import Advantages as Advantages
     from hydralign.types import Experience as Experience
@@ -60,7 +60,7 @@ _HOMES = {
     "RewardTerm": "hydralign.rewards.combine",
     "Rollout": "hydralign.types",
     "TokenBatch": "hydralign.types",
-    "RunResult": "hydralign.runs.results",
+    "RunResult": "hydralign.runs.recipes",
     "SamplingParams": "hydralign.types",
     "collect": "hydralign.rollout",
     "compare_paired": "hydralign.evaluation.statistics",

@@ -38,23 +38,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _run_command(argv: Sequence[str] | None) -> int:
     given = list(sys.argv[1:] if argv is None else argv)
-    command, rest = given[:1], given[1:]
     try:
-        if command and command[0] in {*_COMMANDS, "demo"}:
-            rest, overrides = split_arguments(rest, command[0])
-            arguments = _parser().parse_args([*command, *rest])
+        if given and given[0] in {*_COMMANDS, "demo"}:
+            rest, overrides = split_arguments(given[1:], given[0])
+            arguments = _parser().parse_args([given[0], *rest])
         else:
             arguments, overrides = _parser().parse_known_args(given)
+        _execute(arguments, overrides)
     except HydralignError as error:
-        sys.stderr.write(f"error: {error}\n")
-        return 2
-    try:
-        if arguments.command == "demo":
-            _demonstrate(overrides)
-        else:
-            _execute(arguments.command, arguments.recipe, overrides, dry_run=arguments.dry_run)
-    except HydralignError as error:
-        if arguments.debug:
+        if "--debug" in given:
             traceback.print_exc()
         sys.stderr.write(f"error: {error}\n")
         return 2
@@ -107,20 +99,21 @@ def _refuse_near_flag(argument: str, *, has_value: bool) -> None:
         )
 
 
-def _demonstrate(overrides: Sequence[str]) -> None:
-    from hydralign.demo.run import run_demo
+def _execute(arguments: argparse.Namespace, overrides: Sequence[str]) -> None:
+    command = arguments.command
+    if command == "demo":
+        from hydralign.demo.run import run_demo
 
-    run_demo(overrides)
+        run_demo(overrides)
+        return
 
-
-def _execute(command: str, path: str, overrides: Sequence[str], *, dry_run: bool) -> None:
     from hydralign.config.loading import load_recipe
 
-    recipe = load_recipe(path, overrides)
+    recipe = load_recipe(arguments.recipe, overrides)
 
     from hydralign.runs.recipes import plan, run_recipe, run_section
 
-    if dry_run:
+    if arguments.dry_run:
         sys.stdout.write(plan(recipe, None if command == "run" else command) + "\n")
     elif command == "run":
         run_recipe(recipe)

@@ -19,7 +19,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from hydralign.errors import ConfigError, HydralignError, NonFiniteError
+from hydralign.errors import ConfigError, HydralignError, NonFiniteError, first_line
 from hydralign.streams import lasting
 
 Result = TypeVar("Result")
@@ -56,23 +56,22 @@ class Distributed:
         The stage must not communicate itself: others would wait for the failed one. The failed process raises its
         own error; the others raise NonFiniteError if somebody met NaN or infinity and nothing worse happened.
         """
+        if self.count == 1:
+            return stage()
         error: Exception | None = None
         result: Result | None = None
         try:
             result = stage()
         except Exception as met:
-            if self.count == 1:
-                raise
             error = met
-        if self.count > 1:
-            failed = [isinstance(error, NonFiniteError), error is not None and not isinstance(error, NonFiniteError)]
-            non_finite, worse = self.sum(torch.tensor(failed, dtype=torch.float32, device=self.device)).tolist()
-            if error is not None and (not worse or not isinstance(error, NonFiniteError)):
-                raise error
-            if worse:
-                raise HydralignError("Another process failed, so this one cannot go on. See what that one printed.")
-            if non_finite:
-                raise NonFiniteError("another process", "Another process met NaN or infinity. See what it printed.")
+        failed = [isinstance(error, NonFiniteError), error is not None and not isinstance(error, NonFiniteError)]
+        non_finite, worse = self.sum(torch.tensor(failed, dtype=torch.float32, device=self.device)).tolist()
+        if error is not None and (not worse or not isinstance(error, NonFiniteError)):
+            raise error
+        if worse:
+            raise HydralignError("Another process failed, so this one cannot go on. See what that one printed.")
+        if non_finite:
+            raise NonFiniteError("another process", "Another process met NaN or infinity. See what it printed.")
         return cast(Result, result)
 
     def share(self, rows: int) -> slice:
@@ -145,10 +144,9 @@ def launched_processes() -> Distributed:
         try:
             state = PartialState(cpu=not torch.cuda.is_available())
         except Exception as error:
-            reason = (str(error).splitlines() or [""])[0]
             raise ConfigError(
-                f"the {count} processes could not meet at {place} ({type(error).__name__}: {reason}): each would train "
-                f"alone. Start all of them at once, with torchrun or accelerate launch. {_ALONE}"
+                f"the {count} processes could not meet at {place} ({type(error).__name__}: {first_line(error)}): each "
+                f"would train alone. Start all of them at once, with torchrun or accelerate launch. {_ALONE}"
             ) from error
     return Distributed(rank=state.process_index, count=state.num_processes, device=state.device)
 

@@ -97,6 +97,12 @@ def first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
+def shortened(value: object) -> str:
+    """The value as it stands in Python, cut to fit into a message."""
+    shown = repr(value)
+    return shown if len(shown) <= 60 else f"{shown[:60]}…"
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence that proposes the nearest known names, or lists all when none is near."""
     names = sorted(known)

@@ -60,8 +60,8 @@ def _error_number(error: Exception) -> int | None:
 def _own_number(error: BaseException) -> int | None:
     if isinstance(error, OSError) and error.errno is not None:
         return error.errno
-    if told := re.search(r"\(os error (\d+)\)", str(error)):
-        return int(told[1])
+    if match := re.search(r"\(os error (\d+)\)", str(error)):
+        return int(match[1])
     return errno.ENOSPC if "No space left on device" in str(error) else None
 
 
@@ -98,22 +98,23 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         try:
             temporary.mkdir(parents=True)
             yield temporary
-            _honour_umask(temporary)
-            _sync_folder(temporary)
+            _sync_files(temporary)
             _put_in_place(temporary, folder)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
 
 
-def _honour_umask(folder: Path) -> None:
-    """Give every file in a new folder the mode that the umask asks for: safetensors writes files that only the owner
-    can read. The folder itself was made under the umask.
+def _sync_files(folder: Path) -> None:
+    """fsync every file in a new folder, and give it the mode that the umask asks for: safetensors writes files that
+    only the owner can read. The folder itself was made under the umask.
     """
     mode = folder.stat().st_mode & 0o666
-    for file in folder.rglob("*"):
-        if file.is_file():
-            file.chmod(mode)
+    for path in folder.rglob("*"):
+        if path.is_file():
+            path.chmod(mode)
+            with path.open("r+b") as file:
+                _sync(file.fileno())
 
 
 def _put_in_place(temporary: Path, folder: Path) -> None:
@@ -153,13 +154,6 @@ def append(file: BinaryIO, data: bytes, path: Path) -> None:
             with suppress(OSError):
                 os.ftruncate(file.fileno(), start)
             raise
-
-
-def _sync_folder(folder: Path) -> None:
-    for path in folder.rglob("*"):
-        if path.is_file():
-            with path.open("r+b") as file:
-                _sync(file.fileno())
 
 
 def _sync(descriptor: int) -> None:

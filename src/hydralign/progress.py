@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from itertools import islice
-from typing import Protocol, TextIO
+from typing import TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
@@ -26,11 +26,24 @@ SECONDS_BETWEEN_LINES = 10.0
 NUMBERS_SHOWN = 3
 
 
-class Progress(Protocol):
-    """Told about every finished step."""
+class Progress:
+    """Is given every finished step, and shows it with the time left at the mean pace since `start`."""
+
+    def __init__(self, total: int, start: int, clock: Callable[[], float], show: Callable[[int, str], None]) -> None:
+        self._total, self._start, self._clock, self._show = total, start, clock, show
+        self._began = clock()
 
     def update(self, step: int, numbers: Mapping[str, float]) -> None:
         """Step `step` (counted from 1) is done; the first three of `numbers` are shown."""
+        self._show(step, "  ".join([*_shown(numbers), self._eta(step)]))
+
+    def _eta(self, step: int) -> str:
+        done = step - self._start
+        if done <= 0:
+            return "eta ?"
+        seconds = round((self._clock() - self._began) / done * max(0, self._total - step))
+        hours, minutes = divmod(seconds // 60, 60)
+        return f"eta {hours}:{minutes:02}:{seconds % 60:02}" if hours else f"eta {minutes}:{seconds % 60:02}"
 
 
 @contextmanager
@@ -49,16 +62,16 @@ def progress(
     """
     stream = lasting(sys.stderr if stream is None else stream)
     console = Console(file=stream, markup=False, highlight=False)
-    eta = _Eta(total, start, clock)
     if console.is_interactive:
         columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn())
         numbers = TextColumn("{task.fields[numbers]}", markup=False)
         with RichProgress(*columns, numbers, console=console, get_time=clock) as bar:
-            yield _Bar(bar, label, eta)
+            task = bar.add_task(label, total=total, completed=start, numbers="")
+            yield Progress(total, start, clock, lambda step, text: bar.update(task, completed=step, numbers=text))
     else:
-        lines = _Lines(stream, label, eta)
+        lines = _Lines(stream, clock)
         try:
-            yield lines
+            yield Progress(total, start, clock, lambda step, text: lines.write(f"{label} {step}/{total}  {text}"))
         finally:
             lines.finish()
 
@@ -73,47 +86,24 @@ def say(text: str, *, stream: TextIO | None = None) -> None:
     stream.flush()
 
 
-class _Eta:
-    """Time left at the mean pace since `start`."""
-
-    def __init__(self, total: int, start: int, clock: Callable[[], float]) -> None:
-        self.total, self.start, self.clock = total, start, clock
-        self.began = clock()
-
-    def text(self, step: int) -> str:
-        done = step - self.start
-        if done <= 0:
-            return "eta ?"
-        seconds = round((self.clock() - self.began) / done * max(0, self.total - step))
-        hours, minutes = divmod(seconds // 60, 60)
-        return f"eta {hours}:{minutes:02}:{seconds % 60:02}" if hours else f"eta {minutes}:{seconds % 60:02}"
-
-
-class _Bar:
-    def __init__(self, bar: RichProgress, label: str, eta: _Eta) -> None:
-        self.bar, self.eta = bar, eta
-        self.task = bar.add_task(label, total=eta.total, completed=eta.start, numbers="")
-
-    def update(self, step: int, numbers: Mapping[str, float]) -> None:
-        self.bar.update(self.task, completed=step, numbers="  ".join([*_shown(numbers), self.eta.text(step)]))
-
-
 class _Lines:
-    def __init__(self, stream: TextIO, label: str, eta: _Eta) -> None:
-        self.stream, self.label, self.eta = stream, label, eta
+    """At most one line per ten seconds; a later one replaces the line that is held back."""
+
+    def __init__(self, stream: TextIO, clock: Callable[[], float]) -> None:
+        self.stream, self.clock = stream, clock
         self.written_at: float | None = None
         self.held = ""
 
-    def update(self, step: int, numbers: Mapping[str, float]) -> None:
-        self.held = "  ".join([f"{self.label} {step}/{self.eta.total}", *_shown(numbers), self.eta.text(step)])
-        if self.written_at is None or self.eta.clock() - self.written_at >= SECONDS_BETWEEN_LINES:
+    def write(self, line: str) -> None:
+        self.held = line
+        if self.written_at is None or self.clock() - self.written_at >= SECONDS_BETWEEN_LINES:
             self.finish()
 
     def finish(self) -> None:
         """Writes the line that was held back, if there is one."""
         if self.held:
             say(self.held, stream=self.stream)
-            self.held, self.written_at = "", self.eta.clock()
+            self.held, self.written_at = "", self.clock()
 
 
 def _shown(numbers: Mapping[str, float]) -> list[str]:

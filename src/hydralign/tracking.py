@@ -79,13 +79,13 @@ class JsonLines:
             return self.metrics_path.stat().st_size
 
     def cut_back(self, offset: int) -> None:
-        """Forgets what was written after `position()` was `offset`, and the samples of later steps with it.
+        """Removes what was written after `position()` was `offset`, and the samples of later steps with it.
 
         Raises RunFolderError when metrics.jsonl is shorter than that, has no line end there, or holds other lines.
         """
-        kept = self.metrics_path.read_bytes()[:offset]
-        steps = [_step(line) for line in kept.splitlines()]
-        if len(kept) < offset or (kept and not kept.endswith(b"\n")) or None in steps:
+        written = self.metrics_path.read_bytes()[:offset]
+        steps = [_step(line) for line in written.splitlines()]
+        if len(written) < offset or (written and not written.endswith(b"\n")) or None in steps:
             raise RunFolderError(
                 f"{self.metrics_path} has no line that ends at byte {offset}, where the checkpoint left it: the file "
                 "was changed since, so its metrics would not fit the run. Restore it, or start in another folder."
@@ -103,7 +103,7 @@ class JsonLines:
 
 
 def _line(row: Mapping[str, Any]) -> bytes:
-    text = json.dumps(_plain(row), ensure_ascii=False, allow_nan=False)
+    text = json.dumps(as_json(row), ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "backslashreplace") + b"\n"  # lone surrogates, valid JSON this way
 
 
@@ -116,28 +116,20 @@ def _step(line: bytes) -> int | None:
     return step if isinstance(step, int) else None
 
 
-class WandbMirror:
-    """A wandb run under `folder`/wandb; offline unless WANDB_MODE says otherwise."""
+class RunMirror:
+    """A run of wandb or of trackio, which answers to the same calls."""
 
-    def __init__(self, folder: Path, run_name: str, config: Mapping[str, Any]) -> None:
-        self._wandb = _module("wandb", extra="wandb")
-        self._run = self._wandb.init(
-            project="hydralign",
-            name=run_name,
-            dir=str(folder),
-            mode=os.environ.get("WANDB_MODE", "offline"),
-            config=dict(config),
-            settings=self._wandb.Settings(console="off", silent=True),
-        )
+    def __init__(self, module: ModuleType, run: Any) -> None:
+        self._module, self._run = module, run
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Scalars."""
         self._run.log(dict(metrics), step=step)
 
     def table(self, step: int, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """A wandb.Table."""
+        """A table of the library's own."""
         columns, data = _columns(rows)
-        self._run.log({name: self._wandb.Table(columns=columns, data=data)}, step=step)
+        self._run.log({name: self._module.Table(columns=columns, data=data)}, step=step)
 
     def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
         """A 1 at this step under `event/<name>`; the details stay in the local file."""
@@ -148,40 +140,36 @@ class WandbMirror:
         self._run.finish()
 
 
-class TrackioMirror:
+def start_wandb(folder: Path, run_name: str, config: Mapping[str, Any]) -> RunMirror:
+    """A wandb run under `folder`/wandb; offline unless WANDB_MODE says otherwise."""
+    wandb = _module("wandb", extra="wandb")
+    run = wandb.init(
+        project="hydralign",
+        name=run_name,
+        dir=str(folder),
+        mode=os.environ.get("WANDB_MODE", "offline"),
+        config=dict(config),
+        settings=wandb.Settings(console="off", silent=True),
+    )
+    return RunMirror(wandb, run)
+
+
+def start_trackio(folder: Path, run_name: str, config: Mapping[str, Any]) -> RunMirror:
     """A trackio run in TRACKIO_DIR, which becomes `folder`/trackio unless it is set. No dashboard is started.
 
     trackio reads TRACKIO_DIR when it is first imported; imported before, it keeps the place that it had.
     """
-
-    def __init__(self, folder: Path, run_name: str, config: Mapping[str, Any]) -> None:
-        os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))
-        self._trackio = _module("trackio", extra="trackio")
-        self._run = self._trackio.init(
-            project="hydralign",
-            name=run_name,
-            config=dict(config),
-            embed=False,
-            auto_log_gpu=False,
-            auto_log_cpu=False,
-        )
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Scalars."""
-        self._run.log(dict(metrics), step=step)
-
-    def table(self, step: int, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
-        """A trackio.Table."""
-        columns, data = _columns(rows)
-        self._run.log({name: self._trackio.Table(columns=columns, data=data)}, step=step)
-
-    def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
-        """A 1 at this step under `event/<name>`; the details stay in the local file."""
-        self._run.log({f"event/{name}": 1}, step=step)
-
-    def close(self) -> None:
-        """Finishes the run."""
-        self._run.finish()
+    os.environ.setdefault("TRACKIO_DIR", str(folder / "trackio"))
+    trackio = _module("trackio", extra="trackio")
+    run = trackio.init(
+        project="hydralign",
+        name=run_name,
+        config=dict(config),
+        embed=False,
+        auto_log_gpu=False,
+        auto_log_cpu=False,
+    )
+    return RunMirror(trackio, run)
 
 
 class TensorBoardMirror:
@@ -190,7 +178,7 @@ class TensorBoardMirror:
     def __init__(self, folder: Path, run_name: str, config: Mapping[str, Any]) -> None:
         module = _module("torch.utils.tensorboard", extra="tensorboard")
         self._writer = module.SummaryWriter(log_dir=str(folder / "tensorboard"))
-        self._writer.add_text("config", f"```json\n{json.dumps(_plain(config), indent=2)}\n```", 0)
+        self._writer.add_text("config", f"```json\n{json.dumps(as_json(config), indent=2)}\n```", 0)
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Scalars."""
@@ -205,7 +193,7 @@ class TensorBoardMirror:
 
     def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
         """A line of JSON under Text."""
-        self._writer.add_text(f"event/{name}", f"`{json.dumps(_plain(details))}`", step)
+        self._writer.add_text(f"event/{name}", f"`{json.dumps(as_json(details))}`", step)
 
     def close(self) -> None:
         """Flushes and closes the files."""
@@ -213,48 +201,50 @@ class TensorBoardMirror:
 
 
 MIRRORS: Mapping[str, Callable[[Path, str, Mapping[str, Any]], Tracker]] = {
-    "wandb": WandbMirror,
-    "trackio": TrackioMirror,
+    "wandb": start_wandb,
+    "trackio": start_trackio,
     "tensorboard": TensorBoardMirror,
 }
 
 
 class Trackers:
-    """The local files first, then every mirror. A mirror that raises is reported once and left out from then on."""
+    """The local files first, then every mirror. A mirror that raises is reported once and left out from then on.
 
-    def __init__(self, primary: JsonLines, mirrors: Mapping[str, Tracker]) -> None:
-        self.primary = primary
-        self.mirrors = dict(mirrors)
+    Without `local` there is no record: so it is on all processes but the main one.
+    """
+
+    def __init__(self, local: JsonLines | None = None, mirrors: Mapping[str, Tracker] | None = None) -> None:
+        self.local = local
+        self.mirrors = dict(mirrors or {})
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
         """Numbers of one step, everywhere."""
-        self.primary.log(step, metrics)
-        self._mirror(lambda mirror: mirror.log(step, metrics))
+        self._everywhere(lambda tracker: tracker.log(step, metrics))
 
     def table(self, step: int, name: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Rows, everywhere."""
-        self.primary.table(step, name, rows)
-        self._mirror(lambda mirror: mirror.table(step, name, rows))
+        self._everywhere(lambda tracker: tracker.table(step, name, rows))
 
     def event(self, step: int, name: str, details: Mapping[str, Any]) -> None:
         """An event, everywhere."""
-        self.primary.event(step, name, details)
-        self._mirror(lambda mirror: mirror.event(step, name, details))
+        self._everywhere(lambda tracker: tracker.event(step, name, details))
 
     def close(self) -> None:
         """Closes everything."""
-        self.primary.close()
-        self._mirror(lambda mirror: mirror.close())
+        self._everywhere(lambda tracker: tracker.close())
 
     def position(self) -> int:
-        """See `JsonLines.position`."""
-        return self.primary.position()
+        """See `JsonLines.position`; 0 where there is no record."""
+        return self.local.position() if self.local else 0
 
     def cut_back(self, offset: int) -> None:
         """See `JsonLines.cut_back`; what a mirror has received stays there."""
-        self.primary.cut_back(offset)
+        if self.local:
+            self.local.cut_back(offset)
 
-    def _mirror(self, act: Callable[[Tracker], None]) -> None:
+    def _everywhere(self, act: Callable[[Tracker], None]) -> None:
+        if self.local:
+            act(self.local)
         for name, mirror in list(self.mirrors.items()):
             try:
                 act(mirror)
@@ -315,14 +305,14 @@ def _module(name: str, *, extra: str) -> ModuleType:
 def _columns(rows: Sequence[Mapping[str, Any]]) -> tuple[list[str], list[list[Any]]]:
     """Column names in order of first sight, and the cells row by row; None where a row lacks the column."""
     columns = list(dict.fromkeys(key for row in rows for key in row))
-    return columns, [[_plain(row.get(column)) for column in columns] for row in rows]
+    return columns, [[as_json(row.get(column)) for column in columns] for row in rows]
 
 
 def _cell(value: Any) -> str:
     return str(value).replace("|", "\\|").replace("\n", " ")
 
 
-def _plain(value: Any) -> Any:
+def as_json(value: Any) -> Any:
     """`value` as JSON has it: tensors and numpy numbers as Python's, NaN and infinity as None, the rest as text."""
     value = value.tolist() if hasattr(value, "tolist") else value
     match value:
@@ -331,8 +321,8 @@ def _plain(value: Any) -> Any:
         case float():
             return value if math.isfinite(value) else None
         case Mapping():
-            return {str(key): _plain(item) for key, item in value.items()}
+            return {str(key): as_json(item) for key, item in value.items()}
         case list() | tuple():
-            return [_plain(item) for item in value]
+            return [as_json(item) for item in value]
         case _:
             return str(value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -385,6 +386,16 @@ def test_load_recipe_runs_no_code_from_the_file(tmp_path: Path) -> None:
     file.write_text("output: !!python/object/apply:os.getcwd []\n", encoding="utf-8")
     with pytest.raises(ConfigError, match="the tag !!python/object/apply:os.getcwd"):
         load_recipe(file)
+
+
+def test_config_made_in_python_names_each_wrong_setting_as_a_recipe_does() -> None:
+    wrong: dict[str, Any] = {"steps": 0, "learning_rate": 1e-5, "rewards": []}
+    with pytest.raises(UnknownKeyError) as caught:
+        PPOConfig(**wrong)
+    said = str(caught.value)
+    assert said.startswith("PPOConfig: 2 settings cannot be used:\nsteps=0 cannot be used: it sets “Iterations: each ")
+    assert "Give a number of at least 1.\nlearning_rate is not a setting" in said
+    assert said.endswith("Did you mean optimizer.learning_rate?")
 
 
 def test_read_config_takes_values_from_python() -> None:

@@ -88,7 +88,12 @@ def a_report(shift: float = 2.0, *, higher_is_better: bool = True, n: int = 40, 
                 "difference": {"mean": 4.25, "ci_low": 4.0, "ci_high": 4.5},
                 "n": n,
             },
-            "finished": {"before": 0.5, "after": NAN},
+            "finished": {
+                "before": {"mean": 0.5, "median": 0.5, "std": 0.5},
+                "after": {"mean": NAN, "median": NAN, "std": NAN},
+                "difference": {"mean": NAN, "ci_low": NAN, "ci_high": NAN},
+                "n": n,
+            },
         },
         "about": {"Model": f"tiny {text}"},
         "notes": [f"The annotator is simulated: {text}."],
@@ -137,7 +142,7 @@ def test_numbers_come_with_interval_n_and_verdict(tmp_path: Path) -> None:
     assert "✓ better" in page.within("numbers")
     assert "≈ not distinguishable" in page.within("numbers")
     assert "0.00 median 0.00, SD 0.00 4.25 median 4.50, SD 0.75 +4.25 +4.00 to +4.50 1,200" in page.within("numbers")
-    assert "share 0.500 – – –" in page.within("numbers")
+    assert "share 0.50 median 0.50, SD 0.50 – median –, SD – – – to – 1,200" in page.within("numbers")
 
 
 @pytest.mark.parametrize(
@@ -287,7 +292,8 @@ def test_little_is_enough(tmp_path: Path) -> None:
 def test_record_is_strict_json_for_people_too(tmp_path: Path) -> None:
     report = a_report()
     record, _, _ = written(tmp_path, report)
-    assert record["facts"]["finished"] == {"before": 0.5, "after": None}
+    assert record["facts"]["finished"]["before"]["mean"] == 0.5
+    assert record["facts"]["finished"]["after"] == {"mean": None, "median": None, "std": None}
     assert record["metrics"] == report.record["metrics"]
     assert "→" in (tmp_path / "report.json").read_text(encoding="utf-8")
 

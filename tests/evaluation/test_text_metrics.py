@@ -8,7 +8,13 @@ import pytest
 
 from hydralign.errors import ConfigError, DataError
 from hydralign.evaluation.statistics import compare_paired
-from hydralign.evaluation.text_metrics import distinct_2, distinct_2_blocks, paired_distinct_2
+from hydralign.evaluation.text_metrics import distinct_2_blocks, paired_distinct_2
+
+
+def distinct_2(texts: list[str]) -> float:
+    share, same = paired_distinct_2(texts, texts)
+    assert share == same or math.isnan(share)
+    return share
 
 
 @pytest.mark.parametrize(

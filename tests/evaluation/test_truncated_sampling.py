@@ -22,8 +22,7 @@ from hydralign.rewards.combine import RewardTerm
 from hydralign.rollout import collect
 from hydralign.runs.compare import require_shares
 from hydralign.testing import LengthReward, tiny_policy, tiny_prompts
-from hydralign.tracking import JsonLines
-from hydralign.training.records import Records
+from hydralign.tracking import JsonLines, Trackers
 from hydralign.types import SamplingParams
 from tests.conftest import shake
 
@@ -94,7 +93,7 @@ def test_training_with_truncated_samples_logs_the_gap_and_no_kl(tmp_path: Path, 
     record = JsonLines(tmp_path)
     policy = tiny_policy(tokenizer=moved.tokenizer)
     stream = PromptStream(tuple(tiny_prompts(policy.tokenizer)))
-    train(PPOConfig.model_validate(settings), PPOParts(policy, stream, [LENGTH], tmp_path, Records(record, record)))
+    train(PPOConfig.model_validate(settings), PPOParts(policy, stream, [LENGTH], tmp_path, Trackers(record)))
     record.close()
     (row,) = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert {"objective/logprob_gap", "ppo/policy/logprob_gap"} <= row.keys()

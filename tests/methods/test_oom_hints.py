@@ -17,8 +17,7 @@ from hydralign.methods.oom_hints import ppo_oom_hints, supervised_oom_hints
 from hydralign.methods.ppo import PPOParts, train
 from hydralign.rewards.combine import RewardTerm
 from hydralign.testing import LengthReward, tiny_policy
-from hydralign.tracking import JsonLines
-from hydralign.training.records import Records
+from hydralign.tracking import JsonLines, Trackers
 from tests.conftest import FORMS
 from tests.test_micro_batches import cramp, many
 
@@ -108,7 +107,7 @@ def test_run_that_cannot_go_on_ends_with_them(tmp_path: Path, tokenizer: Any) ->
         PromptStream(tuple(many(policy))),
         (RewardTerm("length", LengthReward(3)),),
         tmp_path,
-        Records(record, record),
+        Trackers(record),
     )
     with pytest.raises(MemoryLimitError) as met:
         train(config, parts)

@@ -22,9 +22,8 @@ from hydralign.models.policy import BranchReference, Policy
 from hydralign.progress import say
 from hydralign.rewards.combine import RewardTerm
 from hydralign.testing import tiny_model, tiny_policy, tiny_prompts, tiny_tokenizer
-from hydralign.tracking import JsonLines
+from hydralign.tracking import JsonLines, Trackers
 from hydralign.training.checkpoints import checkpoints
-from hydralign.training.records import Records
 from tests.conftest import FORMS, shake
 
 CONFIG = PPOConfig.model_validate(
@@ -62,7 +61,7 @@ def parts(folder: Path, tokenizer: Any, *, form: str = "full", reward: Any = cou
     record = JsonLines(folder)
     OPENED.append(record)
     stream = PromptStream(tuple(prompts), seed=3)
-    return PPOParts(policy, stream, (RewardTerm("t", reward),), folder, Records(record, record), **more)
+    return PPOParts(policy, stream, (RewardTerm("t", reward),), folder, Trackers(record), **more)
 
 
 def weights(policy: Policy) -> dict[str, torch.Tensor]:

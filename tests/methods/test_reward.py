@@ -31,8 +31,7 @@ from hydralign.methods.reward import (
 from hydralign.models.classifiers.training import SequenceClassifier, wrap_classifier
 from hydralign.models.folders.from_scratch import make_classifier
 from hydralign.runs.reward import label_columns, reward_record, sentence
-from hydralign.tracking import JsonLines
-from hydralign.training.records import Records
+from hydralign.tracking import JsonLines, Trackers
 from tests.conftest import FORMS
 
 PAIRS = [Pair((5, 6, good), (5, 6, bad)) for good, bad in [(20, 30), (21, 31), (22, 32), (20, 32), (21, 30), (22, 31)]]
@@ -65,7 +64,7 @@ def rows_of(folder: Path) -> list[dict[str, Any]]:
 def learn_pairs(config: RewardConfig, judge: SequenceClassifier, folder: Path) -> None:
     record = JsonLines(folder)
     try:
-        train_on_pairs(config, RewardParts(judge, PAIRS, PAIRS[:3], folder, Records(record, record)))
+        train_on_pairs(config, RewardParts(judge, PAIRS, PAIRS[:3], folder, Trackers(record)))
     finally:
         record.close()
 
@@ -87,7 +86,7 @@ def test_pairs_are_learned(tokenizer: Any, tmp_path: Path, family: str, form: st
 def test_labels_and_pieces_of_their_texts_are_learned(tokenizer: Any, tmp_path: Path) -> None:
     judge = scorer(tokenizer, "bert", labels=("BAD", "GOOD"))
     record = JsonLines(tmp_path)
-    parts = RewardParts(judge, TEXTS, TEXTS, tmp_path, Records(record, record))
+    parts = RewardParts(judge, TEXTS, TEXTS, tmp_path, Trackers(record))
     # At the pairs' rate of 1e-2 one of five seeds ends at log 2; at 3e-3 six of six end at 0.02 or below.
     slower = settings(optimizer={"learning_rate": 3e-3})
     train_on_labels(slower, parts, crops=CropsConfig(per_text=1, min_tokens=2, max_tokens=3), seed=3)
@@ -192,7 +191,7 @@ with torch.no_grad():
 def test_saved_classifier_gives_plain_transformers_the_same_scores(tokenizer: Any, tmp_path: Path, form: str) -> None:
     judge = scorer(tokenizer, "gpt2", form, labels=("NEGATIVE", "POSITIVE"))
     record = JsonLines(tmp_path / "run")
-    parts = RewardParts(judge, TEXTS, TEXTS, tmp_path / "run", Records(record, record))
+    parts = RewardParts(judge, TEXTS, TEXTS, tmp_path / "run", Trackers(record))
     train_on_labels(settings(), parts)
     record.close()
     judge.divide_outputs(1.7)

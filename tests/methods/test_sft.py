@@ -25,8 +25,7 @@ from hydralign.methods.sft import SFTParts, held_out_losses, language_loss, toke
 from hydralign.models import make_model
 from hydralign.models.forms.build import make_supervised_policy
 from hydralign.models.policy import Policy
-from hydralign.tracking import JsonLines
-from hydralign.training.records import Records, Silent
+from hydralign.tracking import JsonLines, Trackers
 from tests.conftest import FAMILIES, FORMS
 
 TEXTS = [
@@ -54,9 +53,9 @@ def settings(**changes: Any) -> SFTConfig:
 def run(config: SFTConfig, learner: Policy, folder: Path, *, stop_after: int | None = None) -> None:
     """Train with a metrics file; `stop_after` breaks off when that step has been logged."""
     record = JsonLines(folder)
-    tracker = record if stop_after is None else Stopping(record, stop_after)
+    trackers = Trackers(record) if stop_after is None else Stopping(record, stop_after)
     try:
-        train(config, SFTParts(learner, TEXTS, TEXTS[:2], folder, Records(tracker, record)))
+        train(config, SFTParts(learner, TEXTS, TEXTS[:2], folder, trackers))
     finally:
         record.close()
 
@@ -65,12 +64,13 @@ class Stop(Exception):
     """Breaks a run off without a checkpoint, as a power failure would."""
 
 
-class Stopping(Silent):
+class Stopping(Trackers):
     def __init__(self, record: JsonLines, last: int) -> None:
-        self.record, self.last = record, last
+        super().__init__(record)
+        self.last = last
 
     def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.record.log(step, metrics)
+        super().log(step, metrics)
         if step == self.last:
             raise Stop
 

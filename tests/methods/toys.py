@@ -20,8 +20,7 @@ from hydralign.methods.sampling import sampling_params
 from hydralign.models import make_model
 from hydralign.models.policy import Policy
 from hydralign.rewards.combine import RewardTerm
-from hydralign.tracking import JsonLines
-from hydralign.training.records import Records
+from hydralign.tracking import JsonLines, Trackers
 from hydralign.types import Prompt
 
 
@@ -71,9 +70,7 @@ def taught(
 
     config = toy_config(**settings)
     record = JsonLines(folder)
-    parts = PPOParts(
-        policy, PromptStream(tuple(prompts)), (RewardTerm("toy", reward),), folder, Records(record, record)
-    )
+    parts = PPOParts(policy, PromptStream(tuple(prompts)), (RewardTerm("toy", reward),), folder, Trackers(record))
     try:
         train(config, parts, seed=seed)
     finally:

@@ -159,7 +159,7 @@ def test_base_that_cannot_be_a_folder_is_named(tmp_path: Path, tokenizer: Any) -
             match=rf"base_model_name_or_path is 5|names {base!r} as its base model|Model folder {base!r} cannot",
         ):
             base_path_of(adapter_config_of(folder), folder)
-        assert [name for name in _files("path", folder) if name.startswith("base/")] == []
+        assert [name for name in _files(folder) if name.startswith("base/")] == []
 
 
 def test_adapter_weights_without_a_place_are_refused(tmp_path: Path, tokenizer: Any) -> None:

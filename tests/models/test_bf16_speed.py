@@ -12,10 +12,9 @@ import torch
 import yaml
 
 from hydralign.cli import main
-from hydralign.config import load_recipe
+from hydralign.config import dump_config, load_recipe
 from hydralign.config.compare import CompareConfig
 from hydralign.config.model import ModelConfig
-from hydralign.config.sft import SFTConfig
 from hydralign.distributed import Distributed
 from hydralign.errors import ConfigError
 from hydralign.models import bf16_speed as measuring
@@ -23,8 +22,8 @@ from hydralign.models.bf16_speed import describe_speed, faster_precision
 from hydralign.models.classifiers.training import wrap_classifier
 from hydralign.models.folders.from_scratch import make_classifier
 from hydralign.models.forms.build import make_frozen_policy, make_policy, make_supervised_policy
+from hydralign.runs.kinds import all_steps
 from hydralign.runs.precision import choose_precision, precision_of, resolve_precision
-from hydralign.runs.section_files import write_config
 from hydralign.testing import tiny_model
 
 MEASURE = measuring.bf16_speed
@@ -145,8 +144,8 @@ def test_another_precision_than_a_section_was_made_in_is_refused(
     out = Path(recipe["output"])
     (out / "sft").mkdir(parents=True)
     at(FAST, monkeypatch)
-    assert isinstance(stored.sft, SFTConfig)
-    write_config(out / "sft", resolve_precision(stored, stored.sft, out / "sft", Distributed())[1])
+    made = resolve_precision(stored, all_steps(stored)[0], Distributed())[1].config
+    (out / "sft/config.yaml").write_text(dump_config(made))
     (out / "sft/evaluation.json").write_text("{}")
     recipe["model"]["precision"] = precision
     assert bool(conflicts(stored, load_recipe(written(recipe)), out)) == refused
@@ -182,10 +181,9 @@ def test_processes_take_the_main_ones_choice(tmp_path: Path, monkeypatch: pytest
     other = Distributed(rank=1, count=2)
     monkeypatch.setattr(Distributed, "sum", lambda self, x: x + 1 if x.dim() == 0 else x)
     monkeypatch.setattr(measuring, "bf16_speed", lambda kind: pytest.fail("measured on another process"))
-    config = SFTConfig(model=ModelConfig(path="m"))
     recipe: Any = load_recipe(written({"output": str(tmp_path / "out"), "model": {"path": "m"}, "sft": {}}))
-    used, chosen, line = resolve_precision(recipe, config, tmp_path, other)
-    assert (used.model.precision, precision_of(chosen), line) == ("bf16", "bf16", None)
+    used, chosen, line = resolve_precision(recipe, all_steps(recipe)[0], other)
+    assert (used.model.precision, precision_of(chosen.config), line) == ("bf16", "bf16", None)
 
 
 def test_python_functions_take_auto_and_no_unknown_precision(tokenizer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -201,6 +199,8 @@ def test_python_functions_take_auto_and_no_unknown_precision(tokenizer: Any, mon
 
 def test_damaged_config_of_a_begun_section_tells_no_precision(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     at(FAST, monkeypatch)
-    (tmp_path / "config.yaml").write_text("model: {path: m, precision: int8}\n")
     recipe = load_recipe(written({"output": str(tmp_path / "out"), "model": {"path": "m"}, "sft": {}}))
-    assert choose_precision(recipe, SFTConfig(model=ModelConfig(path="m")), tmp_path, "cpu")[0] == "bf16"
+    (step,) = all_steps(recipe)
+    step.folder.mkdir(parents=True)
+    (step.folder / "config.yaml").write_text("model: {path: m, precision: int8}\n")
+    assert choose_precision(recipe, step, "cpu")[0] == "bf16"

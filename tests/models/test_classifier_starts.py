@@ -174,7 +174,7 @@ def test_encoder_decoder_is_refused(save: Callable[..., str]) -> None:
 
 
 def test_unreadable_config_is_refused(tokenizer: Any, save: Callable[..., str]) -> None:
-    with pytest.raises(ModelError, match="could not be loaded as a classifier: .*made_up"):
+    with pytest.raises(ModelError, match="could not be loaded: .*made_up"):
         load_sequence_classifier(save(tiny_model(tokenizer), model_type="made_up"), labels=("score",))
 
 
@@ -230,7 +230,7 @@ def test_adapter_whose_base_is_on_the_hub_is_merged_into_it(
     file = tmp_path / "adapter" / "adapter_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"base_model_name_or_path": base}))
     load_start = starting._load
-    monkeypatch.setattr(starting, "_load", lambda name, *a: load_start({base: folder}[name], *a))
+    monkeypatch.setattr(starting, "_load", lambda name, **a: load_start({base: folder}[name], **a))
     monkeypatch.setattr(whole, "load_model", lambda name, **a: load_model({base: folder}[name], **a))
     assert torch.equal(load_sequence_classifier(str(tmp_path / "adapter"), labels=("score",)).outputs(ROWS), want)
     assert torch.equal(load_merged(str(tmp_path / "adapter"))[0].transformer.h[0].attn.c_attn.weight, want_weight)

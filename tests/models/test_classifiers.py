@@ -253,7 +253,7 @@ def test_adapters_stand_in_the_top_layers_that_the_form_names(
 
 
 def test_more_top_layers_than_there_are_are_refused() -> None:
-    with pytest.raises(ModelError, match="unfrozen_layers=4, but GPT2ForSequenceClassification has 3 blocks"):
+    with pytest.raises(ModelError, match="unfrozen_layers=4, but GPT2ForSequenceClassification has 3 layers"):
         scorer_of("gpt2", form=LoraForm(rank=2, unfrozen_layers=4))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any, get_args
 
@@ -18,7 +17,8 @@ from hydralign.config.model import ModelConfig
 from hydralign.config.rewards import ClassifierRewardConfig as TermConfig
 from hydralign.errors import ModelError
 from hydralign.models.classifiers.labels import find_label, require_probabilities
-from hydralign.models.classifiers.loading import check_classifier_folder, load_classifier
+from hydralign.models.classifiers.loading import load_classifier
+from hydralign.models.folders.loading import check_folder
 from hydralign.rewards import ClassifierReward
 from hydralign.rewards.classifier import Activation, Output, TextPart
 from hydralign.runs.model_facts import ModelSource
@@ -186,18 +186,21 @@ def reconfigure(folder: Path, file: str = "config.json", **changes: Any) -> None
     (folder / file).write_text(json.dumps(settings | changes))
 
 
+def check_before_a_run(folder: Path, **settings: Any) -> tuple[str, ...]:
+    term = TermConfig(path=str(folder), **settings)
+    return check_terms([term], None, ModelSource(ModelConfig(path="."), "out", {}))
+
+
 def test_labels_that_are_not_numbered_from_0_are_refused_by_the_reward_and_by_the_check_before_a_run(
     bert_folder: Callable[..., Path],
 ) -> None:
     folder = bert_folder(["NEG", "POS"])
     for id2label in ({"1": "NEG", "2": "POS"}, {"NEG": 0, "POS": 1}, {"0": "NEG", "00": "POS"}, ["NEG", "POS"]):
         reconfigure(folder, id2label=id2label)
-        with pytest.raises(ModelError, match="id2label|has the shape|does not load"):
+        with pytest.raises(ModelError, match="id2label|has the shape|Model .* could not be loaded"):
             ClassifierReward.from_folder(folder, label="POS")
         with pytest.raises(ModelError, match=r"has (the keys .*|id2label=.*)in its config.json"):
-            check_terms(
-                [TermConfig(path=str(folder), label="POS")], None, ModelSource(ModelConfig(path="."), "out", {})
-            )
+            check_before_a_run(folder, label="POS")
 
 
 def test_single_output_is_read_as_a_probability_where_it_has_one_of_its_own(bert_folder: Callable[..., Path]) -> None:
@@ -206,8 +209,7 @@ def test_single_output_is_read_as_a_probability_where_it_has_one_of_its_own(bert
         reconfigure(folder, problem_type=problem_type)
         settings: Any = {"label": "toxic", "output": "probability", "activation": activation}
         assert 0 < ClassifierReward.from_folder(folder, **settings)(["x"], ["good"])[0] < 1
-        term = TermConfig(path=str(folder), **settings)
-        assert check_terms([term], None, ModelSource(ModelConfig(path="."), "out", {})) == ("toxic",)
+        assert check_before_a_run(folder, **settings) == ("toxic",)
 
 
 def test_pad_id_or_longest_text_that_cannot_be_is_refused_with_its_value(bert_folder: Callable[..., Path]) -> None:
@@ -220,9 +222,9 @@ def test_pad_id_or_longest_text_that_cannot_be_is_refused_with_its_value(bert_fo
     ):
         before = (folder / file).read_text()
         reconfigure(folder, file, **{key: value})
-        for load in (check_classifier_folder, partial(ClassifierReward.from_folder, label="positive")):
+        for load in (check_before_a_run, ClassifierReward.from_folder):
             with pytest.raises(ModelError, match=rf"{key}[ =](is )?{value!r}"):
-                load(folder)
+                load(folder, label="positive")
         (folder / file).write_text(before)
     model, tokenizer, _ = load_classifier(folder, "cpu")
     config: Any = model.config
@@ -237,15 +239,15 @@ def test_pad_id_or_longest_text_that_cannot_be_is_refused_with_its_value(bert_fo
 def test_mistyped_classifier_folder_is_told_the_nearest_name(bert_folder: Callable[..., Path]) -> None:
     folder = bert_folder(LABELS)
     with pytest.raises(ModelError, match=rf"looked at {folder}s\). Did you mean '{folder}'"):
-        check_classifier_folder(f"{folder}s")
+        check_folder(f"{folder}s", whole=True)
     with pytest.raises(ModelError, match="is a file"):
-        check_classifier_folder(folder / "config.json")
+        check_folder(str(folder / "config.json"), whole=True)
 
 
 def test_classifier_refuses_a_folder_without_weights(bert_folder: Callable[..., Path]) -> None:
     folder = bert_folder(LABELS)
     (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-    with pytest.raises(ModelError, match=r"no model\.safetensors.*pytorch_model\.bin.*pickles are not read"):
+    with pytest.raises(ModelError, match=r"no model\.safetensors.*pytorch_model\.bin: pickled weights can run code"):
         ClassifierReward.from_folder(folder, label="positive")
     with pytest.raises(ModelError, match="does not exist"):
         ClassifierReward.from_folder(folder / "nowhere", label="positive")

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import pytest
 import torch
 
+from hydralign.methods.ppo_state import PPOState, read_ppo_state
 from hydralign.rewards import RunningMoments, shape_scores
 
 
@@ -38,7 +40,8 @@ def test_std_is_one_without_scores_and_when_all_are_equal() -> None:
 
 def test_moments_survive_a_checkpoint_bit_for_bit() -> None:
     moments = RunningMoments().updated(torch.rand(7, generator=torch.Generator().manual_seed(0)))
-    assert RunningMoments.from_state(json.loads(json.dumps(moments.state()))) == moments
+    stored = json.dumps(asdict(PPOState(moments=moments)))
+    assert read_ppo_state(json.loads(stored)).moments == moments
 
 
 def test_shape_scores_scales_then_clips_then_subtracts_the_penalty() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,9 @@ import pytest
 from hydralign.config import Recipe, read_config
 from hydralign.runs import inputs
 from hydralign.runs.inputs import changes, inputs_of
+from hydralign.runs.kinds import SECTIONS
 from hydralign.runs.same_settings import comparable, comparable_text
+from hydralign.runs.steps import Step
 
 
 @pytest.fixture
@@ -42,6 +45,12 @@ def recipe(tmp_path: Path) -> Recipe:
     return read_config(Recipe, values).resolved()
 
 
+def step(recipe: Recipe, section: str = "ppo", **changes: Any) -> Step:
+    """The recipe's step of this section, with other settings."""
+    (found,) = SECTIONS[section].steps(recipe)
+    return replace(found, config=found.config.model_copy(update=changes))
+
+
 def touch(path: Path) -> None:
     os.utime(path, ns=(1, 1))
 
@@ -65,9 +74,9 @@ def test_change_of_content_is_told_by_file(
     change: Callable[[Path], Any], told: str | None, recipe: Recipe, tmp_path: Path
 ) -> None:
     assert recipe.ppo is not None
-    before = inputs_of(recipe, recipe.ppo)
+    before = inputs_of(recipe, step(recipe))
     change(tmp_path)
-    changed, gone = changes(before, inputs_of(recipe, recipe.ppo, before))
+    changed, gone = changes(before, inputs_of(recipe, step(recipe), before))
     assert gone == []
     if told is None:
         assert changed == []
@@ -77,9 +86,9 @@ def test_change_of_content_is_told_by_file(
 
 def test_input_that_is_gone_is_missing_and_not_changed(recipe: Recipe, tmp_path: Path) -> None:
     assert recipe.ppo is not None
-    before = inputs_of(recipe, recipe.ppo)
+    before = inputs_of(recipe, step(recipe))
     (tmp_path / "held_out.jsonl").unlink()
-    assert changes(before, inputs_of(recipe, recipe.ppo)) == ([], [str(tmp_path / "held_out.jsonl")])
+    assert changes(before, inputs_of(recipe, step(recipe))) == ([], [str(tmp_path / "held_out.jsonl")])
 
 
 def test_large_file_is_hashed_again_only_when_its_size_or_time_changed(
@@ -87,23 +96,22 @@ def test_large_file_is_hashed_again_only_when_its_size_or_time_changed(
 ) -> None:
     assert recipe.ppo is not None
     monkeypatch.setattr(inputs, "_LARGE", 1)
-    before = inputs_of(recipe, recipe.ppo)
+    before = inputs_of(recipe, step(recipe))
     file = tmp_path / "data/a.jsonl"
     time = file.stat().st_mtime_ns
     file.write_text("[]")
     os.utime(file, ns=(time, time))
-    assert changes(before, inputs_of(recipe, recipe.ppo, before)) == ([], [])
+    assert changes(before, inputs_of(recipe, step(recipe), before)) == ([], [])
     touch(file)
-    assert len(changes(before, inputs_of(recipe, recipe.ppo, before))[0]) == 1
+    assert len(changes(before, inputs_of(recipe, step(recipe), before))[0]) == 1
 
 
 def test_comparison_reads_the_settings_that_it_takes_from_ppo(recipe: Recipe) -> None:
     assert recipe.ppo is not None
-    assert recipe.compare is not None
-    before = inputs_of(recipe, recipe.compare)
+    before = inputs_of(recipe, step(recipe, "compare"))
     assert before["inputs"]["after"] == {"name": "some/hub-id"}
     hotter = recipe.ppo.model_copy(update={"sampling": recipe.ppo.sampling.model_copy(update={"temperature": 0.5})})
-    now = inputs_of(recipe.model_copy(update={"ppo": hotter}), recipe.compare)
+    now = inputs_of(recipe.model_copy(update={"ppo": hotter}), step(recipe, "compare"))
     assert changes(before, now) == (["ppo.sampling has other settings"], [])
 
 
@@ -119,7 +127,7 @@ def test_reward_module_is_found_without_importing_it(
     (package / "more.py").touch()
     monkeypatch.chdir(tmp_path)
     term = recipe.ppo.rewards[0].model_copy(update={"function": "judges.short:rule"})
-    record = inputs_of(recipe, recipe.ppo.model_copy(update={"rewards": (term,)}))
+    record = inputs_of(recipe, step(recipe, rewards=(term,)))
     files = {"short.py", "words.py", "more.py", "__init__.py"}
     assert record["inputs"]["rewards.0.function"]["files"].keys() == files
 
@@ -139,7 +147,7 @@ def test_reward_function_imports_from_its_package_the_working_folder_and_the_pat
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path / "path")
     term = recipe.ppo.rewards[0].model_copy(update={"function": function})
-    record = inputs_of(recipe, recipe.ppo.model_copy(update={"rewards": (term,)}))
+    record = inputs_of(recipe, step(recipe, rewards=(term,)))
     folder = tmp_path / function.replace(".", "/").partition("/")[0]
     found = {os.path.relpath(folder / name, tmp_path) for name in record["inputs"]["rewards.0.function"]["files"]}
     own = f"{folder.name}/rule.py"
@@ -184,6 +192,6 @@ def test_keys_of_the_users_own_are_never_taken_for_settings(recipe: Recipe) -> N
         values["data"]["prompts"] |= {"replace": {"every": text}, "columns": {"source": "article"}}
         records.append(read_config(Recipe, values))
     assert comparable(records[0], recipe.output) != comparable(records[1], recipe.output)
-    before, now = (inputs_of(one, recipe.ppo) for one in records)
+    before, now = (inputs_of(one, step(one)) for one in records)
     assert before["inputs"]["data.prompts"]["settings"]["columns"] == {"source": "article"}
     assert changes(before, now) == (["data.prompts has other settings"], [])

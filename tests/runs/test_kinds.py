@@ -3,13 +3,28 @@
 from __future__ import annotations
 
 from hydralign.cli import _COMMANDS
+from hydralign.config import read_config
 from hydralign.config.data import DataConfig
 from hydralign.config.recipe import Recipe
-from hydralign.runs.kinds import SECTIONS
+from hydralign.runs.kinds import SECTIONS, all_steps
 
 
 def test_sections_of_recipe_commands_and_kinds_are_the_same_in_order() -> None:
     fields = [name for name in Recipe.model_fields if name not in ("output", "seed", "model", "data")]
     assert list(SECTIONS) == fields == [name for name in _COMMANDS if name != "run"]
-    kinds = {kind for section in SECTIONS.values() for kind in section.data}
-    assert kinds == set(DataConfig.model_fields)
+
+
+def test_every_kind_of_data_is_read_by_a_section_that_has_none_of_its_own() -> None:
+    items = [{"name": "pairs"}, {"name": "labels", "task": {"type": "labels"}}, {"name": "x", "data": {"source": "x"}}]
+    values = {"sft": {}, "reward": items, "ppo": {"rewards": [{"type": "model", "path": "r"}]}, "compare": {}}
+    recipe = read_config(Recipe, {"output": "out", "model": {"path": "m"}, **values})
+    reads = {step.title: list(step.reads(recipe)) for step in all_steps(recipe)}
+    assert reads == {
+        "sft": ["data.demonstrations"],
+        "reward/pairs": ["data.comparisons"],
+        "reward/labels": ["data.labelled"],
+        "reward/x": [],
+        "ppo": ["data.prompts"],
+        "compare": ["data.prompts", "ppo.rewards", "ppo.sampling"],
+    }
+    assert {key for keys in reads.values() for key in keys} >= {f"data.{kind}" for kind in DataConfig.model_fields}

@@ -73,6 +73,15 @@ def test_weights_by_hand(form: Any, precision: str, trained: int, fixed: int) ->
     assert stored_by(SIZES, form, precision) == Stored(trained + VALUE_HEAD, fixed)
 
 
+@pytest.mark.parametrize("form", [FullForm(), LoraForm(rank=2), HydraForm(unfrozen_layers=1)])
+def test_without_a_critic_no_value_head_is_counted(form: Form) -> None:
+    both = [stored_by(SIZES, form, "fp32", critic=critic) for critic in (True, False)]
+    assert (both[0].trained - both[1].trained, both[0].fixed - both[1].fixed) == (VALUE_HEAD, 0)
+    plans = [plan(form, critic=critic) for critic in (True, False)]
+    assert plans[0].optimizer - plans[1].optimizer == 2 * VALUE_HEAD
+    assert plan(form, stored=both[1]) == plans[1]
+
+
 def test_head_of_its_own_is_counted_once_per_language_model() -> None:
     untied = replace(SIZES, head=1000)
     assert stored_by(untied, FullForm(), "fp32") == Stored(4 * 2365 + VALUE_HEAD, 4 * 2365)

@@ -12,6 +12,7 @@ import torch
 from hydralign.config import Recipe
 from hydralign.distributed import SINGLE_PROCESS
 from hydralign.methods.reward import Judged
+from hydralign.runs.kinds import all_steps
 from hydralign.runs.reward import reward_record, run_reward, sentence
 from hydralign.testing import tiny_model
 
@@ -67,9 +68,8 @@ def test_run_that_learns_nothing_is_not_called_better(
     recipe = Recipe.model_validate(
         {"output": str(tmp_path / "out"), "model": {"path": str(tmp_path / "model")}, "reward": section}
     ).resolved()
-    assert recipe.reward is not None
-    assert not isinstance(recipe.reward, tuple)
-    run_reward(recipe, recipe.reward, tmp_path / "out/reward", SINGLE_PROCESS)
+    (step,) = all_steps(recipe)
+    run_reward(recipe, step, SINGLE_PROCESS)
     record = json.loads((tmp_path / "out/reward/evaluation.json").read_text())
     assert ": better" not in record["sentence"]
     baseline = record["held_out"]["baseline"]

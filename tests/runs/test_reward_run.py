@@ -52,7 +52,7 @@ def test_answers_of_chats_are_learned_as_they_are_scored(end: str, tmp_path: Pat
     parts = loaded(tmp_path, rows, tokenizer)
     questions = [f"<user>q{n}{end}<assistant>" for n in range(12)]
     scored = [
-        Pair(*(encode(parts.scorer.tokenizer, text, f"{side} \n", True).ids for side in ("chosen", "rejected")))
+        Pair(*(encode(parts.classifier.tokenizer, text, f"{side} \n", True).ids for side in ("chosen", "rejected")))
         for text in questions
     ]
     assert set(parts.train) | set(parts.held_out) == set(scored)
@@ -64,11 +64,11 @@ LABELLED = [{"text": f"{'this' if n % 2 else 'that'} {'thing ' * n}", "label": s
 def test_rows_to_test_on_are_accounted_for(tmp_path: Path, tokenizer: Any) -> None:
     rows = [{"prompt": f"q{n}", "chosen": " this", "rejected": " that" if n else " this"} for n in range(12)]
     source = {"source": str(tmp_path / "rows.jsonl"), "limit": 5}
-    told = loaded(tmp_path, rows, tokenizer, test=source).describe().splitlines()
+    told = loaded(tmp_path, rows, tokenizer, test=source).report.splitlines()
     assert told[0].endswith("rows.jsonl: 12 rows read, 7 to train on, 4 held out.")
     assert told[2].endswith("rows.jsonl: 12 rows read, 5 to test on.")
     assert told[3] == "Left out: 7 beyond the limit of 5 usable rows."
-    told = loaded(tmp_path, LABELLED, tokenizer, task={"type": "labels"}, test=source).describe().splitlines()
+    told = loaded(tmp_path, LABELLED, tokenizer, task={"type": "labels"}, test=source).report.splitlines()
     assert told[1].endswith("rows.jsonl: 12 rows read, 5 to test on.")
 
 
@@ -77,7 +77,7 @@ def test_rows_to_test_on_may_be_chosen_by_tokens(start: dict[str, Any], tmp_path
     source = {"source": str(tmp_path / "rows.jsonl"), "filter": {"max_tokens": 12}}
     section = {"task": {"type": "labels"}, "test": source} | ({"model": start} if start else {})
     parts = loaded(tmp_path, LABELLED, tokenizer, **section)
-    lengths = [len(parts.scorer.tokenizer(row["text"]).input_ids) for row in LABELLED]
+    lengths = [len(parts.classifier.tokenizer(row["text"]).input_ids) for row in LABELLED]
     assert 2 < len(parts.test) == sum(length <= 12 for length in lengths) < 12
 
 
@@ -101,9 +101,9 @@ def test_temperature_at_the_end_of_its_search_is_told(
     section: dict[str, Any] = {"task": {"type": "labels"}, "evaluation": {"rows": 12}}
     parts = loaded(tmp_path, LABELLED, tokenizer, **section)
     with torch.no_grad():
-        parts.scorer.model.score.weight.mul_(30)
+        parts.classifier.model.score.weight.mul_(30)
     texts: list[Any] = [*parts.train, *parts.held_out]
-    choices = outputs_of(parts.scorer, [text.ids for text in texts], 4).argmax(-1).tolist()
+    choices = outputs_of(parts.classifier, [text.ids for text in texts], 4).argmax(-1).tolist()
     rows = [Labelled(text.ids, c ^ (n < wrong)) for n, (text, c) in enumerate(zip(texts, choices, strict=True))]
     calibrated(replace(parts, held_out=rows), Labels(type="labels"), 4, 0, SINGLE_PROCESS)
     said = capsys.readouterr().err
@@ -132,7 +132,7 @@ def test_special_tokens_are_counted_by_a_tokenizer_that_the_section_trains(tmp_p
     pairs = [{"prompt": f"q<eos>{n}", "chosen": " this", "rejected": " that"} for n in range(12)]
     texts = [{**row, "text": f"<eos>{row['text']}"} for row in LABELLED]
     for rows, task in ((pairs, "comparisons"), (texts, "labels")):
-        told = loaded(tmp_path, rows, tokenizer, task={"type": task}, model=NEW).describe()
+        told = loaded(tmp_path, rows, tokenizer, task={"type": task}, model=NEW).report
         assert "read as the real tokens: '<eos>' in 12 rows." in told
 
 
@@ -141,13 +141,13 @@ def test_pairs_that_the_model_reads_as_equal_are_left_out(tmp_path: Path, tokeni
     rows[0] |= {"chosen": " this", "rejected": " this<eos>"}
     parts = loaded(tmp_path, rows, tokenizer)
     assert len(parts.train) + len(parts.held_out) == 11
-    assert "Of them 1 have answers that are equal as the model reads them: left out." in parts.describe()
+    assert "Of them 1 have answers that are equal as the model reads them: left out." in parts.report
 
 
 def test_rows_to_test_on_that_stand_among_the_training_rows_are_told(tmp_path: Path, tokenizer: Any) -> None:
     test = {"source": str(tmp_path / "rows.jsonl")}
-    told = loaded(tmp_path, LABELLED, tokenizer, task={"type": "labels"}, test=test).describe()
+    told = loaded(tmp_path, LABELLED, tokenizer, task={"type": "labels"}, test=test).report
     assert "Of the rows to test on, 7 have the text of a training row" in told
     rows = [{"prompt": f"q{n}", "chosen": " this", "rejected": " that"} for n in range(12)]
-    assert "7 have the prompt of a training row" in loaded(tmp_path, rows, tokenizer, test=test).describe()
-    assert "training row:" not in loaded(tmp_path, rows, tokenizer).describe()
+    assert "7 have the prompt of a training row" in loaded(tmp_path, rows, tokenizer, test=test).report
+    assert "training row:" not in loaded(tmp_path, rows, tokenizer).report

@@ -26,8 +26,9 @@ def save_checkpoint(folder: Path, step: int, trained: Any, optimizer: Any, *, me
     write_checkpoint(folder, step, about, trained, optimizer, keep=keep)
 
 
-def read_state(about: Mapping[str, Any]) -> tuple[int, int, PPOState]:
-    return whole_number(about["step"]), whole_number(about["bad_steps"]), read_ppo_state(about)
+def read_state(about: Mapping[str, Any]) -> tuple[int, int, int, PPOState]:
+    step, bad_steps, position = (whole_number(about[name]) for name in ("step", "bad_steps", "metrics_position"))
+    return step, bad_steps, position, read_ppo_state(about)
 
 
 def written(folder: Path, steps: tuple[int, ...] = (2, 4), *, keep: int = 9) -> tuple[Any, Any]:
@@ -98,7 +99,7 @@ def test_damaged_checkpoint_is_said_and_the_one_before_it_taken(
     damage(tmp_path / "step-4")
     resumed = resume(tmp_path, trained, optimizer, read_state)
     assert resumed is not None
-    assert (resumed.state[0], resumed.metrics_position, trained["w"].tolist()) == (2, 20, [2.0, 2.0, 2.0])
+    assert (resumed[0], resumed[2], trained["w"].tolist()) == (2, 20, [2.0, 2.0, 2.0])
     assert optimizer.state[trained["w"]]["step"] == 1
     shown = capsys.readouterr().err
     assert "step-4 is damaged" in shown

@@ -33,7 +33,7 @@ def masked_sum(x_BR: Tensor, mask_BR: Tensor) -> Tensor:
 
 
 def masked_mean(x_BR: Tensor, mask_BR: Tensor, count: float | Tensor | None = None) -> Tensor:
-    """Sum of the unmasked entries ÷ `count`, by default the number of kept entries in this mask.
+    """Sum of the unmasked entries ÷ `count`, by default the number of unmasked entries here.
 
     Give `count` to average over more than this tensor (one optimizer step over all micro-batches and processes).
     A count below 1 divides by 1, so the mean of nothing is 0.

@@ -28,7 +28,7 @@ def clipped_policy_loss(
     ratio = π/π_old, its logarithm clamped to ±`LOG_RATIO_LIMIT`. The clamp would swallow an infinite
     log-probability (not NaN); the unclamped `k1` shows it.
 
-    Stats are detached sums over the zero_masked tokens; add them up, then divide once by the number of tokens:
+    Stats are detached sums over the unmasked tokens; add them up, then divide once by the number of tokens:
     `clipped` tokens whose gradient the clip has removed, `ratio`, and `k1`, `k3` of KL(old‖policy) in nats.
     """
     log_ratio_BR = -k1(old_logprobs_BR, policy_logprobs_BR, mask_BR)

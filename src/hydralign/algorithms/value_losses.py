@@ -27,7 +27,7 @@ def clipped_value_loss(
     The maximum is pessimistic: a value that moved further than `clip` gets no credit for having come closer to
     the return. `clip=None` is the plain ½·(V − R)².
 
-    Stats are detached sums over the zero_masked tokens; add them up, then divide once by the number of tokens:
+    Stats are detached sums over the unmasked tokens; add them up, then divide once by the number of tokens:
     `value`, `value_squared_error` (unclipped, without the ½), `value_clipped` tokens where the clipped term rules.
     """
     values_BR, returns_BR = zero_masked(values_BR, mask_BR), zero_masked(returns_BR, mask_BR)

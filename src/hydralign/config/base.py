@@ -11,7 +11,7 @@ from typing import Annotated, Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
-from hydralign.errors import ConfigError, UnknownKeyError, did_you_mean
+from hydralign.config.problems import config_error
 
 Beta = Annotated[float, Field(ge=0, lt=1)]
 """One of AdamW's moment decays: at 1 the moment would keep its start for good, and its correction divides by 0."""
@@ -40,7 +40,8 @@ class Config(BaseModel):
         try:
             super().__init__(**settings)
         except ValidationError as error:
-            raise _named(type(self), error) from error
+            listed = config_error(type(self), error)
+            raise type(listed)(f"{type(self).__name__}: {listed}") from error
 
     # pydantic calls an `__init__` of one's own for groups inside groups too, unless it is marked as its own: there,
     # errors must stay pydantic's, so that all of a recipe's are listed together with their keys.
@@ -73,21 +74,3 @@ def _as_text(value: Any) -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     return type(value)(map(_as_text, value)) if type(value) in (list, tuple) else value
-
-
-def _named(kind: type[Config], error: ValidationError) -> ConfigError:
-    """The error of a config made in Python, each wrong setting in a sentence."""
-    lines, unknown = [], False
-    for one in error.errors(include_url=False):
-        key = ".".join(map(str, one["loc"]))
-        if one["type"] == "value_error":
-            lines.append(str(one["ctx"]["error"]))
-        elif one["type"] == "missing":
-            lines.append(f"{key} is missing: it has no default. Give it.")
-        elif one["type"] == "extra_forbidden":
-            unknown = True
-            advice = did_you_mean(str(one["loc"][-1]), kind.model_fields if len(one["loc"]) == 1 else ())
-            lines.append(f"{key} is not a setting: it would be ignored. {advice}")
-        else:
-            lines.append(f"{key}={one['input']!r:.80} cannot be used: {one['msg']}. Give another value.")
-    return (UnknownKeyError if unknown else ConfigError)(f"{kind.__name__}: " + "\n".join(lines))

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Field, model_validator
 
 from hydralign.config.base import Config
-from hydralign.errors import did_you_mean
+from hydralign.errors import ConfigError, did_you_mean
 
 RESERVED_COLUMNS = frozenset({"prompts", "completions", "finished", "completion_tokens"})
 """What rewards are given by these names comes from the sampler, never from a column of the data."""
@@ -18,10 +18,7 @@ RESERVED_COLUMNS = frozenset({"prompts", "completions", "finished", "completion_
 KNOWN_COLUMNS = {
     "prompts": ("prompt", "query", "text"),
     "demonstrations": ("prompt", "completion", "messages", "text"),
-    "comparisons": (
-        *("prompt", "chosen", "rejected", "positive", "negative"),
-        *("chosen_finished", "rejected_finished"),
-    ),
+    "comparisons": ("prompt", "chosen", "rejected", "positive", "negative", "chosen_finished", "rejected_finished"),
     "labelled": ("text", "label"),
 }
 """Our names for the columns that each kind of data is read from. Rewards get the other columns of prompts."""
@@ -30,7 +27,7 @@ _NEAR = 0.8
 
 
 def require_read_columns(kind: str, columns: Iterable[str], *, others: bool) -> None:
-    """Raise ValueError for a name on our side of `columns` that nothing reads: the mapping would do nothing.
+    """Raise ConfigError for a name on our side of `columns` that nothing reads: the mapping would do nothing.
 
     With `others`, somebody may ask for any column, as rewards do for those of prompts; then only an empty name, or
     nearly one of ours, is refused.
@@ -38,14 +35,14 @@ def require_read_columns(kind: str, columns: Iterable[str], *, others: bool) -> 
     known = KNOWN_COLUMNS[kind]
     for name in columns:
         if not name.strip():
-            raise ValueError(
+            raise ConfigError(
                 f"data.{kind}.columns has the empty name {name!r}: nothing reads a column of that name. Write our name "
                 f"first: {{{known[0]}: your_name}}."
             )
         meant = _nearly(name, known)
         if name not in known and (meant or not others):
             advice = f"Did you mean {meant!r}?" if meant else did_you_mean(name, known)
-            raise ValueError(
+            raise ConfigError(
                 f"data.{kind}.columns.{name}: no column of {kind} is read by that name, so the mapping would do "
                 f"nothing. {advice} Our name stands first, then yours."
             )
@@ -195,12 +192,8 @@ class PromptSourceConfig(SourceConfig):
     """Cut prompts out of a `text` column."""
 
     @model_validator(mode="after")
-    def _read_names(self) -> PromptSourceConfig:
+    def _usable_names(self) -> PromptSourceConfig:
         require_read_columns("prompts", self.columns, others=True)
-        return self
-
-    @model_validator(mode="after")
-    def _free_names(self) -> PromptSourceConfig:
         taken = sorted(RESERVED_COLUMNS & self.columns.keys())
         if taken:
             raise ValueError(

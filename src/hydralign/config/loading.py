@@ -9,54 +9,21 @@ Checks the shape of a recipe only: no file, model or data set that it names is o
 from __future__ import annotations
 
 import os
-import re
 import sys
-import types
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar
 
 import yaml
 from pydantic import ValidationError
-from pydantic.fields import FieldInfo
-from pydantic_core import ErrorDetails
 
 from hydralign.config.base import OLD_NAMES, Config
+from hydralign.config.problems import config_error, list_problems
 from hydralign.config.recipe import Recipe
-from hydralign.config.texts import unusable_texts
 from hydralign.config.yaml_reading import MAX_DEPTH, parse_yaml, read_yaml_file
-from hydralign.errors import ConfigError, UnknownKeyError, did_you_mean
+from hydralign.errors import ConfigError, UnknownKeyError, shortened
 
 C = TypeVar("C", bound=Config)
-
-_UNKNOWN_KEY = {"extra_forbidden", "invalid_key"}
-
-_WANTED = {
-    "bool_parsing": "true or false",
-    "bool_type": "true or false",
-    "dict_type": "a section of keys and values",
-    "finite_number": "a finite number",
-    "float_parsing": "a number",
-    "float_type": "a number",
-    "greater_than": "a number above {gt:g}",
-    "greater_than_equal": "a number of at least {ge:g}",
-    "int_from_float": "a whole number",
-    "int_parsing": "a whole number",
-    "int_parsing_size": "a whole number with fewer digits",
-    "int_type": "a whole number",
-    "less_than": "a number below {lt:g}",
-    "less_than_equal": "a number of at most {le:g}",
-    "literal_error": "{expected}",
-    "model_attributes_type": "a section of keys and values",
-    "model_type": "a section of keys and values",
-    "string_pattern_mismatch": "letters, digits, _, . and -, beginning with a letter or digit",
-    "string_too_short": "text that is not empty",
-    "string_type": "text (in quotes if it looks like a number, a date, yes or no)",
-    "too_long": "a list of at most {max_length}",
-    "too_short": "a list of at least {min_length}",
-    "tuple_type": "a list",
-}
 
 
 def load_recipe(
@@ -134,7 +101,7 @@ def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
                 "Write --section.key value, for example --ppo.steps 20."
             )
         if key.count(".") >= MAX_DEPTH:
-            raise ConfigError(f"--{_short(key)} has more than {MAX_DEPTH} parts: no setting lies there. Shorten it.")
+            raise ConfigError(f"--{key:.80} has more than {MAX_DEPTH} parts: no setting lies there. Shorten it.")
         value = text if equals else next(rest, "--")
         if not equals and value.startswith("--"):
             raise ConfigError(
@@ -147,25 +114,19 @@ def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
 
 def read_config(kind: type[C], values: Any) -> C:
     """A config of this kind made of plain values; raises one `ConfigError` that lists everything wrong."""
-    if texts := list(unusable_texts(values)):
-        raise _config_error(texts)
+    if texts := list(_unusable_texts(values)):
+        raise list_problems(texts)
     try:
         config = kind.model_validate(values)
     except ValidationError as error:
-        problems = _problems(kind, error.errors(include_url=False))
-        raise _config_error(problems, unknown=any(e["type"] in _UNKNOWN_KEY for e in error.errors())) from None
+        raise config_error(kind, error) from None
     switches = [
         f"{key}={value} is a yes or no: it would count as {int(value)}. Give the value itself, in quotes if it is text."
         for key, value in _lost_booleans(values, config)
     ]
     if switches:
-        raise _config_error(switches)
+        raise list_problems(switches)
     return config
-
-
-def _config_error(problems: Sequence[str], *, unknown: bool = False) -> ConfigError:
-    kind = UnknownKeyError if unknown else ConfigError
-    return kind("\n".join([f"{len(problems)} settings cannot be used:", *problems] if len(problems) > 1 else problems))
 
 
 def _overridden(node: Any, parts: Sequence[str], value: Any, key: str) -> Any:
@@ -189,7 +150,7 @@ def _overridden(node: Any, parts: Sequence[str], value: Any, key: str) -> Any:
         )
     if node is not None and not isinstance(node, dict):
         raise UnknownKeyError(
-            f"{key} is not a setting: {above} holds the value {_short(node)}, which has no keys below it. "
+            f"{key} is not a setting: {above} holds the value {shortened(node)}, which has no keys below it. "
             f"Set --{above} itself."
         )
     section = dict(node or {})
@@ -197,167 +158,6 @@ def _overridden(node: Any, parts: Sequence[str], value: Any, key: str) -> Any:
         if head in names:  # one setting under two names: what is given last counts
             section = {name: held for name, held in section.items() if name not in names}
     return {**section, head: _overridden(section.get(head), rest, value, key)}
-
-
-# From pydantic's errors to ours.
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where an error is: its dotted key, the section that should know the key's last part, the field, its types.
-
-    `of_union` says that the error speaks for one member of a union without tags, such as `str | tuple[str, ...]`.
-    """
-
-    key: str
-    section: type[Config] | None
-    field: FieldInfo | None
-    kinds: Sequence[Any]
-    of_union: bool
-
-
-def _alternatives(annotation: Any) -> list[Any]:
-    """The types that an annotation allows, None left out."""
-    origin = get_origin(annotation)
-    if origin is Annotated:
-        return _alternatives(get_args(annotation)[0])
-    if origin in (Union, types.UnionType):
-        return [kind for member in get_args(annotation) for kind in _alternatives(member)]
-    return [] if annotation is types.NoneType else [annotation]
-
-
-def _is_config(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Config)
-
-
-def _tags(kind: Any) -> set[Any]:
-    """Values of a config's one-valued Literal fields: the tags by which a union knows it."""
-    fields = kind.model_fields.values() if _is_config(kind) else ()
-    literals = [get_args(field.annotation) for field in fields if get_origin(field.annotation) is Literal]
-    return {values[0] for values in literals if len(values) == 1}
-
-
-def _member(kinds: Sequence[Any], part: str | int) -> list[Any]:
-    """Which of a union's types pydantic means by a part of its location: a tag, or the type's name in some form."""
-    if tagged := [kind for kind in kinds if part in _tags(kind)]:
-        return tagged
-    if str(part).startswith("tuple["):
-        return [kind for kind in kinds if get_origin(kind) is tuple]
-    named = [kind for kind in kinds if isinstance(kind, type) and get_origin(kind) is None]
-    return [kind for kind in named if re.search(rf"\b{kind.__name__}\b", str(part))]
-
-
-def _locate(root: type[Config], location: Sequence[str | int]) -> _Place:
-    """Follows an error's location through the types, since it holds tags and type names beside the keys."""
-    kinds: list[Any] = [root]
-    parts: list[str] = []
-    section: type[Config] | None = None
-    field: FieldInfo | None = None
-    of_union = False
-    for part in location:
-        of_union = False
-        if part == "[key]":
-            continue
-        if len(kinds) > 1:
-            of_union = not any(part in _tags(kind) for kind in kinds)
-            kinds = _member(kinds, part)
-            continue
-        parts.append(str(part))
-        kind = kinds[0] if kinds else None
-        arguments = get_args(kind)
-        section = kind if _is_config(kind) else None
-        if section is not None:
-            field = section.model_fields.get(str(part))
-            kinds = _alternatives(field.annotation) if field else []
-        elif get_origin(kind) is tuple and isinstance(part, int):
-            item = arguments[0] if arguments[-1] is Ellipsis else arguments[min(part, len(arguments) - 1)]
-            kinds = _alternatives(item)
-        else:
-            kinds = _alternatives(arguments[-1]) if arguments else []
-    return _Place(".".join(parts), section, field, kinds, of_union)
-
-
-def _problems(root: type[Config], errors: Sequence[ErrorDetails]) -> list[str]:
-    """One sentence per wrong setting, in the order of the recipe's sections."""
-    placed = [(_locate(root, error["loc"]), error) for error in errors]
-    groups: dict[str, list[tuple[_Place, ErrorDetails]]] = {}
-    for place, error in placed:
-        if place.of_union and any(other.key.startswith(f"{place.key}.") for other, _ in placed):
-            continue  # another member of the union fits the value's shape and says what is wrong inside it
-        groups.setdefault(place.key, []).append((place, error))
-    return [sentence for group in groups.values() for sentence in _sentences(group)]
-
-
-def _sentences(group: Sequence[tuple[_Place, ErrorDetails]]) -> list[str]:
-    """What is wrong at one key: each cause that speaks for itself, else one sentence with all that would fit."""
-    if causes := [cause for place, error in group if (cause := _cause(place, error))]:
-        return causes
-    place, error = group[0]
-    wanted = " or ".join(dict.fromkeys(_wanted(error) for _, error in group)) + _tagged_section(place, error["input"])
-    return [f"{place.key}={_short(error['input'])} cannot be used: it sets {_meaning(place)}. Give {wanted}."]
-
-
-def _keys_below(section: type[Config] | None, name: str) -> list[str]:
-    """Where a key that the recipe itself lacks is known one level further down: `steps` in ppo.steps."""
-    fields = section.model_fields.items() if section is Recipe else ()
-    return [
-        f"{above}.{name}"
-        for above, field in fields
-        if any(_is_config(kind) and name in kind.model_fields for kind in _alternatives(field.annotation))
-    ]
-
-
-def _cause(place: _Place, error: ErrorDetails) -> str | None:
-    """The sentence of an error that is not about one value's kind or range; None for those that are."""
-    key, kind, context = place.key, error["type"], error.get("ctx", {})
-    if kind == "value_error":
-        cause = str(context["error"])
-        # A model's own checks do not know which section it stands in.
-        return re.sub(r"\bmodel\.", f"{key}.", cause) if key.endswith(".model") else cause
-    if kind in _UNKNOWN_KEY:
-        known = place.section.model_fields if place.section else ()
-        if below := _keys_below(place.section, key):
-            return f"{key} is not a setting: it would be ignored. Did you mean {' or '.join(below)}?"
-        advice = did_you_mean(key.rpartition(".")[2], known)
-        return f"{key} is not a setting: it would be ignored, and a default used in its place. {advice}"
-    if kind == "missing":
-        return f"{key} is missing: it sets {_meaning(place)}, and has no default. Add it."
-    tags = ", ".join(sorted({tag for member in place.kinds for tag in _tags(member)}))
-    tag_name = str(context.get("discriminator", "")).strip("'")
-    if kind == "union_tag_not_found":
-        return f"{key} has no {tag_name}: which settings it takes depends on that. Add {tag_name}, one of {tags}."
-    if kind == "union_tag_invalid":
-        return (
-            f"{key}.{tag_name}={context['tag']!r} is not known: what stands beside it depends on it. Use one of {tags}."
-        )
-    return None
-
-
-def _meaning(place: _Place) -> str:
-    """What the setting is for, in the words of its own docstring."""
-    text = place.field.description if place.field else None
-    return f"“{' '.join(text.split()).rstrip('.')}”" if text else "nothing that is known"
-
-
-def _tagged_section(place: _Place, value: Any) -> str:
-    """An example for a tag that stands where its section should: `--model.form lora`."""
-    for kind in place.kinds:
-        for tag in _tags(kind):
-            if value == tag:
-                name = next(n for n, field in kind.model_fields.items() if get_args(field.annotation) == (tag,))
-                return f", here {{{name}: {tag}}}"
-    return ""
-
-
-def _wanted(error: ErrorDetails) -> str:
-    """What would fit in place of the given value."""
-    form = _WANTED.get(error["type"])
-    return form.format_map(error.get("ctx", {})) if form else error["msg"].removeprefix("Input should be ")
-
-
-def _short(value: Any) -> str:
-    shown = repr(value)
-    return shown if len(shown) <= 80 else f"{shown[:80]}…"
 
 
 def _lost_booleans(raw: Any, read: Any, key: str = "") -> Iterator[tuple[str, bool]]:
@@ -373,3 +173,36 @@ def _lost_booleans(raw: Any, read: Any, key: str = "") -> Iterator[tuple[str, bo
     elif isinstance(raw, list):
         for index, (value, child) in enumerate(zip(raw, read, strict=True)):
             yield from _lost_booleans(value, child, f"{key}.{index}")
+
+
+def _unusable_texts(value: Any, key: str = "") -> Iterator[str]:
+    """One sentence for each text, key or value, with half a surrogate pair or a NUL in it, and for bytes.
+
+    A NUL may be replaced in data: keys and values of a `replace` section hold what they like of it.
+    """
+    if isinstance(value, str):
+        if problem := _problem(value, nul=".replace" not in key):
+            yield f"{key}={shortened(value)} holds {problem}"
+    elif isinstance(value, bytes):
+        yield f"{key}={shortened(value)} is binary (!!binary), and no setting is. Write it as text."
+    elif isinstance(value, Mapping):
+        for name, part in value.items():
+            if isinstance(name, str) and (problem := _problem(name, nul=not key.endswith(".replace"))):
+                yield f"key {shortened(name)} of {key or 'the recipe'} holds {problem}"
+            elif isinstance(name, bytes):
+                yield f"key {shortened(name)} of {key or 'the recipe'} is binary (!!binary). Write it as text."
+            else:
+                yield from _unusable_texts(part, f"{key}.{name}" if key else str(name))
+    elif isinstance(value, list | tuple):
+        for index, part in enumerate(value):
+            yield from _unusable_texts(part, f"{key}.{index}")
+
+
+def _problem(text: str, *, nul: bool) -> str | None:
+    if nul and "\0" in text:
+        return "a NUL character, which no path, name or text here can have. Remove it."
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return f"half a character ({text[error.start]!a}), which cannot be written as UTF-8. Remove it."
+    return None

@@ -1,4 +1,4 @@
-"""Which settings name files, folders or hub ids, and which are mappings whose keys are the user's own."""
+"""Which settings name files, folders or hub ids, which are mappings of the user's own keys, and which paths work."""
 
 from __future__ import annotations
 
@@ -7,13 +7,18 @@ from os.path import expanduser
 from typing import Any
 
 from hydralign.config.base import Config
-from hydralign.config.texts import require_path_fits
-from hydralign.errors import ConfigError
+from hydralign.errors import ConfigError, shortened
 
 PATH_FIELDS = frozenset({"path", "adapter", "before", "after", "source", "function"})
 """Fields that name something to read, wherever they stand."""
 USER_MAPPINGS = frozenset({"columns", "replace", "names"})
 """Fields that are mappings of the user's own keys: none of those is a setting."""
+LONGEST_NAME = 255
+"""Bytes in one part of a path: the limit of Linux, macOS and Windows file systems."""
+LONGEST_PATH = 3840
+"""Bytes in `output`: Linux takes 4096 in all, and the files of a run need some."""
+MOST_FOLDERS = 100
+"""Folders inside each other in `output`: Python makes missing ones by calling itself for each."""
 
 
 def paths_of(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
@@ -35,6 +40,28 @@ def paths_of(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
 def file_of(text: str) -> str:
     """The path in a setting: of path/to/file.py:function without the function."""
     return text.rpartition(":")[0] if ".py:" in text else text
+
+
+def require_path_fits(path: str, key: str) -> str:
+    """The path; raises ValueError when it, or one of its parts, is longer than can be made."""
+    longest = max((len(part.encode()) for part in path.split("/")), default=0)
+    if longest > LONGEST_NAME:
+        raise ValueError(
+            f"{key}={shortened(path)} has a name of {longest} bytes in it: file systems take {LONGEST_NAME}, so it "
+            "could never be made. Shorten it."
+        )
+    if len(path.encode()) > LONGEST_PATH:
+        raise ValueError(
+            f"{key}={shortened(path)} is {len(path.encode())} bytes long: file systems take 4096 with the names of the "
+            f"files below it. Choose one of at most {LONGEST_PATH}."
+        )
+    folders = sum(part not in ("", ".") for part in path.split("/"))
+    if folders > MOST_FOLDERS:
+        raise ValueError(
+            f"{key}={shortened(path)} names {folders} folders inside each other: so many cannot be made. Choose one of "
+            f"at most {MOST_FOLDERS}."
+        )
+    return path
 
 
 def require_usable_paths(config: Config) -> None:

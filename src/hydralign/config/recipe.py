@@ -12,13 +12,12 @@ from hydralign.config.base import Config
 from hydralign.config.compare import CompareConfig
 from hydralign.config.data import DataConfig
 from hydralign.config.model import LoraForm, ModelConfig
+from hydralign.config.paths import require_path_fits
 from hydralign.config.ppo import PPOConfig
 from hydralign.config.reward import RewardConfig
 from hydralign.config.sft import SFTConfig
-from hydralign.config.texts import require_path_fits
-from hydralign.config.training import SupervisedConfig
 
-Item = TypeVar("Item", SFTConfig, RewardConfig)
+Item = TypeVar("Item", SFTConfig, RewardConfig, PPOConfig)
 
 OUTPUT = "{output}"
 """Stands for the recipe's output folder in every text of a recipe."""
@@ -122,7 +121,7 @@ class Recipe(Config):
             update={
                 "sft": _each(recipe.sft, lambda item: _resolved(item, recipe.model, _SFT_RATES)),
                 "reward": _each(recipe.reward, lambda item: _resolved(item, _scoring(after_sft), _REWARD_RATES)),
-                "ppo": (ppo := recipe.ppo and _resolved_ppo(recipe.ppo, after_sft)),
+                "ppo": (ppo := recipe.ppo and _resolved(recipe.ppo, after_sft, _PPO_RATES)),
                 "compare": recipe.compare and _resolved_compare(recipe.compare, ppo, recipe.output),
             }
         )
@@ -150,7 +149,7 @@ class Recipe(Config):
 
 _SFT_RATES = {"new": 1e-3, "full": 2e-5, "hydra": 2e-5, "lora": 2e-4}
 _REWARD_RATES = {"new": 5e-4, "full": 1e-5, "hydra": 1e-5, "lora": 1e-4}
-_PPO_RATES = {"full": 3e-6, "hydra": 3e-6, "lora": 3e-5}
+_PPO_RATES = {"new": 3e-6, "full": 3e-6, "hydra": 3e-6, "lora": 3e-5}
 
 
 def _scoring(start: ModelConfig) -> ModelConfig:
@@ -164,12 +163,10 @@ def _scoring(start: ModelConfig) -> ModelConfig:
 def _resolved(config: Item, model: ModelConfig, rates: dict[str, float]) -> Item:
     model = config.model or model
     kind = "new" if model.new and not isinstance(model.form, LoraForm) else model.form.type
-    return config.model_copy(update={"model": model, **_with_rate(config, rates[kind])})
-
-
-def _resolved_ppo(config: PPOConfig, model: ModelConfig) -> PPOConfig:
-    model = config.model or model
-    return config.model_copy(update={"model": model, **_with_rate(config, _PPO_RATES[model.form.type])})
+    rate = config.optimizer.learning_rate or rates[kind]
+    return config.model_copy(
+        update={"model": model, "optimizer": config.optimizer.model_copy(update={"learning_rate": rate})}
+    )
 
 
 def _resolved_compare(config: CompareConfig, ppo: PPOConfig | None, output: str) -> CompareConfig:
@@ -179,12 +176,6 @@ def _resolved_compare(config: CompareConfig, ppo: PPOConfig | None, output: str)
     start = form.adapter if isinstance(form, LoraForm) and form.adapter else ppo.model.path
     sides = {"before": config.before or start, "after": config.after or f"{output.rstrip('/')}/ppo/model"}
     return config.model_copy(update=sides)
-
-
-def _with_rate(config: SupervisedConfig | PPOConfig, rate: float) -> dict[str, Any]:
-    if config.optimizer.learning_rate is not None:
-        return {}
-    return {"optimizer": config.optimizer.model_copy(update={"learning_rate": rate})}
 
 
 def _each(items: Any, change: Any) -> Any:

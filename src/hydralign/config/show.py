@@ -14,9 +14,9 @@ from pydantic_core import PydanticUndefined
 
 from hydralign.config.base import Config
 from hydralign.config.ppo import PPOConfig
+from hydralign.config.recipe import Recipe
 
 WIDTH = 120
-_SECTIONS = ("sft", "reward", "ppo", "compare")
 
 
 def describe(config: Config, *, processes: int = 1) -> str:
@@ -26,9 +26,10 @@ def describe(config: Config, *, processes: int = 1) -> str:
     tag. Settings without a default carry no mark. PPO's batch arithmetic for `processes` follows its settings.
     """
     groups = [(name, "   ", items) for name, items in _groups(config, None, "")]
-    groups += [
-        (f"{name} batches".lstrip(), "; ", batch_arithmetic(ppo, processes=processes)) for name, ppo in _ppo(config)
-    ]
+    ppo = config if isinstance(config, PPOConfig) else getattr(config, "ppo", None)
+    if ppo:
+        name = "batches" if ppo is config else "ppo batches"
+        groups.append((name, "; ", batch_arithmetic(ppo, processes=processes)))
     indent = max(len(name) for name, _, _ in groups) + 3
     lines: list[str] = []
     for name, separator, items in groups:
@@ -66,7 +67,7 @@ def _groups(config: Config, reference: Any, name: str) -> Iterator[tuple[str, li
         value, default = getattr(config, field), _default(field, info, config, reference)
         if isinstance(value, Config):
             inner.append((value, default, _join(name, field)))
-        elif value is None and not name and field in _SECTIONS:
+        elif value is None and isinstance(config, Recipe):
             continue  # shown alone, a section would read as if the others were lost
         elif _holds_configs(value):
             inner += [(item, None, f"{_join(name, field)}.{index}") for index, item in enumerate(value)]
@@ -87,15 +88,6 @@ def _default(field: str, info: FieldInfo, config: Config, reference: Any) -> Any
     if get_origin(info.annotation) is Literal and hasattr(reference, field):
         return getattr(reference, field)  # the tag: which kind would have been chosen
     return info.get_default(call_default_factory=True)
-
-
-def _ppo(config: Config) -> Iterator[tuple[str, PPOConfig]]:
-    """The PPO section of a recipe, or the config itself when it is one, with its dotted name."""
-    if isinstance(config, PPOConfig):
-        yield "", config
-    for field in type(config).model_fields:
-        if isinstance(value := getattr(config, field), PPOConfig):
-            yield field, value
 
 
 def _differences(a: Any, b: Any, key: str) -> Iterator[tuple[str, Any, Any]]:

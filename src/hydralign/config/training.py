@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import Field, field_validator
 
 from hydralign.config.base import Beta, Config
-from hydralign.config.texts import require_path_fits
+from hydralign.config.paths import require_path_fits
 
 
 class SupervisedBatchConfig(Config):

@@ -13,7 +13,7 @@ from typing import Any
 
 import yaml
 
-from hydralign.errors import ConfigError, HydralignError
+from hydralign.errors import ConfigError, HydralignError, shortened
 
 MAX_DEPTH = 50
 MAX_VALUES = 100_000
@@ -70,7 +70,7 @@ class _StrictLoader(yaml.SafeLoader):
         except (HydralignError, yaml.YAMLError):
             raise
         except Exception as error:
-            shown = f" {_shortened(node.value)!r}" if isinstance(node, yaml.ScalarNode) else ""
+            shown = f" {shortened(node.value)}" if isinstance(node, yaml.ScalarNode) else ""
             kind = node.tag.rpartition(":")[2]
             raise _line_error(
                 node, f"the value{shown} cannot be read as {kind} ({error}). Correct it, or put it in quotes as text."
@@ -78,7 +78,7 @@ class _StrictLoader(yaml.SafeLoader):
         if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
             raise _line_error(
                 node,
-                f"the number {_shortened(node.value)} is beyond {LARGEST_INTEGER}: no setting holds it. "
+                f"the number {node.value:.40} is beyond {LARGEST_INTEGER}: no setting holds it. "
                 "Give a smaller one, or put it in quotes as text.",
             )
         return value
@@ -91,7 +91,7 @@ def _require_unique_keys(node: yaml.MappingNode) -> None:
             continue
         if key.value in seen:
             raise ConfigError(
-                f"key {_shortened(key.value)!r} stands twice in one section, the second time in line "
+                f"key {shortened(key.value)} stands twice in one section, the second time in line "
                 f"{key.start_mark.line + 1}: only one of the two can count. Remove the other."
             )
         seen.add(key.value)
@@ -108,7 +108,7 @@ def _require_decimal(node: yaml.Node) -> None:
         base, why = (60, "parts between colons") if ":" in node.value else (8, "the leading zero")
         raise _line_error(
             node,
-            f"{_shortened(node.value)} would be read to base {base}, because of {why}. Write the decimal number "
+            f"{node.value:.40} would be read to base {base}, because of {why}. Write the decimal number "
             "without, or put it in quotes as text.",
         )
 
@@ -119,8 +119,8 @@ _UNKNOWN_TAG = re.compile(r"could not determine a constructor for the tag '(.*)'
 def _unbuildable(reason: str) -> str:
     """The sentence on YAML that is well-formed and makes no settings."""
     if tag := _UNKNOWN_TAG.fullmatch(reason):
-        name = _shortened(tag[1].replace("tag:yaml.org,2002:", "!!"))
-        return f"the tag {name} is not known, so its value cannot be read. Remove it, or put the value in quotes."
+        name = tag[1].replace("tag:yaml.org,2002:", "!!")
+        return f"the tag {name:.80} is not known, so its value cannot be read. Remove it, or put the value in quotes."
     if reason == "found unhashable key":
         return (
             "a list or section stands where a key belongs, so no setting has that name. Write the key as plain text; "
@@ -131,10 +131,6 @@ def _unbuildable(reason: str) -> str:
 
 def _line_error(place: Any, problem: str) -> ConfigError:
     return ConfigError(f"line {place.start_mark.line + 1}: {problem}")
-
-
-def _shortened(text: str) -> str:
-    return text if len(text) <= 40 else f"{text[:40]}…"
 
 
 def parse_yaml(text: str, source: str) -> Any:

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from jinja2 import TemplateError
 
-from hydralign.data.rows import Row, shortened
-from hydralign.errors import TokenizerError
+from hydralign.data.rows import Row
+from hydralign.errors import TokenizerError, shortened
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

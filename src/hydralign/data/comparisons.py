@@ -18,8 +18,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from hydralign.data.candidates import Candidate, LeftOut, Outcome, Parser
 from hydralign.data.chat import Message, contents_of, is_chat, leaves_out, messages_of, render_answer, render_prompt
-from hydralign.data.drafts import Draft, Drafter, LeftOut
 from hydralign.data.rows import EmptyTextError, Row, Table
 from hydralign.errors import RowError
 from hydralign.types import Preference
@@ -37,11 +37,9 @@ _TURNS = (
 )
 _NAMES = (("chosen", "rejected"), ("positive", "negative"))
 _ROLES = tuple(zip(*_NAMES, strict=True))
-_Parts = tuple[str, str, str, tuple[str, ...] | None]
-"""Prompt, chosen, rejected, and of chats what their authors wrote."""
 
 
-def comparison_drafter(table: Table, tokenizer: PreTrainedTokenizerBase | None) -> Drafter[Preference]:
+def comparison_parser(table: Table, tokenizer: PreTrainedTokenizerBase | None) -> Parser[Preference]:
     """How this table's rows become preferences. Raises DataError when its columns do not allow it."""
     names = next((pair for pair in _NAMES if table.has(*pair)), None)
     if table.mapped & {name for role in _ROLES for name in role}:
@@ -52,21 +50,16 @@ def comparison_drafter(table: Table, tokenizer: PreTrainedTokenizerBase | None) 
         raise table.lacks("comparisons", "`chosen` and `rejected` (and `prompt`, where they leave it out) are", example)
     fields = (*names, "prompt") if table.has("prompt") else names
 
-    def draft(row: Row) -> Draft[Preference] | LeftOut:
+    def parse(row: Row) -> Outcome[Preference]:
         if row.value(names[0]) == row.value(names[1]):
             return LeftOut("with equal answers")
-        form = _from_chats if is_chat(row.value(names[0])) else _from_texts
-        prompt, chosen, rejected, written = form(row, fields, tokenizer)
-        if chosen.removeprefix(prompt) == rejected.removeprefix(prompt):  # also as a template writes them
+        candidate = (_from_chats if is_chat(row.value(names[0])) else _from_texts)(row, fields, tokenizer)
+        record = candidate.record  # its answers may be equal as a template writes them
+        if record.chosen.removeprefix(record.prompt) == record.rejected.removeprefix(record.prompt):
             return LeftOut("with equal answers")
-        record = Preference(prompt, chosen, rejected, row.without(*fields))
-        shortened = form is _from_chats and any(
-            leaves_out(messages_of(row, name)[-1:], answer)
-            for name, answer in zip(names, (chosen, rejected), strict=True)
-        )
-        return Draft(record, prompt, (prompt + chosen, prompt + rejected), shortened, written)
+        return candidate
 
-    return draft
+    return parse
 
 
 def shared_beginning(chosen: str, rejected: str) -> str:
@@ -84,30 +77,32 @@ def shared_beginning(chosen: str, rejected: str) -> str:
     return common[: boundary + 1] if common[boundary] == "\n" else common[:boundary].rstrip(" ")
 
 
-def _from_texts(row: Row, fields: tuple[str, ...], _: PreTrainedTokenizerBase | None) -> _Parts:
+def _from_texts(row: Row, fields: tuple[str, ...], _: PreTrainedTokenizerBase | None) -> Candidate[Preference]:
     chosen, rejected = row.text(fields[0]), row.text(fields[1])
     prompt = row.text("prompt") if len(fields) == 3 else shared_beginning(chosen, rejected)
     if not prompt.strip():
         raise _without_prompt(row, fields[0])
     if chosen.startswith(prompt) and rejected.startswith(prompt):
         chosen, rejected = chosen[len(prompt) :], rejected[len(prompt) :]
-    return prompt, row.checked_text(fields[0], chosen), row.checked_text(fields[1], rejected), None
+    answers = row.checked_text(fields[0], chosen), row.checked_text(fields[1], rejected)
+    return Candidate(Preference(prompt, *answers, row.without(*fields)))
 
 
-def _from_chats(row: Row, fields: tuple[str, ...], tokenizer: PreTrainedTokenizerBase | None) -> _Parts:
+def _from_chats(row: Row, fields: tuple[str, ...], tokenizer: PreTrainedTokenizerBase | None) -> Candidate[Preference]:
     chosen, rejected = messages_of(row, fields[0]), messages_of(row, fields[1])
     context = _context(row, fields, chosen, rejected)
     if not context:
         raise _without_prompt(row, fields[0])
     if all(answer[: len(context)] == context for answer in (chosen, rejected)):
         chosen, rejected = chosen[len(context) :], rejected[len(context) :]
-    prompt = render_prompt(row, fields[-1], context, tokenizer)
-    return (
-        prompt,
+    record = Preference(
+        render_prompt(row, fields[-1], context, tokenizer),
         render_answer(row, fields[0], context, chosen, tokenizer),
         render_answer(row, fields[1], context, rejected, tokenizer),
-        contents_of(context, chosen, rejected),
+        row.without(*fields),
     )
+    shortened = leaves_out(chosen[-1:], record.chosen) or leaves_out(rejected[-1:], record.rejected)
+    return Candidate(record, shortened, contents_of(context, chosen, rejected))
 
 
 def _context(row: Row, fields: tuple[str, ...], chosen: list[Message], rejected: list[Message]) -> list[Message]:

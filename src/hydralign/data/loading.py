@@ -1,6 +1,6 @@
-"""From a source to records: read, draft, filter, tokenise, split, and account for every row.
+"""From a source to records: read, parse, filter, tokenise, split, and account for every row.
 
-Every kind of data goes the same way; the kinds differ in how a row becomes a draft, and prompts are tokenised in
+Every kind of data goes the same way; the kinds differ in how a row becomes a candidate, and prompts are tokenised in
 the end. Rows are worked on in blocks, so that a `limit` stops early and tokenisers see many texts at once.
 
 A text that prompts are cut out of decides on the row's part; on which side it is held out, the cut prompt decides,
@@ -13,11 +13,14 @@ import os
 from collections import Counter
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import chain
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 
 from hydralign.config.data import (
     RESERVED_COLUMNS,
+    DataConfig,
     FilterConfig,
     PartConfig,
     PromptSourceConfig,
@@ -25,15 +28,14 @@ from hydralign.config.data import (
     SourceSplit,
     require_read_columns,
 )
-from hydralign.data.comparisons import comparison_drafter
-from hydralign.data.demonstrations import demonstration_drafter, labelled_drafter
-from hydralign.data.drafts import Draft, Drafter, LeftOut
-from hydralign.data.filters import within_bounds
-from hydralign.data.prompts import cut_to_prompts, prompt_drafter, tokenised
+from hydralign.data.candidates import Candidate, LeftOut, Outcome, Parser, Record, split_key, within_bounds
+from hydralign.data.comparisons import comparison_parser
+from hydralign.data.demonstrations import demonstration_parser, labelled_parser
+from hydralign.data.prompts import cut_to_prompts, prompt_parser, tokenised
 from hydralign.data.reading import IN_MEMORY, read_table
 from hydralign.data.report import DataReport, DataSet
 from hydralign.data.rows import EmptyTextError, Row, Table
-from hydralign.data.spelled import counted, special_tokens, spelled_in, texts_of
+from hydralign.data.special_tokens import count_special_tokens
 from hydralign.data.splits import in_part, split_rows
 from hydralign.errors import ConfigError, DataError
 from hydralign.types import Demonstration, LabelledText, Preference, Prompt
@@ -41,7 +43,6 @@ from hydralign.types import Demonstration, LabelledText, Preference, Prompt
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-Record = TypeVar("Record")
 Settings = TypeVar("Settings", bound=SourceConfig)
 InMemory = Iterable[Mapping[str, Any]]
 Source = (
@@ -53,28 +54,12 @@ _BLOCK = 2048
 
 
 @dataclass(frozen=True)
-class _Kind(Generic[Record]):
-    """How one kind of data is made: a drafter for a table, and what turns a block of drafts into records."""
-
-    drafter: Callable[[Table], Drafter[Record]]
-    finish: Callable[[Sequence[Draft[Record]]], Sequence[Record | LeftOut]]
-    key: Callable[[Record], str] | None = None
-    """The prompt that decides on the side of a record; None is its draft's key."""
-    seen: Callable[[Record], Hashable] | None = None
-    """What a model sees of the record's prompt."""
-
-
-@dataclass(frozen=True)
 class _Gathered(Generic[Record]):
-    """One source's records, each with the key of its split, and counts of everything else."""
+    """One source's table, the candidates that are used, and counts of everything else."""
 
-    source: str
-    rows_read: int
-    keyed: tuple[tuple[str, Record], ...]
+    table: Table
+    candidates: tuple[Candidate[Record], ...]
     dropped: Counter[str]
-    spelled: dict[int, set[str]]
-    """Special tokens that a record's own texts spell, by the record's id."""
-    shortened: int = 0
 
 
 def load_prompts(
@@ -99,20 +84,16 @@ def load_prompts(
             f"tokenizer={tokenizer!r:.80} is none: prompts could not be encoded. Give the policy's, policy.tokenizer."
         )
 
-    def finish(drafts: Sequence[Draft[Prompt]]) -> Sequence[Prompt | LeftOut]:
+    def finish(prompts: Sequence[Prompt]) -> Sequence[Prompt | LeftOut]:
         if config.cut is None:
-            return tokenised(drafts, tokenizer)
-        return cut_to_prompts(drafts, tokenizer, config.cut, seed=seed)
+            return tokenised(prompts, tokenizer)
+        return cut_to_prompts(prompts, tokenizer, config.cut, seed=seed)
 
-    withheld: set[str] = set()
-
-    def drafter(table: Table) -> Drafter[Prompt]:
-        withheld.update(RESERVED_COLUMNS & set(table.columns))
-        return prompt_drafter(table, tokenizer, from_text=config.cut is not None)
-
-    key = None if config.cut is None else _prompt_text
-    loaded = _load(config, tokenizer, rows, _Kind(drafter, finish, key=key, seen=_prompt_ids), held_out_limit)
-    return replace(loaded, report=replace(loaded.report, withheld=tuple(sorted(withheld))))
+    is_cut = config.cut is not None
+    parser, seen = partial(prompt_parser, from_text=is_cut), attrgetter("record.token_ids")
+    loaded = _load("prompts", parser, config, tokenizer, rows, held_out_limit, finish, seen=seen, common_stay=is_cut)
+    withheld = tuple(sorted(RESERVED_COLUMNS.intersection(loaded.report.columns)))
+    return replace(loaded, report=replace(loaded.report, withheld=withheld))
 
 
 def load_demonstrations(
@@ -126,10 +107,7 @@ def load_demonstrations(
 
     `rows` and `held_out_limit` are those of `load_prompts`. Raises as it does.
     """
-    config, rows = _source_of("demonstrations", config, rows)
-    return _load(
-        config, tokenizer, rows, _Kind(lambda table: demonstration_drafter(table, tokenizer), _records), held_out_limit
-    )
+    return _load("demonstrations", demonstration_parser, config, tokenizer, rows, held_out_limit)
 
 
 def load_comparisons(
@@ -144,10 +122,7 @@ def load_comparisons(
     The tokenizer is needed for chats and for filters on tokens only. `rows` and `held_out_limit` are those of
     `load_prompts`. Raises as it does.
     """
-    config, rows = _source_of("comparisons", config, rows)
-    return _load(
-        config, tokenizer, rows, _Kind(lambda table: comparison_drafter(table, tokenizer), _records), held_out_limit
-    )
+    return _load("comparisons", comparison_parser, config, tokenizer, rows, held_out_limit)
 
 
 def load_labelled(
@@ -162,8 +137,25 @@ def load_labelled(
     The tokenizer is needed for filters on tokens only. `rows` and `held_out_limit` are those of `load_prompts`. Raises
     as it does.
     """
-    config, rows = _source_of("labelled", config, rows)
-    return _load(config, tokenizer, rows, _Kind(labelled_drafter, _records), held_out_limit)
+    return _load("labelled", lambda table, _: labelled_parser(table), config, tokenizer, rows, held_out_limit)
+
+
+def training_texts(config: DataConfig) -> list[str]:
+    """Texts to make a tokenizer from: the demonstrations', or else those of the prompts' source, as they stand.
+
+    Raises DataError without either.
+    """
+    if config.demonstrations is not None:
+        return [row.prompt + row.completion for row in load_demonstrations(config.demonstrations).train]
+    if config.prompts is not None:
+        table = _read(config.prompts)
+        name = table.first("text", "prompt", "query")
+        if name is not None:
+            return [row.text(name) for row in table.rows]
+    raise DataError(
+        "model.new needs texts to train its tokenizer on, and the recipe's data name none: nothing could be encoded. "
+        "Add data.demonstrations or data.prompts."
+    )
 
 
 def source_config(
@@ -176,10 +168,9 @@ def source_config(
         return kind(**source.model_dump()), rows
     if isinstance(source, Mapping):
         return kind(**source), rows
-    if isinstance(source, str | os.PathLike):
-        return kind(source=os.fspath(source)), rows
-    if isinstance(source, list | tuple) and source and all(isinstance(one, str | os.PathLike) for one in source):
-        return kind(source=tuple(map(os.fspath, source))), rows
+    listed = source if isinstance(source, list | tuple) else (source,)
+    if listed and all(isinstance(one, str | os.PathLike) for one in listed):
+        return kind(source=cast(Any, source)), rows
     if isinstance(source, Iterable):
         return kind(source=IN_MEMORY), cast(InMemory, source)
     raise ConfigError(
@@ -188,140 +179,114 @@ def source_config(
     )
 
 
-def _source_of(kind: str, source: Source, rows: InMemory | None) -> tuple[SourceConfig, InMemory | None]:
-    """`source_config` of a kind whose records carry all other columns. Raises ConfigError for slips in names."""
-    config, rows = source_config(SourceConfig, source, rows)
-    try:
-        require_read_columns(kind, config.columns, others=True)
-    except ValueError as error:
-        raise ConfigError(str(error)) from None
-    return config, rows
-
-
 def _load(
-    config: SourceConfig,
+    kind: str,
+    parser: Callable[[Table, PreTrainedTokenizerBase | None], Parser[Record]],
+    source: Source,
     tokenizer: PreTrainedTokenizerBase | None,
     rows: InMemory | None,
-    kind: _Kind[Record],
     held_out_limit: int | None,
+    finish: Callable[[Sequence[Record]], Sequence[Record | LeftOut]] = list,
+    *,
+    seen: Callable[[Candidate[Record]], Hashable] | None = None,
+    common_stay: bool = False,
 ) -> DataSet[Record]:
+    """Both sides of one kind of data.
+
+    `parser` says how a table's rows become candidates, `finish` makes the final records of a block of theirs. `seen`
+    and `common_stay` are those of `split_rows`. Raises ConfigError for slips in the names of columns.
+    """
+    config, rows = source_config(SourceConfig, source, rows)
+    require_read_columns(kind, config.columns, others=True)
     if tokenizer is None and (config.filter.min_tokens is not None or config.filter.max_tokens is not None):
         raise ConfigError(
             "filter counts tokens, and no tokenizer is given: nobody can count. Give one, or use characters."
         )
-    reading: dict[str, Any] = {"columns": config.columns, "replace": config.replace}
-    table = read_table(config.source, split=config.split, rows=rows, **reading)
-    columns = dict.fromkeys(table.columns)
-    main, other = _gather(table, config.filter, tokenizer, kind, limit=config.limit, part=config.part), None
+    gathered = [_gather(config, rows, parser, finish, tokenizer)]
     if isinstance(config.held_out, SourceSplit):
-        table = read_table(config.held_out.source, split=config.held_out.split, **reading)
-        columns |= dict.fromkeys(table.columns)
-        other = _gather(table, config.filter, tokenizer, kind, limit=held_out_limit)
-    sides = split_rows(
-        main.keyed,
-        config.held_out,
-        other.keyed if other else (),
-        seen=kind.seen,
-        common_stay=kind.key is not None,
-    )
-    dropped = main.dropped + (other.dropped if other else Counter())
-    spelled = main.spelled | (other.spelled if other else {})
+        source, split = config.held_out.source, config.held_out.split
+        changes = {"source": source, "split": split, "part": PartConfig(), "limit": held_out_limit}
+        gathered.append(_gather(config.model_copy(update=changes), None, parser, finish, tokenizer))
+    keyed, *other = ([(split_key(one.record), one) for one in part.candidates] for part in gathered)
+    sides = split_rows(keyed, config.held_out, *other, seen=seen, common_stay=common_stay)
+    sources = [part.table.source for part in gathered]
+    dropped = sum((part.dropped for part in gathered), Counter())
     if sides.leaking:
         dropped["whose prompt is held out"] = sides.leaking
     report = DataReport(
-        source=f"{main.source} (held out: {other.source})" if other else main.source,
-        rows_read=main.rows_read + (other.rows_read if other else 0),
+        source=f"{sources[0]} (held out: {sources[1]})" if other else sources[0],
+        rows_read=sum(len(part.table.rows) for part in gathered),
         train=len(sides.train),
         held_out=len(sides.held_out),
         dropped=dict(dropped),
-        columns=tuple(columns),
-        shortened=main.shortened + (other.shortened if other else 0),
-        spelled=counted(spelled.get(id(record), set()) for record in (*sides.train, *sides.held_out)),
+        columns=tuple(dict.fromkeys(name for part in gathered for name in part.table.columns)),
+        shortened=sum(one.shortened for part in gathered for one in part.candidates),
+        spelled=count_special_tokens((one.texts for one in (*sides.train, *sides.held_out)), tokenizer),
     )
     if not sides.train:
         raise DataError(
             f"{report.describe()} Nothing is left to train on: there is nothing to learn. Loosen the filter, hold out "
             "less, or name a source with more rows."
         )
-    return DataSet(sides.train, sides.held_out, report)
+    return DataSet(tuple(one.record for one in sides.train), tuple(one.record for one in sides.held_out), report)
+
+
+def _read(config: SourceConfig, rows: InMemory | None = None) -> Table:
+    return read_table(config.source, split=config.split, columns=config.columns, replace=config.replace, rows=rows)
 
 
 def _gather(
-    table: Table,
-    bounds: FilterConfig,
+    config: SourceConfig,
+    rows: InMemory | None,
+    parser: Callable[[Table, PreTrainedTokenizerBase | None], Parser[Record]],
+    finish: Callable[[Sequence[Record]], Sequence[Record | LeftOut]],
     tokenizer: PreTrainedTokenizerBase | None,
-    kind: _Kind[Record],
-    *,
-    limit: int | None = None,
-    part: PartConfig | None = None,
 ) -> _Gathered[Record]:
-    kept: list[tuple[int, tuple[str, Record]]] = []
+    table = _read(config, rows)
+    parse = parser(table, tokenizer)
+    order = range(len(table.rows)) if config.limit is None else table.order
+    blocks = ([table.rows[place] for place in order[start : start + _BLOCK]] for start in range(0, len(order), _BLOCK))
+    outcomes = chain.from_iterable(_outcomes(block, parse, finish, config, tokenizer) for block in blocks)
+    used: dict[int, Candidate[Record]] = {}
     dropped: Counter[str] = Counter()
-    spelled: dict[int, set[str]] = {}
-    special, shortened = special_tokens(tokenizer), 0
-    drafter = kind.drafter(table)
-    order = range(len(table.rows)) if limit is None else table.order
-    rows = [table.rows[place] for place in order]
-    starts = range(0, len(rows), _BLOCK)
-    blocks = (_worked(rows[start : start + _BLOCK], drafter, bounds, part, tokenizer, kind) for start in starts)
-    for done, (place, outcome) in enumerate(zip(order, chain.from_iterable(blocks), strict=False)):
-        if len(kept) == limit:
-            dropped[f"beyond the limit of {limit:,} usable rows"] = len(rows) - done
+    for done, (place, outcome) in enumerate(zip(order, outcomes, strict=False)):
+        if len(used) == config.limit:
+            dropped[f"beyond the limit of {config.limit:,} usable rows"] = len(order) - done
             break
         if isinstance(outcome, LeftOut):
             dropped[outcome.reason] += 1
         else:
-            kept.append((place, outcome[:2]))
-            shortened += outcome[2]
-            if found := spelled_in(outcome[3], special):
-                spelled[id(outcome[1])] = found
-    kept.sort(key=lambda one: one[0])
-    return _Gathered(table.source, len(rows), tuple(keyed for _, keyed in kept), dropped, spelled, shortened)
+            used[place] = outcome
+    return _Gathered(table, tuple(used[place] for place in sorted(used)), dropped)
 
 
-def _worked(
+def _outcomes(
     rows: Sequence[Row],
-    drafter: Drafter[Record],
-    bounds: FilterConfig,
-    part: PartConfig | None,
+    parse: Parser[Record],
+    finish: Callable[[Sequence[Record]], Sequence[Record | LeftOut]],
+    config: SourceConfig,
     tokenizer: PreTrainedTokenizerBase | None,
-    kind: _Kind[Record],
-) -> Iterator[tuple[str, Record, bool, tuple[str, ...]] | LeftOut]:
-    """What became of each row, in order: the key of its split, the record, whether a template shortened it, and what
-    its author wrote of it.
-    """
-    drafts = within_bounds([_drafted(row, drafter, bounds) for row in rows], bounds, tokenizer)
-    finished = iter(kind.finish([draft for draft in drafts if isinstance(draft, Draft)]))
-    for draft in drafts:
-        if isinstance(draft, LeftOut):
-            yield draft
+) -> Iterator[Outcome[Record]]:
+    """What became of each row, in order."""
+    parsed = within_bounds([_parsed(row, parse, config.filter) for row in rows], config.filter, tokenizer)
+    finished = iter(finish([one.record for one in parsed if isinstance(one, Candidate)]))
+    for one in parsed:
+        if isinstance(one, LeftOut):
+            yield one
+            continue
+        record = next(finished)
+        if isinstance(record, LeftOut):
+            yield record
+        elif not in_part(split_key(one.record), config.part):
+            yield LeftOut(f"outside the part {config.part.low:g}-{config.part.high:g} %")
         else:
-            record = next(finished)
-            if isinstance(record, LeftOut):
-                yield record
-            elif part and not in_part(draft.key, part):
-                yield LeftOut(f"outside the part {part.low:g}-{part.high:g} %")
-            else:
-                written = texts_of(record) if draft.written is None else draft.written
-                yield (kind.key(record) if kind.key else draft.key), record, draft.shortened, written
+            yield replace(one, record=record)
 
 
-def _drafted(row: Row, drafter: Drafter[Record], bounds: FilterConfig) -> Draft[Record] | LeftOut:
+def _parsed(row: Row, parse: Parser[Record], bounds: FilterConfig) -> Outcome[Record]:
     try:
-        return drafter(row)
+        return parse(row)
     except EmptyTextError as error:
         if bounds.empty == "error":
             raise
         return LeftOut(f"with an empty {error.field}")
-
-
-def _records(drafts: Sequence[Draft[Record]]) -> Sequence[Record | LeftOut]:
-    return [draft.record for draft in drafts]
-
-
-def _prompt_text(prompt: Prompt) -> str:
-    return prompt.text
-
-
-def _prompt_ids(prompt: Prompt) -> Hashable:
-    return prompt.token_ids

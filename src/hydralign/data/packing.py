@@ -53,7 +53,7 @@ def sequences(
     `cut` keeps the first tokens, `split` makes several sequences of the completion, each with no memory of the one
     before (of a record with a prompt, the rest is dropped and counted), `leave_out` takes the record out.
     """
-    made: list[TokenSequence] = []
+    used: list[TokenSequence] = []
     counts: Counter[str] = Counter()
     for start in range(0, len(records), _BLOCK):
         for ids, prompt in _encoded(records[start : start + _BLOCK], tokenizer, stop_ids):
@@ -68,13 +68,13 @@ def sequences(
             else:
                 counts[f"longer than {max_tokens:,} tokens, cut at the end"] += 1
                 pieces = [TokenSequence(ids[:max_tokens], prompt)]
-            taught = [piece for piece in pieces if piece.learned > 0]
-            made += taught
-            if not taught:
+            learnable = [piece for piece in pieces if piece.learned > 0]
+            used += learnable
+            if not learnable:
                 counts["without a token to learn, left out"] += 1
-            elif len(taught) < len(pieces):
+            elif len(learnable) < len(pieces):
                 counts["with pieces of a single token, which were left out"] += 1
-    return tuple(made), dict(counts)
+    return tuple(used), dict(counts)
 
 
 def _pieces(ids: NDArray[np.int32], max_tokens: int) -> list[NDArray[np.int32]]:
@@ -91,7 +91,6 @@ def _encoded(
     records: Sequence[Demonstration], tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]
 ) -> Iterator[tuple[NDArray[np.int32], int]]:
     """Ids of each record, and how many of them are prompt."""
-    alone = [record.prompt == "" for record in records]
     prompts = iter(encode_prompts(tokenizer, [record.prompt for record in records if record.prompt]))
     # A text without a prompt begins as the tokenizer begins every text; a completion begins with nothing.
     texts = iter(encode_prompts(tokenizer, [record.completion for record in records if not record.prompt]))
@@ -99,8 +98,8 @@ def _encoded(
     completions = iter(
         encode_completions(tokenizer, [row.prompt for row in continued], [row.completion for row in continued])
     )
-    for is_alone in alone:
-        prompt, completion = ((), next(texts)) if is_alone else (next(prompts), next(completions))
+    for record in records:
+        prompt, completion = (next(prompts), next(completions)) if record.prompt else ((), next(texts))
         end = () if _ends(completion, stop_ids, tokenizer) else (tokenizer.eos_token_id,)
         yield np.array([*prompt, *completion, *end], dtype=np.int32), len(prompt)
 

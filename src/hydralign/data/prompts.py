@@ -12,8 +12,8 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from hydralign.config.data import RESERVED_COLUMNS, CutConfig
+from hydralign.data.candidates import Candidate, LeftOut, Parser
 from hydralign.data.chat import contents_of, is_chat, messages_of, render_prompt
-from hydralign.data.drafts import Draft, Drafter, LeftOut
 from hydralign.data.rows import Row, Table
 from hydralign.data.tokens import encode_plain, encode_prompts, prompt_frame, without_first
 from hydralign.errors import DataError
@@ -25,30 +25,26 @@ if TYPE_CHECKING:
 _HEAD_CHARACTERS_PER_TOKEN = 24
 
 
-def prompt_drafter(table: Table, tokenizer: PreTrainedTokenizerBase, *, from_text: bool) -> Drafter[Prompt]:
-    """How this table's rows become prompts, not yet tokenised. Raises DataError when its columns do not allow it."""
-    names = ("text",) if from_text else ("prompt", "query")
-    name = prompt_column(table, from_text=from_text)
+def prompt_parser(table: Table, tokenizer: PreTrainedTokenizerBase | None, *, from_text: bool) -> Parser[Prompt]:
+    """How this table's rows become prompts, not yet tokenised. Raises DataError when its columns do not allow it.
+
+    A column that the recipe maps, of whatever kind, goes before all others.
+    """
+    usual = ("text",) if from_text else ("prompt", "query")
+    name = table.first(*usual, *(other for other in ("prompt", "query", "text") if other in table.mapped))
     if name is None:
         needed = "`text` is" if from_text else "`prompt` or `query` (or `text`, with a `cut`) is"
-        raise table.lacks("prompts", needed, names[0])
+        raise table.lacks("prompts", needed, usual[0])
 
-    def draft(row: Row) -> Draft[Prompt]:
-        if is_chat(row.value(name)) and not from_text:
-            messages = messages_of(row, name)
-            text, written = render_prompt(row, name, messages, tokenizer), contents_of(messages)
-        else:
-            text, written = row.text(name), None
-        return Draft(Prompt(text, (), row.without(*RESERVED_COLUMNS)), text, (text,), written=written)
+    def parse(row: Row) -> Candidate[Prompt]:
+        others = row.without(*RESERVED_COLUMNS)
+        if from_text or not is_chat(row.value(name)):
+            return Candidate(Prompt(row.text(name), (), others))
+        messages = messages_of(row, name)
+        text = render_prompt(row, name, messages, tokenizer)
+        return Candidate(Prompt(text, (), others), written=contents_of(messages))
 
-    return draft
-
-
-def prompt_column(table: Table, *, from_text: bool) -> str | None:
-    """The column that prompts are read from: one that the recipe maps, of whatever kind, goes before all others."""
-    names = ("text", "prompt", "query") if from_text else ("prompt", "query", "text")
-    kept = names[:1] if from_text else names[:2]
-    return table.first(*(name for name in names if name in kept or name in table.mapped))
+    return parse
 
 
 def as_prompts(prompts: Sequence[Prompt | str], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
@@ -59,27 +55,27 @@ def as_prompts(prompts: Sequence[Prompt | str], tokenizer: PreTrainedTokenizerBa
             f"prompts={prompts!r:.60} of type {type(prompts).__name__}: a list of texts or of Prompts is needed, or it "
             "is unclear what to answer. Give a list, [text] for one."
         )
-    made = [Prompt(prompt) if isinstance(prompt, str) else prompt for prompt in listed]
-    bare = [place for place, prompt in enumerate(made) if prompt.text and not prompt.token_ids]
-    for place, ids in zip(bare, encode_prompts(tokenizer, [made[place].text for place in bare]), strict=True):
-        made[place] = replace(made[place], token_ids=ids)
-    return made
+    records = [Prompt(prompt) if isinstance(prompt, str) else prompt for prompt in listed]
+    bare = [place for place, prompt in enumerate(records) if prompt.text and not prompt.token_ids]
+    for place, prompt in zip(bare, tokenised([records[place] for place in bare], tokenizer), strict=True):
+        records[place] = prompt
+    return records
 
 
-def tokenised(drafts: Sequence[Draft[Prompt]], tokenizer: PreTrainedTokenizerBase) -> list[Prompt | LeftOut]:
+def tokenised(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> list[Prompt]:
     """The prompts with their token ids."""
-    encoded = encode_prompts(tokenizer, [draft.record.text for draft in drafts])
-    return [replace(draft.record, token_ids=ids) for draft, ids in zip(drafts, encoded, strict=True)]
+    encoded = encode_prompts(tokenizer, [prompt.text for prompt in prompts])
+    return [replace(prompt, token_ids=ids) for prompt, ids in zip(prompts, encoded, strict=True)]
 
 
 def cut_to_prompts(
-    drafts: Sequence[Draft[Prompt]], tokenizer: PreTrainedTokenizerBase, cut: CutConfig, *, seed: int
+    prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, cut: CutConfig, *, seed: int
 ) -> list[Prompt | LeftOut]:
     """The first tokens of each text, decoded again; the ids are what counts where a cut splits a character.
 
     The tokenizer's own first token comes on top of them, once, whether the text spells it or not.
     """
-    texts = [draft.record.text for draft in drafts]
+    texts = [prompt.text for prompt in prompts]
     lengths = [cut_length(text, cut, seed=seed) for text in texts]
     first, last = prompt_frame(tokenizer)
     encoded = [without_first(ids, first) for ids in _heads(tokenizer, texts, cut.max_tokens + len(first))]
@@ -87,8 +83,8 @@ def cut_to_prompts(
     decoded = tokenizer.batch_decode([list(head) for head in heads], clean_up_tokenization_spaces=False)
     short = LeftOut(f"with fewer tokens than the length drawn ({cut.min_tokens} to {cut.max_tokens})")
     return [
-        replace(draft.record, text=text, token_ids=(*first, *head, *last)) if len(head) == n else short
-        for draft, head, text, n in zip(drafts, heads, decoded, lengths, strict=True)
+        replace(prompt, text=text, token_ids=(*first, *head, *last)) if len(head) == n else short
+        for prompt, head, text, n in zip(prompts, heads, decoded, lengths, strict=True)
     ]
 
 

@@ -11,6 +11,7 @@ This module judges no field of a row. LMFlow files are JSON objects whose rows s
 from __future__ import annotations
 
 import csv
+import dataclasses
 import gzip
 import io
 import json
@@ -18,22 +19,22 @@ import re
 import sys
 import tempfile
 import zlib
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from itertools import chain, islice
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
-from hydralign.data.rows import Row, Table, shortened
-from hydralign.data.table_cache import kept_rows, kept_table
-from hydralign.errors import DataError, HydralignError, did_you_mean
+from hydralign.data.rows import Row, Table
+from hydralign.data.table_cache import cached_rows, cached_table
+from hydralign.errors import DataError, HydralignError, did_you_mean, shortened
 from hydralign.hub import describe_search, hub_access
 
 IN_MEMORY = "rows in memory"
 _SUFFIXES = (".json", ".json.gz", ".jsonl", ".jsonl.gz", ".csv", ".csv.gz", ".parquet")
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _FROM_ONE = "rows count from 1"
-_NEW_LINE = b"\n"
 _GZIP = b"\x1f\x8b"
 _PACKED = {b"PK\x03\x04": "zip", b"\xfd7zXZ\x00": "xz", b"\x28\xb5\x2f\xfd": "zstandard", b"PAR1": "parquet"}
 """First bytes of other kinds of files."""
@@ -61,16 +62,16 @@ def read_table(
     sources = (source,) if isinstance(source, str) else tuple(source)
     parts = tuple((one, split, *changes.items()) for one in sources)
 
-    def made() -> Table:
+    def create() -> Table:
         read = [row for one in sources for row in _source_rows(one, split, changes)]
         return _table(" + ".join(sources), read, wanted)
 
-    return kept_table((parts, *wanted.items()), parts, made)
+    return cached_table((parts, *wanted.items()), parts, create)
 
 
 def _source_rows(source: str, split: str, replace: Mapping[str, str]) -> tuple[Row, ...]:
     key = (source, split, *replace.items())
-    return kept_rows(key, lambda: tuple(_replaced_rows(_read(source, split), replace)))
+    return cached_rows(key, lambda: tuple(_replaced_rows(_read(source, split), replace)))
 
 
 def _table(name: str, read: Sequence[Row], wanted: Mapping[str, str]) -> Table:
@@ -89,15 +90,15 @@ def _table(name: str, read: Sequence[Row], wanted: Mapping[str, str]) -> Table:
 
 
 def _renamed(row: Row, wanted: Mapping[str, str]) -> Row:
-    kept = {name: value for name, value in row.values.items() if name not in wanted}
-    values = kept | {ours: row.values[theirs] for ours, theirs in wanted.items() if theirs in row.values}
-    return Row(row.source, row.number, values, row.counting, wanted)
+    others = {name: value for name, value in row.values.items() if name not in wanted}
+    values = others | {ours: row.values[theirs] for ours, theirs in wanted.items() if theirs in row.values}
+    return dataclasses.replace(row, values=values, theirs=wanted)
 
 
 def _replaced_rows(rows: Iterator[Row], replace: Mapping[str, str]) -> Iterator[Row]:
     if not replace:
         return rows
-    return (Row(row.source, row.number, _replaced(row.values, replace), row.counting) for row in rows)
+    return (dataclasses.replace(row, values=_replaced(row.values, replace)) for row in rows)
 
 
 def _replaced(value: Any, replace: Mapping[str, str]) -> Any:
@@ -207,15 +208,23 @@ def _json_list_rows(source: str, parsed: object) -> Iterator[Row]:
 
 
 def _parsed(place: str, content: bytes) -> object:
-    text, unique = _decoded(place, content), _UniqueKeys()
+    text, closed = _decoded(place, content), count()
+
+    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        number, values = next(closed), dict(pairs)
+        if len(values) < len(pairs):
+            key = next(key for key, uses in Counter(key for key, _ in pairs).items() if uses > 1)
+            within = f", in the object that ends in line {_line_of_object(text, number)}" if "\n" in text else ""
+            raise DataError(
+                f"{place}{within}: key {shortened(key)} stands twice in one object: only one of the two can count. "
+                "Remove the other."
+            )
+        return values
+
     try:
         return json.loads(text, object_pairs_hook=unique)
-    except _RepeatedKeyError as error:
-        within = f", in the object that ends in line {_line_of_object(text, unique.closed)}" if "\n" in text else ""
-        raise DataError(
-            f"{place}{within}: key {shortened(error.args[0])} stands twice in one object: only one of the two can "
-            "count. Remove the other."
-        ) from error
+    except DataError:
+        raise
     except json.JSONDecodeError as error:
         within = f"line {error.lineno}, " if error.lineno > 1 else ""
         raise DataError(
@@ -223,33 +232,15 @@ def _parsed(place: str, content: bytes) -> object:
             "Repair it; a file cut short by a full disk or a broken download ends like this."
         ) from error
     except ValueError as error:  # Python converts no whole number of more than 4300 digits
-        long = max(re.finditer(rb"\d+", content), key=lambda number: len(number[0]))
-        within = f", line {content.count(_NEW_LINE, 0, long.start()) + 1}" if _NEW_LINE in content else ""
+        long = max(re.finditer(r"[0-9]+", text), key=lambda number: len(number[0]))
+        line = text.count("\n", 0, long.start()) + 1
+        within = f", line {line}" if "\n" in text else ""
         raise DataError(
             f"{place}{within}: a number of {len(long[0])} digits: the row cannot be read. Shorten it, or put it in "
             "quotes as text."
         ) from error
     except RecursionError as error:
         raise DataError(f"{place}: JSON nested too deeply to be read: rows are flat. Repair it.") from error
-
-
-class _RepeatedKeyError(ValueError):
-    """A JSON object names a key twice, which is its argument."""
-
-
-class _UniqueKeys:
-    """Makes dictionaries of JSON objects. Raises _RepeatedKeyError; `closed` counts the objects before that."""
-
-    def __init__(self) -> None:
-        self.closed = 0
-
-    def __call__(self, pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        made = dict(pairs)
-        if len(made) < len(pairs):
-            names = [name for name, _ in pairs]
-            raise _RepeatedKeyError(next(name for name in names if names.count(name) > 1))
-        self.closed += 1
-        return made
 
 
 def _line_of_object(text: str, number: int) -> int:
@@ -307,20 +298,23 @@ def _folder_rows(source: str, path: Path, split: str) -> Iterator[Row]:
         if (path / "dataset_dict.json").exists():
             splits = datasets.load_from_disk(str(path), keep_in_memory=True)
             if split not in splits:
-                raise DataError(f"{source} has no split {split!r}: it has {', '.join(splits)}. Name one of these.")
+                raise _no_split(source, split, splits)
             return _dataset_rows(source, splits[split])
         with tempfile.TemporaryDirectory() as cache:
             folder = str(path.resolve())
             found = datasets.load_dataset_builder(folder, cache_dir=cache).config.data_files or {}
             files = [str(file) for file in found.get(split, ())]
             if found and not files and split.isidentifier():
-                listed = ", ".join(map(str, found))
-                raise DataError(f"{source} has no split {split!r}: it has {listed}. Name one of these.")
+                raise _no_split(source, split, found)
             if files and all(file.endswith(_SUFFIXES) for file in files):
                 return chain.from_iterable(_read(file, split) for file in files)
             return _dataset_rows(
                 source, datasets.load_dataset(folder, split=split, cache_dir=cache, keep_in_memory=True)
             )
+
+
+def _no_split(source: str, split: str, found: Iterable[object]) -> DataError:
+    return DataError(f"{source} has no split {split!r}: it has {', '.join(map(str, found))}. Name one of these.")
 
 
 def _hub_dataset(source: str, split: str) -> Any:
@@ -329,8 +323,9 @@ def _hub_dataset(source: str, split: str) -> Any:
 
 
 def _dataset_rows(source: str, dataset: Any) -> Iterator[Row]:
-    names = _class_names(dataset.features)
-    with _errors_told(source):
+    features = dataset.features if isinstance(dataset.features, Mapping) else {}
+    names = {name: kind.names for name, kind in features.items() if hasattr(kind, "int2str")}
+    with _raise_data_errors(source):
         for number, values in enumerate(_plain(dataset), start=1):
             yield _row(source, number, values, _FROM_ONE, names)
 
@@ -354,7 +349,7 @@ def _quiet_datasets(source: str) -> Iterator[Any]:
     datasets.utils.disable_progress_bars()
     datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = False
     try:
-        with _errors_told(source):
+        with _raise_data_errors(source):
             yield datasets
     finally:
         datasets.config.HF_UPDATE_DOWNLOAD_COUNTS = counted
@@ -363,7 +358,7 @@ def _quiet_datasets(source: str) -> Iterator[Any]:
 
 
 @contextmanager
-def _errors_told(source: str) -> Iterator[None]:
+def _raise_data_errors(source: str) -> Iterator[None]:
     """Every error of another library becomes a DataError: what a damaged file brings about there is of any type."""
     try:
         yield
@@ -383,17 +378,11 @@ def _errors_told(source: str) -> Iterator[None]:
 def _cause(error: BaseException) -> str:
     """The message of the first error that led to this one: `datasets` puts general ones on top of it."""
     chained = [error]
-    while chained[-1].__cause__ is not None:
-        chained.append(chained[-1].__cause__)
+    while (cause := chained[-1].__cause__) is not None:
+        chained.append(cause)
     first = next((one for one in reversed(chained) if str(one).strip()), error)
-    told = " ".join(str(first).split())[:600].rstrip(". ")
-    if not told:
+    message = " ".join(str(first).split())[:600].rstrip(". ")
+    if not message:
         return type(first).__name__
     # Errors of other types say too little by themselves: a KeyError is the key alone.
-    return told if isinstance(first, OSError | ValueError | ImportError) else f"{told} ({type(first).__name__})"
-
-
-def _class_names(features: object) -> dict[str, Sequence[str]]:
-    if not isinstance(features, Mapping):
-        return {}
-    return {name: kind.names for name, kind in features.items() if hasattr(kind, "int2str")}
+    return message if isinstance(first, OSError | ValueError | ImportError) else f"{message} ({type(first).__name__})"

@@ -11,7 +11,7 @@ from functools import cached_property
 from typing import Any
 
 from hydralign.data.subsets import hash_order
-from hydralign.errors import DataError, RowError
+from hydralign.errors import DataError, RowError, shortened
 
 
 class EmptyTextError(RowError):
@@ -103,9 +103,3 @@ def _encodable(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def shortened(value: object) -> str:
-    """The value as it stands in Python, cut to fit into a message."""
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:57]}..."

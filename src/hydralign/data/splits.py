@@ -69,16 +69,16 @@ def split_rows(
             side = [place >= first for place in range(len(rows))]
         case _:
             side = [False] * len(rows)
-    apart = [row for row, out in zip(rows, side, strict=True) if out] + list(other)
+    held_out_rows = [row for row, out in zip(rows, side, strict=True) if out] + list(other)
     candidates = [row for row, out in zip(rows, side, strict=True) if not out]
-    keys = {key.strip() for key, _ in apart}
-    sights = {seen(record) for _, record in apart} if seen else set()
+    keys = {key.strip() for key, _ in held_out_rows}
+    seen_held_out = {seen(record) for _, record in held_out_rows} if seen else set()
     train = tuple(
         record
         for key, record in candidates
-        if key.strip() not in keys and not (seen is not None and seen(record) in sights)
+        if key.strip() not in keys and not (seen is not None and seen(record) in seen_held_out)
     )
-    return Sides(train, tuple(record for _, record in apart), len(candidates) - len(train))
+    return Sides(train, tuple(record for _, record in held_out_rows), len(candidates) - len(train))
 
 
 def _hashed_apart(keys: Sequence[str], percent: float, *, common_stay: bool) -> list[bool]:

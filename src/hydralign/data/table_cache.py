@@ -1,6 +1,6 @@
 """Tables that were read once and are asked for again within a short while, such as during the checks before a run.
 
-Outside of `cached_tables` nothing is kept: a file that changes is read anew.
+Outside of `cached_tables` nothing is cached: a file that changes is read anew.
 """
 
 from __future__ import annotations
@@ -8,64 +8,65 @@ from __future__ import annotations
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import Any
 
 from hydralign.data.rows import Row, Table
 
 MOST = 2**30
-"""Characters that are kept in all; sources beyond are read each time."""
+"""Characters that are cached in all; sources beyond are read each time."""
 
 
-class _Kept:
+@dataclass
+class _Cache:
     """What was read so far, and how many characters its rows hold."""
 
-    def __init__(self) -> None:
-        self.rows: dict[Hashable, tuple[Row, ...]] = {}
-        self.tables: dict[Hashable, Table] = {}
-        self.characters = 0
+    rows: dict[Hashable, tuple[Row, ...]] = field(default_factory=dict)
+    tables: dict[Hashable, Table] = field(default_factory=dict)
+    characters: int = 0
 
 
-_KEPT: ContextVar[_Kept | None] = ContextVar("kept", default=None)
+_CACHE: ContextVar[_Cache | None] = ContextVar("cache", default=None)
 
 
 @contextmanager
 def cached_tables() -> Iterator[None]:
     """Inside, no source is read twice with the same settings. Sources must not change meanwhile."""
-    if _KEPT.get() is not None:
+    if _CACHE.get() is not None:
         yield
         return
-    token = _KEPT.set(_Kept())
+    token = _CACHE.set(_Cache())
     try:
         yield
     finally:
-        _KEPT.reset(token)
+        _CACHE.reset(token)
 
 
-def kept_rows(key: Hashable, read: Callable[[], tuple[Row, ...]]) -> tuple[Row, ...]:
-    """The rows kept under this key, or those that `read` gives, which are kept if they are not too many."""
-    kept = _KEPT.get()
-    if kept is None:
+def cached_rows(key: Hashable, read: Callable[[], tuple[Row, ...]]) -> tuple[Row, ...]:
+    """The rows cached under this key, or those that `read` gives, which are cached if they are not too many."""
+    cache = _CACHE.get()
+    if cache is None:
         return read()
-    if key not in kept.rows:
+    if key not in cache.rows:
         rows = read()
         size = sum(_characters(row.values) for row in rows)
-        if kept.characters + size > MOST:
+        if cache.characters + size > MOST:
             return rows
-        kept.characters += size
-        kept.rows[key] = rows
-    return kept.rows[key]
+        cache.characters += size
+        cache.rows[key] = rows
+    return cache.rows[key]
 
 
-def kept_table(key: Hashable, parts: Sequence[Hashable], make: Callable[[], Table]) -> Table:
-    """The table kept under this key, or the one made now, which is kept where the rows of all its `parts` are."""
-    kept = _KEPT.get()
-    if kept is None:
-        return make()
-    if key in kept.tables:
-        return kept.tables[key]
-    table = make()
-    if all(part in kept.rows for part in parts):
-        kept.tables[key] = table
+def cached_table(key: Hashable, parts: Sequence[Hashable], create: Callable[[], Table]) -> Table:
+    """The table cached under this key, or the one created now, cached where the rows of all its `parts` are."""
+    cache = _CACHE.get()
+    if cache is None:
+        return create()
+    if key in cache.tables:
+        return cache.tables[key]
+    table = create()
+    if all(part in cache.rows for part in parts):
+        cache.tables[key] = table
     return table
 
 

@@ -13,23 +13,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-PRAISE = frozenset(
-    re.findall(
-        r"\w+",
-        """amazing beautiful best brilliant charming enjoyable enjoyed excellent fantastic fine fun funny good great
-        impressive interesting liked love loved lovely nice perfect pleasant pleased recommend superb surprised terrific
-        well wonderful worth""",
-    )
-)
-COMPLAINT = frozenset(
-    re.findall(
-        r"\w+",
-        """annoyed annoying awful bad bored boring cheap confusing disappointed disappointing dull fail failed hate
-        hated horrible lame mess poor poorly predictable ridiculous sad slow stupid terrible ugly unfortunately waste
-        wasted
-        weak worse worst""",
-    )
-)
+_PRAISE = """amazing beautiful best brilliant charming enjoyable enjoyed excellent fantastic fine fun funny good great
+impressive interesting liked love loved lovely nice perfect pleasant pleased recommend superb surprised terrific well
+wonderful worth"""
+_COMPLAINT = """annoyed annoying awful bad bored boring cheap confusing disappointed disappointing dull fail failed hate
+hated horrible lame mess poor poorly predictable ridiculous sad slow stupid terrible ugly unfortunately waste wasted
+weak worse worst"""
+PRAISE, COMPLAINT = frozenset(_PRAISE.split()), frozenset(_COMPLAINT.split())
 MOST = 3
 """Different words of praise that count in one answer."""
 

@@ -74,11 +74,9 @@ def class_recalls(labels_N: ArrayLike, choices_N: ArrayLike, names: Sequence[str
     for place, name in enumerate(names):
         of_class_N = labels_N == place
         n, chosen = int(of_class_N.sum()), int((choices_N == place).sum())
-        if not n:
-            found.append(ClassRecall(name, 0, chosen, None, None, None))
-            continue
         right = int((of_class_N & (choices_N == place)).sum())
-        found.append(ClassRecall(name, n, chosen, right / n, *wilson(right, n)))
+        measured = (right / n, *wilson(right, n)) if n else (None, None, None)
+        found.append(ClassRecall(name, n, chosen, *measured))
     return tuple(found)
 
 
@@ -89,11 +87,11 @@ def balanced_accuracy(classes: Sequence[ClassRecall]) -> float:
 
 def doubts(accuracy: float, baseline: Baseline, classes: Sequence[ClassRecall] = ()) -> list[str]:
     """One sentence for each reason not to trust the accuracy; none when there is no reason."""
-    said = []
+    sentences = []
     if not baseline.beaten:
         below = baseline.above is not None and baseline.above.verdict == "worse"
         relation = "below" if below else "not distinguishable from"
-        said.append(
+        sentences.append(
             f"Accuracy {accuracy:.3f} is {relation} {baseline.accuracy:.3f}, which {baseline.words} gives: nothing "
             "shows that the text is read. Train longer or on more rows, or balance the data."
         )
@@ -101,32 +99,34 @@ def doubts(accuracy: float, baseline: Baseline, classes: Sequence[ClassRecall] =
     wrong = [one for one in classes if one.chosen and one.recall == 0]
     absent = [one for one in classes if not one.n]
     if never:
-        said.append(f"Never named: {_listed(never)}. A reward that reads such a label's logit has nothing to go by.")
+        sentences.append(
+            f"Never named: {_listed_classes(never)}. A reward that reads such a label's logit has nothing to go by."
+        )
     if wrong:
-        said.append(f"Never named rightly: {_listed(wrong)}.")
+        sentences.append(f"Never named rightly: {_listed_classes(wrong)}.")
     if absent:
-        said.append(f"No rows of {_listed(absent)}: nothing is known about it.")
-    return said
+        sentences.append(f"No rows of {_listed_classes(absent)}: nothing is known about it.")
+    return sentences
 
 
 def describe_classes(baseline: Baseline, classes: Sequence[ClassRecall]) -> str:
     """The baseline, balanced accuracy and recall of each class, as sentences."""
-    told = f"{baseline.words[:1].upper()}{baseline.words[1:]} gives {baseline.accuracy:.3f}"
+    sentence = f"{baseline.words[:1].upper()}{baseline.words[1:]} gives {baseline.accuracy:.3f}"
     if not classes:
-        return f"{told}."
-    shown = ", ".join(f"{one.label} {_or_dash(one.recall)} (n = {one.n:,})" for one in classes[:_MOST_NAMED])
-    more = f" and {len(classes) - _MOST_NAMED} more" if len(classes) > _MOST_NAMED else ""
-    return f"{told}, balanced accuracy {balanced_accuracy(classes):.3f}. Recall: {shown}{more}."
+        return f"{sentence}."
+    recalls = ("–" if one.recall is None else f"{one.recall:.3f}" for one in classes)
+    named = [f"{one.label} {recall} (n = {one.n:,})" for one, recall in zip(classes, recalls, strict=True)]
+    return f"{sentence}, balanced accuracy {balanced_accuracy(classes):.3f}. Recall: {_listed(named)}."
 
 
 def verdict_sentence(difference: Difference, baseline: Baseline) -> str:
     """Before → after in one line, which calls an accuracy better only if it is better than the baseline too."""
-    told, end = difference.sentence(), f"{baseline.words} ({baseline.accuracy:.3f})"
+    sentence, end = difference.sentence(), f"{baseline.words} ({baseline.accuracy:.3f})"
     if difference.verdict != "better":
-        return told
+        return sentence
     if baseline.beaten:
-        return told.replace(": better.", f": better, also than {end}.", 1)
-    return told.replace(": better.", f": higher than before training, but not better than {end}.", 1)
+        return sentence.replace(": better.", f": better, also than {end}.", 1)
+    return sentence.replace(": better.", f": higher than before training, but not better than {end}.", 1)
 
 
 def baseline_record(accuracy: float, baseline: Baseline, classes: Sequence[ClassRecall] = ()) -> dict[str, Any]:
@@ -153,13 +153,13 @@ def _baseline(words: str, baseline_N: np.ndarray, right_N: np.ndarray) -> Baseli
     return Baseline(words, float(baseline_N.mean()), above)
 
 
-def _listed(classes: Sequence[ClassRecall]) -> str:
-    shown = ", ".join(f"{one.label!r}" + (f" ({one.n:,} rows)" if one.n else "") for one in classes[:_MOST_NAMED])
-    return shown + (f" and {len(classes) - _MOST_NAMED} more" if len(classes) > _MOST_NAMED else "")
+def _listed_classes(classes: Sequence[ClassRecall]) -> str:
+    return _listed([f"{one.label!r}" + (f" ({one.n:,} rows)" if one.n else "") for one in classes])
 
 
-def _or_dash(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}"
+def _listed(named: Sequence[str]) -> str:
+    more = f" and {len(named) - _MOST_NAMED} more" if len(named) > _MOST_NAMED else ""
+    return ", ".join(named[:_MOST_NAMED]) + more
 
 
 def _whole(values_N: ArrayLike) -> np.ndarray:

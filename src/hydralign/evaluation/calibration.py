@@ -87,9 +87,9 @@ def temperature_doubt(temperature: float) -> str | None:
     """A sentence on a temperature that lies at an end of `fit_temperature`'s search, so that it means nothing exact."""
     if math.isclose(temperature, LOWEST_TEMPERATURE):
         return (
-            f"The temperature is {LOWEST_TEMPERATURE:g}, the lowest that is tried: every held-out text is told right "
-            "with room to spare, so probabilities are near 0 and 1 and their size means little. Hold out more texts, "
-            "or harder ones."
+            f"The temperature is {LOWEST_TEMPERATURE:g}, the lowest that is tried: every held-out text is "
+            "classified rightly with room to spare, so probabilities are near 0 and 1 and their size means little. "
+            "Hold out more texts, or harder ones."
         )
     if math.isclose(temperature, HIGHEST_TEMPERATURE):
         return (

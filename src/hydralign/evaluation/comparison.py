@@ -63,8 +63,8 @@ def compare_answers(
     pairs = {name: _paired(before.metrics[name], after.metrics[name]) for name in before.metrics}
     for share in shares:
         pairs[share.name] = tuple([float(x > share.above) for x in side] for side in pairs[share.of])
-    told = {name: sides for name, sides in pairs.items() if len(sides[0]) >= 2}
-    differences = {name: compare_paired(name, *sides, confidence=confidence) for name, sides in told.items()}
+    paired = {name: sides for name, sides in pairs.items() if len(sides[0]) >= 2}
+    differences = {name: compare_paired(name, *sides, confidence=confidence) for name, sides in paired.items()}
     metrics = tuple(difference for name, difference in differences.items() if name not in FACTS)
     facts = [differences[name] for name in FACTS if name in differences]
     old, new = ([sample["response"] for sample in side.samples] for side in (before, after))
@@ -88,7 +88,7 @@ def check_shares(shares: Sequence[Share], metrics: Iterable[str]) -> None:
         if share.name in (*known, *FACTS, VARIETY):
             raise ConfigError(
                 f"compare.shares: there would be a second metric or fact called {share.name!r}: only one of them could "
-                "be told. Give the share another name."
+                "be shown. Give the share another name."
             )
         known[share.name] = None
 

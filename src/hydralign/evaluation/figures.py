@@ -70,7 +70,7 @@ def histograms(before: Numbers, after: Numbers, *, key: str, title: str, unit: s
         axes.stairs(_percent(old, edges), edges, color=_BEFORE, lw=1.6, ls=(0, (3, 2)))
         _label_bins(figure, axes, edges, unit, np.concatenate([old, new]))
         sides = " ".join(
-            f"{name}: {_told(values)}." for name, values in (("Before (dashed)", old), ("After (filled)", new))
+            f"{name}: {_describe(values)}." for name, values in (("Before (dashed)", old), ("After (filled)", new))
         )
         return _svg(figure, key, title, f"Two histograms. {sides}")
 
@@ -86,7 +86,7 @@ def change_histogram(change: Numbers, *, key: str, title: str, unit: str = "", w
         if len(values):
             axes.axvline(float(values.mean()), color=_AFTER, lw=1.6, ls=(0, (1, 1.5)))
         _label_bins(figure, axes, edges, unit, values)
-        return _svg(figure, key, title, f"Histogram of the change per prompt: {_told(values)}.")
+        return _svg(figure, key, title, f"Histogram of the change per prompt: {_describe(values)}.")
 
 
 def curve(steps: Numbers, values: Numbers, *, key: str, title: str, unit: str = "") -> str:
@@ -104,12 +104,12 @@ def curve(steps: Numbers, values: Numbers, *, key: str, title: str, unit: str = 
         axes.plot(steps_N[single], values_N[single], "o", color=_AFTER, ms=3, mew=0)
         if smooth:
             axes.plot(steps_N, _running_mean(values_N, len(values_N) // 20), color=_AFTER, lw=1.8)
-        told = values_N[np.isfinite(values_N)]
+        finite_N = _finite(values_N)
         _label(figure, axes, unit, "iteration", whole=True, places=_only(steps_N))
-        if not len(told):
+        if not len(finite_N):
             _write_empty(axes)
-        ends = f" The first is {told[0]:.4g}, the last {told[-1]:.4g}." if len(told) else ""
-        return _svg(figure, key, title, f"A line over training iterations: {_told(told)}.{ends}")
+        ends = f" The first is {finite_N[0]:.4g}, the last {finite_N[-1]:.4g}." if len(finite_N) else ""
+        return _svg(figure, key, title, f"A line over training iterations: {_describe(finite_N)}.{ends}")
 
 
 def interval_strip(mean: float, low: float, high: float) -> str:
@@ -149,7 +149,7 @@ def _label_bins(figure: Figure, axes: Axes, edges: Floats, unit: str, values: Fl
     axes.set_xlim(float(edges[0]) - reach, float(edges[-1]) + reach)
     axes.set_ylim(bottom=0, top=None if len(values) else 100)
     bounds = (float(edges[0]), float(edges[-1]))
-    whole = _between_whole_numbers(edges)
+    whole = bool(np.all(edges % 1 == 0.5))
     places = edges[:-1] + 0.5 if whole and len(edges) <= _FEW_BINS + 1 else _only(values)
     _label(figure, axes, "% of prompts", unit, whole=whole, bounds=bounds, places=places)
     if not len(values):
@@ -257,7 +257,7 @@ def _edges(values: Floats) -> Floats:
     largest = max(abs(low), abs(high))
     if high - low <= 1e-9 * largest:  # rounding noise is no spread
         return np.array([low - largest / 10, high + largest / 10])
-    bins = 2 * math.ceil(1 + math.log2(len(values)))  # twice Sturges' number: two shapes are compared, not one told
+    bins = 2 * math.ceil(1 + math.log2(len(values)))  # twice Sturges' number: two shapes are compared, not one shown
     edges = np.asarray(round_numbers(min(bins, _MOST_BINS)).tick_values(low, high))
     # A round number that is not exact in binary may lie a rounding error inside the values.
     edges[0], edges[-1] = min(edges[0], low), max(edges[-1], high)
@@ -271,16 +271,12 @@ def _only(values: Floats) -> Floats | None:
     return values[:1]
 
 
-def _between_whole_numbers(edges: Floats) -> bool:
-    return bool(np.all(edges % 1 == 0.5))
-
-
 def _percent(values: Floats, edges: Floats) -> Floats:
     counts, _ = np.histogram(values, edges)
     return 100 * counts / max(1, len(values))
 
 
-def _told(values: Floats) -> str:
+def _describe(values: Floats) -> str:
     """The numbers in words, for those who do not see the figure."""
     if not len(values):
         return "no values"

@@ -35,7 +35,7 @@ EVALUATION = 0xFFFF_FFFF
 
 @dataclass(frozen=True)
 class Answers:
-    """Held-out answers, told in numbers per prompt (all processes' prompts, in order)."""
+    """Held-out answers, in numbers per prompt (all processes' prompts, in order)."""
 
     metrics: dict[str, list[float]]
     samples: list[dict[str, Any]] = field(default_factory=list)
@@ -94,8 +94,8 @@ def answer_held_out(
                 measured = _measured(experience)
                 for name, values in measured.items():
                     parts.setdefault(name, []).append(values.double())
-                told = zip(few, experience.rollout.completions, measured["score"].tolist(), strict=True)
-                shown += [{"query": prompt.text, "response": text, "score": score} for prompt, text, score in told]
+                answered = zip(few, experience.rollout.completions, measured["score"].tolist(), strict=True)
+                shown += [{"query": prompt.text, "response": text, "score": score} for prompt, text, score in answered]
                 shown_means = ("score", gap_name(truncated=params.truncated), "tokens")
                 means = {name: float(torch.cat(parts[name]).mean()) for name in shown_means}
                 bar.update(start + len(few), means)
@@ -108,10 +108,10 @@ def answer_held_out(
     rewards = [name for name in metrics if name.startswith("reward/")]
     counts = {name.removeprefix("reward/"): sum(not math.isnan(x) for x in metrics[name]) for name in rewards}
     require_applied(counts, len(prompts))
-    alone = rewards if len(rewards) == 1 else []  # a single reward is the score
+    if len(rewards) == 1:  # a single reward is the score
+        del metrics[rewards[0]]
     texts = [json.loads(row) for row in processes.gather_strings([json.dumps(row) for row in shown])]
-    kept = {name: values for name, values in metrics.items() if name not in alone}
-    return Answers(kept, texts[:samples], fingerprint(prompts))
+    return Answers(metrics, texts[:samples], fingerprint(prompts))
 
 
 def _measured(experience: Experience) -> dict[str, Tensor]:

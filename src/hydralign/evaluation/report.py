@@ -12,7 +12,7 @@ import math
 import random
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, get_args
@@ -25,6 +25,7 @@ from hydralign.errors import DataError
 from hydralign.evaluation.figures import LARGE, Floats, change_histogram, curve, histograms, interval_strip
 from hydralign.evaluation.statistics import Verdict, decimals
 from hydralign.files import write_text
+from hydralign.tracking import as_json
 
 Values = Mapping[str, tuple[Sequence[float], Sequence[float]]]
 
@@ -93,7 +94,7 @@ def write_report(folder: Path, report: Report) -> tuple[Path, Path]:
     Raises DataError for a record without exactly one primary metric, an unknown verdict, or values that are not paired.
     """
     page = _page(report)
-    record = json.dumps(_without_gaps(report.record), indent=2, ensure_ascii=False, allow_nan=False)
+    record = json.dumps(as_json(report.record), indent=2, ensure_ascii=False, allow_nan=False)
     paths = folder / "report.json", folder / "report.html"
     for path, text in zip(paths, (record + "\n", page), strict=True):
         write_text(path, text, errors="backslashreplace")  # lone surrogates, valid JSON this way
@@ -101,27 +102,23 @@ def write_report(folder: Path, report: Report) -> tuple[Path, Path]:
 
 
 @dataclass(frozen=True)
-class _Side:
-    mean: str
-    spread: str = ""
+class _Number:
+    """A number as it is printed, and what stands below it."""
 
-
-@dataclass(frozen=True)
-class _Moved:
     mean: str
-    interval: str = ""
-    strip: Markup = field(default_factory=Markup)
+    below: str
 
 
 @dataclass(frozen=True)
 class _Row:
-    """One line of a table, every number as it is printed."""
+    """One line of a table. What a fact does not have is empty."""
 
     label: str
     unit: str
-    before: _Side
-    after: _Side
-    moved: _Moved
+    before: _Number
+    after: _Number
+    moved: _Number
+    strip: Markup
     n: str
     primary: bool = False
     direction: str = ""
@@ -138,37 +135,21 @@ class _Panel:
 
 
 @dataclass(frozen=True)
-class _Text:
-    shown: str
-    left_out: int
-
-
-@dataclass(frozen=True)
-class _Sample:
-    number: int
-    prompt: _Text
-    before: _Text
-    after: _Text
-    before_score: str
-    after_score: str
-    change: str
-    same: bool
-
-
-@dataclass(frozen=True)
 class _Group:
     title: str
     rule: str
-    samples: list[_Sample]
+    answers: list[tuple[int, AnswerPair]]
+    """Each with the number of its prompt, counted from 1."""
 
 
 def _page(report: Report) -> str:
     name, primary = _primary(report.record)
-    rows = [_metric_row(key, metric) for key, metric in report.record["metrics"].items()]
+    rows = [_row(key, metric) for key, metric in report.record["metrics"].items()]
     rows.sort(key=lambda row: not row.primary)
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, finalize=_printable
     )
+    environment.filters["number"] = _number
     source = files("hydralign.evaluation").joinpath("report.html.jinja").read_text(encoding="utf-8")
     return environment.from_string(source).render(
         title=report.title,
@@ -177,12 +158,13 @@ def _page(report: Report) -> str:
         confidence=f"{100 * primary['confidence']:g} %",
         notes=report.record.get("notes", []),
         metrics=rows,
-        facts=[_fact_row(key, fact) for key, fact in report.record.get("facts", {}).items()],
+        facts=[_row(key, fact) for key, fact in report.record.get("facts", {}).items()],
         large=list(_primary_panels(name, primary, report.values)),
         small=list(_other_panels(name, report.values)),
         curves=list(_curve_panels(report.history)),
         groups=list(_groups(report.pairs, higher_is_better=primary["higher_is_better"])),
         prompts=len(report.pairs),
+        longest=LONGEST_TEXT,
         about=report.record.get("about", {}),
     )
 
@@ -213,49 +195,41 @@ def _headline(row: _Row, metric: Mapping[str, Any]) -> str:
     return f"the mean {row.label} {verb} from {row.before.mean} to {row.after.mean}"
 
 
-def _metric_row(name: str, metric: Mapping[str, Any]) -> _Row:
-    moved, verdict = metric["difference"], metric["verdict"]
-    digits = decimals(moved["ci_low"], moved["ci_high"])
+def _row(name: str, entry: Mapping[str, Any]) -> _Row:
+    """The line of a metric, or of a fact."""
+    mean, low, high = (entry["difference"][bound] for bound in ("mean", "ci_low", "ci_high"))
+    digits = decimals(low, high)
     label, unit = _in_words(name)
-    before, after = (_side(metric[side], digits) for side in ("before", "after"))
-    _, said, remark = metric["sentence"].partition(f": {verdict}.")
-    return _Row(
+    before, after = (_side(entry[side], digits) for side in ("before", "after"))
+    interval = f"{_number(low, digits, sign='+')} to {_number(high, digits, sign='+')}"
+    counted = entry.get("unit", "prompts")
+    line = _Row(
         label,
         unit,
         before,
         after,
-        _moved(moved, digits),
-        n=f"{metric['n']:,}",
-        primary=metric["primary"],
-        direction="higher is better" if metric["higher_is_better"] else "lower is better",
+        moved=_Number(_number(mean, digits, sign="+"), interval),
+        strip=Markup(interval_strip(mean, low, high)),
+        n=f"{entry['n']:,}" if counted == "prompts" else f"{entry['n']:,} {counted}",
+    )
+    if "verdict" not in entry:
+        return line
+    verdict = entry["verdict"]
+    _, said, remark = entry["sentence"].partition(f": {verdict}.")
+    return replace(
+        line,
+        primary=entry["primary"],
+        direction="higher is better" if entry["higher_is_better"] else "lower is better",
         verdict=verdict,
         mark=_MARKS[verdict],
-        remark=remark.replace("Warning: ", "").strip() if said else metric["sentence"],
+        remark=remark.replace("Warning: ", "").strip() if said else entry["sentence"],
     )
 
 
-def _fact_row(name: str, fact: Mapping[str, Any]) -> _Row:
-    moved = fact.get("difference")
-    digits = decimals(moved["ci_low"], moved["ci_high"]) if moved else None
-    before, after = (_side(fact[side], digits) for side in ("before", "after"))
-    n = f"{fact['n']:,}" if "n" in fact else "–"
-    if fact.get("unit", "prompts") != "prompts":
-        n = f"{n} {fact['unit']}"
-    return _Row(*_in_words(name), before, after, _moved(moved, digits) if moved else _Moved("–"), n)
-
-
-def _side(side: Mapping[str, float] | float, digits: int | None) -> _Side:
-    """A mean with its median and standard deviation, or a mean alone."""
-    if not isinstance(side, Mapping):
-        return _Side(_number(side, digits))
+def _side(side: Mapping[str, float], digits: int) -> _Number:
+    """A mean with its median and standard deviation."""
     mean, median, deviation = (_number(side[name], digits) for name in ("mean", "median", "std"))
-    return _Side(mean, f"median\N{NO-BREAK SPACE}{median}, SD\N{NO-BREAK SPACE}{deviation}")
-
-
-def _moved(moved: Mapping[str, float], digits: int | None) -> _Moved:
-    mean, low, high = (moved[name] for name in ("mean", "ci_low", "ci_high"))
-    interval = f"{_number(low, digits, sign='+')} to {_number(high, digits, sign='+')}"
-    return _Moved(_number(mean, digits, sign="+"), interval, Markup(interval_strip(mean, low, high)))
+    return _Number(mean, f"median\N{NO-BREAK SPACE}{median}, SD\N{NO-BREAK SPACE}{deviation}")
 
 
 def _primary_panels(name: str, metric: Mapping[str, Any], values: Values) -> Iterator[_Panel]:
@@ -267,10 +241,10 @@ def _primary_panels(name: str, metric: Mapping[str, Any], values: Values) -> Ite
     moved = (new - old)[np.isfinite(new - old)]
     gained = moved if metric["higher_is_better"] else -moved
     counts = [int(np.count_nonzero(side)) for side in (gained > 0, gained < 0, gained == 0)]
-    told = "{:,} better, {:,} worse, {:,} the same; dotted: the mean".format(*counts)
+    counted = "{:,} better, {:,} worse, {:,} the same; dotted: the mean".format(*counts)
     spread = histograms(old, new, key="primary", title=_printable(title), unit=unit, width=LARGE)
     yield _Panel(title, f"{len(moved):,} prompts, each on both sides", Markup(spread))
-    yield _Panel(change, told, Markup(change_histogram(moved, key="change", title=change, unit=unit, width=LARGE)))
+    yield _Panel(change, counted, Markup(change_histogram(moved, key="change", title=change, unit=unit, width=LARGE)))
 
 
 def _other_panels(primary: str, values: Values) -> Iterator[_Panel]:
@@ -309,24 +283,7 @@ def _groups(pairs: Sequence[AnswerPair], *, higher_is_better: bool) -> Iterator[
     )
     for title, rule, places in chosen:
         if places:
-            yield _Group(title, rule, [_sample(place, pairs[place]) for place in places[:SAMPLES]])
-
-
-def _sample(place: int, pair: AnswerPair) -> _Sample:
-    return _Sample(
-        number=place + 1,
-        prompt=_cut(pair.prompt),
-        before=_cut(pair.before),
-        after=_cut(pair.after),
-        before_score=_number(pair.before_score),
-        after_score=_number(pair.after_score),
-        change=_number(pair.after_score - pair.before_score, sign="+"),
-        same=pair.before == pair.after,
-    )
-
-
-def _cut(text: str) -> _Text:
-    return _Text(text[:LONGEST_TEXT], max(0, len(text) - LONGEST_TEXT))
+            yield _Group(title, rule, [(place + 1, pairs[place]) for place in places[:SAMPLES]])
 
 
 def _paired(name: str, values: Values) -> tuple[Floats, Floats]:
@@ -371,12 +328,3 @@ def _picture(found: re.Match[str]) -> str:
     """Unicode's picture of a control character (␀ for NUL); the replacement character where there is none."""
     code = ord(found[0])
     return chr(0x2400 + code) if code < 0x20 else "\u2421" if code == 0x7F else "\ufffd"
-
-
-def _without_gaps(value: Any) -> Any:
-    """The same with None for NaN and infinity, which JSON has no numbers for."""
-    if isinstance(value, Mapping):
-        return {key: _without_gaps(item) for key, item in value.items()}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_without_gaps(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -23,14 +23,6 @@ _FEWEST_PROMPTS = 8
 """Below this many prompts a block's own distinct-2 is mostly chance."""
 
 
-def distinct_2(texts: Sequence[str]) -> float:
-    """Distinct bigrams ÷ bigrams over all texts together, from 0 to 1; NaN where there is no bigram.
-
-    Bigrams are of words and single marks, lower-cased, and never reach from one text into the next.
-    """
-    return _distinct_2([_words(text) for text in texts])
-
-
 def paired_distinct_2(before: Sequence[str], after: Sequence[str]) -> tuple[float, float]:
     """distinct-2 of both sides over the same number of tokens; position i of both is the same prompt.
 
@@ -88,5 +80,9 @@ def _first(texts: list[list[str]], tokens: int) -> list[list[str]]:
 
 
 def _distinct_2(texts: list[list[str]]) -> float:
+    """Distinct bigrams ÷ bigrams over all texts together, from 0 to 1; NaN where there is no bigram.
+
+    Bigrams never reach from one text into the next.
+    """
     bigrams = [pair for words in texts for pair in pairwise(words)]
     return len(set(bigrams)) / len(bigrams) if bigrams else math.nan

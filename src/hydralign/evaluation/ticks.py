@@ -1,8 +1,8 @@
 """Ticks of a figure's axes: where they stand, and labels short enough for the room there is.
 
 Numbers of a million and more, or below a thousandth, share a power of ten that is named once, beside the unit. Numbers
-that differ only in their last digits are told as what is added to the first. The page sets the type, so the room that a
-label needs is estimated from its length.
+that differ only in their last digits are shown as what is added to the first. The page sets the type, so the room that
+a label needs is estimated from its length.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ CHARACTER = 6.4
 """Pixels that a digit takes at the figures' size of type, with some to spare."""
 
 _LONGEST = 9
-"""Characters of a label beyond which only the difference to the first tick is told."""
+"""Characters of a label beyond which only the difference to the first tick is shown."""
 
 _RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
 

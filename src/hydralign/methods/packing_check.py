@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from hydralign.errors import ModelError
-from hydralign.micro_batches import is_out_of_memory
-from hydralign.models.backbones.slicing import ARCHITECTURE_ERRORS, describe_error
+from hydralign.models.backbones.slicing import named_architecture_errors
 from hydralign.models.policy import Policy
 from hydralign.models.precision import held_in_fp32
 
@@ -34,16 +33,12 @@ def require_apart(policy: Policy) -> None:
             f"{kind} takes no positions, so it lets demonstrations that share a row see each other: none could be "
             f"learned by itself. {way_out}"
         )
-    try:
-        with held_in_fp32(policy.model):
-            leak, gap, scale = packing_gaps(policy)
-    except ARCHITECTURE_ERRORS as error:
-        if is_out_of_memory(error):
-            raise
-        raise ModelError(
-            f"{kind} cannot read several demonstrations in one row ({describe_error(error)}): positions that "
-            f"begin anew are not understood. {way_out}"
-        ) from error
+    named = named_architecture_errors(
+        f"{kind} cannot read several demonstrations in one row",
+        f"positions that begin anew are not understood. {way_out}",
+    )
+    with named, held_in_fp32(policy.model):
+        leak, gap, scale = packing_gaps(policy)
     if not max(leak, gap) <= ROUNDING * max(1.0, scale):
         raise ModelError(
             f"{kind} lets demonstrations that share a row see each other (another text beside a text changes its "

@@ -35,7 +35,7 @@ from hydralign.models.policy import Policy
 from hydralign.rewards.combine import RewardTerm
 from hydralign.rewards.normalise import RunningMoments
 from hydralign.rollout import collect
-from hydralign.training.records import Records
+from hydralign.tracking import Trackers
 from hydralign.training.run import Run
 from hydralign.types import Advantages, Experience, SamplingParams
 
@@ -48,7 +48,7 @@ class PPOParts:
     prompts: PromptStream
     rewards: Sequence[RewardTerm]
     folder: Path
-    records: Records
+    records: Trackers
     processes: Distributed = SINGLE_PROCESS
     sampler: Sampler = sample
     on_step: Callable[[int, Policy], None] | None = None
@@ -226,7 +226,7 @@ def _follow_kl(config: PPOConfig, state: PPOState, stats: Mapping[str, float]) -
 def _log_samples(config: PPOConfig, parts: PPOParts, step: int, experience: Experience) -> None:
     """Answers of the iteration at hand, when they are due."""
     if step % config.saving.samples_every == 0:
-        parts.records.tracker.table(step, "samples", sample_rows(experience, config.saving.samples))
+        parts.records.table(step, "samples", sample_rows(experience, config.saving.samples))
 
 
 def sample_rows(experience: Experience, count: int) -> list[dict[str, Any]]:

@@ -28,7 +28,7 @@ from hydralign.methods.supervised import SupervisedTask, learn, steps_of
 from hydralign.micro_batches import longest_first, map_micro_batches
 from hydralign.models.classifiers.training import SequenceClassifier
 from hydralign.rewards.classifier import encode_for_classifier
-from hydralign.training.records import Records
+from hydralign.tracking import Trackers
 
 Ids = tuple[int, ...]
 
@@ -60,7 +60,7 @@ class RewardParts(Generic[Row]):
     train: Sequence[Row]
     held_out: Sequence[Row]
     folder: Path
-    records: Records
+    records: Trackers
     processes: Distributed = SINGLE_PROCESS
 
 

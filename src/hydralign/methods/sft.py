@@ -26,7 +26,7 @@ from hydralign.methods.packing_check import require_apart
 from hydralign.methods.supervised import SupervisedTask, learn, steps_of
 from hydralign.micro_batches import longest_first, map_micro_batches
 from hydralign.models.policy import Policy
-from hydralign.training.records import Records
+from hydralign.tracking import Trackers
 
 Row = Sequence[TokenSequence]
 
@@ -42,7 +42,7 @@ class SFTParts:
     train: Sequence[TokenSequence]
     held_out: Sequence[TokenSequence]
     folder: Path
-    records: Records
+    records: Trackers
     processes: Distributed = SINGLE_PROCESS
 
 

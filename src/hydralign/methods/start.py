@@ -12,8 +12,8 @@ from hydralign.config.ppo import PPOConfig
 from hydralign.config.training import SupervisedConfig
 from hydralign.distributed import Distributed
 from hydralign.errors import ConfigError
+from hydralign.tracking import Trackers
 from hydralign.training.optimizer import make_optimizer
-from hydralign.training.records import Records
 from hydralign.training.run import Run
 from hydralign.training.schedule import learning_rate_at, set_learning_rate
 
@@ -29,7 +29,7 @@ def start_run(
     state: State,
     read_state: Callable[[Mapping[str, Any]], State],
     folder: Path,
-    records: Records,
+    records: Trackers,
     processes: Distributed,
 ) -> Run[State]:
     """The run in `folder`, at its newest checkpoint or at the start. Raises as `Run.resume` and `make_optimizer` do."""

@@ -20,8 +20,8 @@ from hydralign.distributed import SINGLE_PROCESS, Distributed
 from hydralign.methods.oom_hints import supervised_oom_hints
 from hydralign.methods.start import set_rate, start_run
 from hydralign.micro_batches import MicroBatcher
+from hydralign.tracking import Trackers
 from hydralign.training.optimizer import accumulate, apply_gradients
-from hydralign.training.records import Records
 from hydralign.training.run import Run
 
 Item = TypeVar("Item")
@@ -56,7 +56,7 @@ def learn(
     task: SupervisedTask[Any],
     config: SupervisedConfig,
     folder: Path,
-    records: Records,
+    records: Trackers,
     *,
     processes: Distributed = SINGLE_PROCESS,
 ) -> None:
@@ -67,7 +67,6 @@ def learn(
     """
     run = start_supervised_run(task, config, folder, records, processes)
     rows = run.micro_batches("micro_batch_size", config.batch.micro_batch_size, supervised_oom_hints(config))
-    every = config.evaluation.every
     with run:
         for step in run:
             with run.attempt():
@@ -79,12 +78,11 @@ def learn(
                 metrics = {**stats, "grad_norm": float(norm), "learning_rate": rate}
                 run.log(metrics, shown={"loss": stats["loss"]})
             # 3. Held-out evaluation when it is due.
-            if every and run.step % every == 0 and run.step < task.steps:
-                run.measure(task.measure)
+            run.measure(task.measure, every=config.evaluation.every)
 
 
 def start_supervised_run(
-    task: SupervisedTask[Any], config: SupervisedConfig, folder: Path, records: Records, processes: Distributed
+    task: SupervisedTask[Any], config: SupervisedConfig, folder: Path, records: Trackers, processes: Distributed
 ) -> Run[None]:
     """The run in `folder`, at its newest checkpoint or at the start. Raises as `Run.resume` does."""
     processes.require_shares(config.batch.rows, "batch.rows")

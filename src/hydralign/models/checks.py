@@ -5,8 +5,7 @@ from __future__ import annotations
 import torch
 
 from hydralign.errors import ModelError
-from hydralign.micro_batches import is_out_of_memory
-from hydralign.models.backbones.slicing import ARCHITECTURE_ERRORS, describe_error
+from hydralign.models.backbones.slicing import named_architecture_errors
 from hydralign.models.branch import Branch
 from hydralign.models.outputs import allowed_gap, require_finite_outputs
 
@@ -20,23 +19,19 @@ OTHER_ARCHITECTURES = (
 def check_readout(branch: Branch) -> None:
     """Raise ModelError unless body + head reproduce the model's own logits on a short input."""
     backbone = branch.backbone
-    model = backbone.model
+    model, name = backbone.model, type(backbone.model).__name__
     ids_BT = torch.arange(2 * 5, device=backbone.device).view(2, 5) % branch.vocabulary
-    try:
-        with torch.no_grad(), backbone.autocast():
-            whole = model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT)).logits.float()
-            states_BTD = backbone.packed_states(ids_BT)
-    except ARCHITECTURE_ERRORS as error:
-        if is_out_of_memory(error):
-            raise
-        raise ModelError(
-            f"{type(model).__name__} cannot be read as a body with a head ({describe_error(error)}): values and "
-            f"log-probabilities start from its final states. {OTHER_ARCHITECTURES}"
-        ) from error
+    named = named_architecture_errors(
+        f"{name} cannot be read as a body with a head",
+        f"values and log-probabilities start from its final states. {OTHER_ARCHITECTURES}",
+    )
+    with named, torch.no_grad(), backbone.autocast():
+        whole = model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT)).logits.float()
+        states_BTD = backbone.packed_states(ids_BT)
     width = model.config.get_text_config().hidden_size
     if states_BTD.shape[-1] != width:
         raise ModelError(
-            f"{type(model).__name__}: its final states are {states_BTD.shape[-1]} wide, its layers {width}: "
+            f"{name}: its final states are {states_BTD.shape[-1]} wide, its layers {width}: "
             "a value head of one width cannot read both. Use a model whose embeddings are as wide as its layers, "
             f"as in most. {OTHER_ARCHITECTURES}"
         )
@@ -46,9 +41,9 @@ def check_readout(branch: Branch) -> None:
     require_finite_outputs(scale, model)
     if not gap <= allowed_gap(backbone.precision, scale):
         raise ModelError(
-            f"{type(model).__name__}: logits from its body and its head differ from its own by {gap:.2g}: "
-            "this architecture changes them in a way that is not known here, and every log-probability would be "
-            f"wrong. An encoder such as BERT reads both ways and cannot write. {OTHER_ARCHITECTURES}"
+            f"{name}: logits from its body and its head differ from its own by {gap:.2g}: this architecture changes "
+            "them in a way that is not known here, and every log-probability would be wrong. An encoder such as BERT "
+            f"reads both ways and cannot write. {OTHER_ARCHITECTURES}"
         )
 
 
@@ -66,15 +61,10 @@ def check_decoding(branch: Branch) -> None:
         "Sample from an architecture whose layers are all attention, such as gpt2, llama or qwen3; sft can train this "
         "one."
     )
-    try:
+    with named_architecture_errors(
+        f"{name} cannot be sampled with a key-value cache", f"{cause}, and no answer could be drawn. {way_out}"
+    ):
         gap, scale = _decoding_gap(branch)
-    except ARCHITECTURE_ERRORS as error:
-        if is_out_of_memory(error):
-            raise
-        raise ModelError(
-            f"{name} cannot be sampled with a key-value cache ({describe_error(error)}): {cause}, and no answer "
-            f"could be drawn. {way_out}"
-        ) from error
     require_finite_outputs(scale, backbone.model)
     if not gap <= allowed_gap(backbone.precision, scale):
         raise ModelError(

@@ -7,13 +7,15 @@ weight decay alone would then move them. So a model of the same class is built w
 from __future__ import annotations
 
 import copy
-from functools import cache
 from typing import Any
 
 import torch
 
 WRAPPINGS = {"base_layer", "original_module", "modules_to_save"}
 """Names that PEFT puts into the path of a parameter."""
+
+_known: dict[tuple[Any, ...], frozenset[str]] = {}
+"""Names of fixed parameters by the class of the model and the content of its config."""
 
 
 def freeze_fixed(model: Any) -> None:
@@ -30,29 +32,16 @@ def freeze_fixed(model: Any) -> None:
 
 def fixed_names(model: Any) -> frozenset[str]:
     """Names of the parameters that do not learn in a new model of this class and config; none where that is unknown."""
-    kind: Any = type(model)  # any class is hashable, which type checkers do not know of type[Any]
-    return _fixed_names(kind, _Key(model.config))
+    key = type(model), type(model.config), model.config.to_json_string(use_diff=False)
+    if key not in _known:
+        _known[key] = _names_in_new_model(type(model), model.config)
+    return _known[key]
 
 
-class _Key:
-    """A config that is equal to others with the same content."""
-
-    def __init__(self, config: Any) -> None:
-        self.config = config
-        self.text = f"{type(config).__qualname__} {config.to_json_string(use_diff=False)}"
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, _Key) and self.text == other.text
-
-    def __hash__(self) -> int:
-        return hash(self.text)
-
-
-@cache
-def _fixed_names(kind: Any, key: _Key) -> frozenset[str]:
+def _names_in_new_model(kind: Any, config: Any) -> frozenset[str]:
     try:
         with torch.device("meta"), torch.random.fork_rng(devices=[]):
-            new = kind(copy.deepcopy(key.config))
+            new = kind(copy.deepcopy(config))
     except Exception:  # A class of somebody else's may need more than a config; then nothing is known of it.
         return frozenset()
     return frozenset(name for name, parameter in new.named_parameters() if not parameter.requires_grad)

@@ -8,8 +8,9 @@ minimum length, in every pass alike (`kernels/logprobs.apply_temperature_and_min
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -21,8 +22,9 @@ from hydralign.models.backbones.backbone import Backbone, Decoding
 from hydralign.models.backbones.rope import explain_rope_limit
 from hydralign.models.backbones.trunk import Trunk
 from hydralign.models.branch import Branch
+from hydralign.models.folders.adapters import save_adapter
 from hydralign.models.folders.loading import context_of, stop_ids_of
-from hydralign.models.folders.saving import model_folder, save_value_branch, save_value_head
+from hydralign.models.folders.saving import model_folder, save_model, save_value_branch, save_value_head
 from hydralign.models.folders.weights import embedding_rows
 from hydralign.models.heads.value import Critic
 from hydralign.types import PolicyOutput, TokenBatch
@@ -51,25 +53,37 @@ class BranchReference:
             return self.branch.logprobs(batch)
 
 
-class ModelForm(Protocol):
+@dataclass(frozen=True)
+class ModelForm:
     """What is trained of a model, and what its frozen reference is."""
 
+    module: Any
+    """The whole model, in PEFT's wrapping where adapters are trained."""
     branch: Branch
     """What is evaluated: the whole model, or the layers above a trunk."""
     whole: Branch
     """What is sampled from: trunk and branch in one."""
-    trunk: Trunk | None
+    trunk: Trunk | None = None
     """What policy, value and reference share, frozen; None when they share nothing."""
-    reference: BranchReference | None
+    reference: BranchReference | None = None
+    reference_weights: Sequence[Tensor] = ()
+    """Those that the reference does not share with the model."""
 
     def trained(self) -> dict[str, torch.nn.Parameter]:
-        """The parameters that an optimizer updates, by stable name."""
+        """The parameters that an optimizer updates, by stable name; tied ones once."""
+        return {name: p for name, p in self.module.named_parameters() if p.requires_grad}
 
     def frozen(self) -> list[Tensor]:
         """The parameters that nothing updates, the reference's included, each once."""
+        held = [*self.module.parameters(), *self.reference_weights]
+        return list({id(p): p for p in held if not p.requires_grad}.values())
 
     def save(self, folder: Path) -> None:
-        """Write the model, or its adapters, into a folder that is there."""
+        """Write the model as transformers saves it, or its adapters as PEFT does, into a folder that is there."""
+        if self.module is self.whole.backbone.model:
+            save_model(self.module, folder)
+        else:
+            save_adapter(self.module, folder)
 
 
 class Policy:

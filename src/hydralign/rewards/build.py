@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,35 +21,21 @@ def build_terms(configs: Sequence[config.RewardTerm], device: torch.device | str
     Raises RewardError or ModelError, whatever the part at fault raises.
     """
     built = [_reward(term, device) for term in configs]
-    names = unique_names(term.name or part.name for term, part in zip(configs, built, strict=True))
+    names = unique_names(term.name or own for term, (own, _) in zip(configs, built, strict=True))
     return tuple(
-        RewardTerm(name, part.reward, term.weight, term.minus_reference)
-        for name, part, term in zip(names, built, configs, strict=True)
+        RewardTerm(name, reward, term.weight, term.minus_reference)
+        for name, (_, reward), term in zip(names, built, configs, strict=True)
     )
 
 
-@dataclass(frozen=True)
-class _Built:
-    name: str
-    reward: Callable[..., Any]
-
-
-def _reward(term: config.RewardTerm, device: torch.device | str) -> _Built:
+def _reward(term: config.RewardTerm, device: torch.device | str) -> tuple[str, Callable[..., Any]]:
+    """(its own name, the reward)."""
     match term:
         case config.FunctionRewardConfig():
-            return _Built(term.function.rpartition(":")[2], load_function(term.function))
+            return term.function.rpartition(":")[2], load_function(term.function)
         case config.ClassifierRewardConfig():
-            reward = ClassifierReward.from_folder(
-                term.path,
-                label=term.label,
-                output=term.output,
-                text=term.text,
-                activation=term.activation,
-                batch_size=term.batch_size,
-                device=device,
-            )
-            return _Built(reward.label, reward)
+            settings = term.model_dump(include={"label", "output", "text", "activation", "batch_size"})
+            reward = ClassifierReward.from_folder(term.path, **settings, device=device)
+            return reward.label, reward
         case config.ModelRewardConfig():
-            return _Built(
-                Path(term.path).name, RewardModel.from_folder(term.path, batch_size=term.batch_size, device=device)
-            )
+            return Path(term.path).name, RewardModel.from_folder(term.path, batch_size=term.batch_size, device=device)

@@ -86,7 +86,7 @@ class ClassifierReward:
                 "neither the classifier nor its tokenizer names a padding token: texts of unequal length cannot be "
                 "scored together. Set pad_token_id in its config.json."
             )
-        config.pad_token_id = require_pad_row(pad_id, getattr(config.get_text_config(), "vocab_size", None))
+        config.pad_token_id = require_pad_row(pad_id, embedding_rows(config))
         self.model, self.tokenizer, self.output, self.text = model, tokenizer, output, text
         self.batch_size = MicroBatcher(batch_size, name="batch_size")
         self.truncated = 0

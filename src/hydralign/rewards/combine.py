@@ -111,8 +111,7 @@ def score_rollout(
                 per_token[row] = tuple(b + term.weight * e for b, e in zip(before, entry, strict=True))
             elif entry is not None:
                 totals[row] += term.weight * entry
-    spoke_per_token = any(row is not None for row in per_token)
-    dense = tuple(per_token) if spoke_per_token else None
+    dense = tuple(per_token) if any(row is not None for row in per_token) else None
     return Scores(torch.tensor(totals, dtype=torch.float32), dense, logged, cut)
 
 

@@ -7,8 +7,7 @@ Moments of all scores so far are merged in parallel form (Chan, Golub, LeVeque 1
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 
 from torch import Tensor
 
@@ -44,15 +43,6 @@ class RunningMoments:
         std = math.sqrt(self.m2 / self.count) if self.count else 0.0
         # Equal scores leave rounding noise in m2; dividing by its root would blow them up.
         return std if std > 1e-12 * abs(self.mean) else 1.0
-
-    def state(self) -> dict[str, float]:
-        """A plain dict for the checkpoint."""
-        return asdict(self)
-
-    @classmethod
-    def from_state(cls, state: Mapping[str, float]) -> RunningMoments:
-        """The moments that `state()` described."""
-        return cls(int(state["count"]), float(state["mean"]), float(state["m2"]))
 
 
 def shape_scores(

@@ -100,7 +100,7 @@ def require_reward_model(model: nn.Module, tokenizer: Any) -> int:
             "rightmost token that is not padding, so it would skip the end of every finished answer. "
             "Give the reward model a padding token of its own."
         )
-    return require_pad_row(pad_id, getattr(config.get_text_config(), "vocab_size", None))
+    return require_pad_row(pad_id, embedding_rows(config))
 
 
 class RewardModel:

@@ -33,7 +33,8 @@ from hydralign.rewards.combine import RewardTerm
 from hydralign.runs.held_out_prompts import choose_prompts, load_or_measure_answers, print_comparison, required_prompts
 from hydralign.runs.provenance import held_out_source, reward_results
 from hydralign.runs.section_files import RESULT, read_lines, write_json
-from hydralign.runs.standing import delete_outdated_measurements, record_start
+from hydralign.runs.standing import record_start
+from hydralign.runs.steps import Step
 from hydralign.types import Prompt, SamplingParams
 
 PROBES = ("The film was good, and its 2nd end  bad.\n\tWhy?", "Été à Zürich – 東京 🙂", "def f(x):\n    return x+1")
@@ -54,12 +55,12 @@ class LoadedComparison:
     params: SamplingParams
 
 
-def run_compare(recipe: Recipe, config: CompareConfig, folder: Path, processes: Distributed) -> list[Difference]:
+def run_compare(recipe: Recipe, step: Step, processes: Distributed) -> list[Difference]:
     """Compare as the recipe's `compare` section says; writes OUT/report.json and OUT/report.html."""
+    config, folder = step.config, step.folder
     loaded = load_comparison(recipe, config, processes)
     if processes.main:
-        delete_outdated_measurements(recipe, config, folder)
-        record_start(recipe, config, folder)
+        record_start(recipe, step)
     processes.barrier()
 
     def answers(policy: Policy, label: str) -> Answers:

@@ -10,18 +10,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
+from functools import reduce
+from operator import attrgetter, getitem
 from pathlib import Path
 from typing import Any
 
-from hydralign.config import PPOConfig, Recipe
-from hydralign.config.base import Config
-from hydralign.config.compare import CompareConfig
+from hydralign.config import Recipe
 from hydralign.config.paths import PATH_FIELDS, USER_MAPPINGS, file_of, paths_of
-from hydralign.config.reward import Comparisons, RewardConfig
-from hydralign.config.sft import SFTConfig
 from hydralign.runs.function_files import function_files
 from hydralign.runs.same_settings import comparable_text, comparable_values
 from hydralign.runs.section_files import read_object
+from hydralign.runs.steps import Step
 
 RECORD = "inputs.json"
 
@@ -30,16 +29,16 @@ _MODEL_SUFFIXES = {".safetensors", ".json", ".model", ".jinja", ".bin", ".tiktok
 _MODEL_TEXTS = {"vocab.txt", "merges.txt"}
 
 
-def inputs_of(recipe: Recipe, config: Config, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The record of what the section with this config reads now: setting → its files with hash and size, or a name.
+def inputs_of(recipe: Recipe, step: Step, before: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The record of what the step reads now: setting → its files with hash and size, or a name.
 
     `before` is an earlier record, from which hashes of large files are taken that have the same size and time.
     """
     known = {} if before is None else before.get("inputs", {})
     inputs: dict[str, Any] = {}
-    for setting, text in _named(recipe, config):
+    for setting, text in _paths_read(recipe, step):
         name = comparable_text(text, recipe.output)
-        files = _files(_field(setting), text)
+        files = function_files(text) if setting.rpartition(".")[2] == "function" else _files(text)
         old = known.get(setting, {}).get("files", {})
         if files:
             listed = {part: _content(path, old.get(part, {})) for part, path in sorted(files.items())}
@@ -48,7 +47,9 @@ def inputs_of(recipe: Recipe, config: Config, before: Mapping[str, Any] | None =
             inputs[setting] = {"name": name, "at": comparable_text(folder, recipe.output), "files": listed}
         else:
             inputs[setting] = {"name": name}
-    for setting, value in _shared_settings(recipe, config).items():
+    values = recipe.model_dump()
+    for setting in ("seed", *step.reads(recipe)):
+        value = reduce(getitem, setting.split("."), values)
         inputs[setting] = {"settings": _without_paths(comparable_values(value, recipe.output))}
     return {"output": recipe.output, "inputs": inputs}
 
@@ -84,8 +85,8 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> tuple[list[str
         elif "files" in old:
             gone.append(old["name"])
         elif old != new:
-            told = "has other settings" if "settings" in old else f"was {old['name']}, is {new['name']}"
-            changed.append(f"{setting} {told}")
+            how = "has other settings" if "settings" in old else f"was {old['name']}, is {new['name']}"
+            changed.append(f"{setting} {how}")
     return changed, gone
 
 
@@ -100,53 +101,15 @@ def _changed_files(at: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> I
             yield f"{path} has other content"
 
 
-def kinds_read(config: Config) -> tuple[str, ...]:
-    """The kinds of the recipe's data that a section with this config reads."""
-    kinds: tuple[str, ...] = ()
-    if isinstance(config, SFTConfig):
-        kinds = () if config.data else ("demonstrations",)
-    elif isinstance(config, RewardConfig):
-        shared = "comparisons" if isinstance(config.task, Comparisons) else "labelled"
-        kinds = () if config.data else (shared,)
-    elif isinstance(config, PPOConfig):
-        # The tokenizer of a new model is trained on demonstrations, or else on prompts.
-        new = config.model is not None and config.model.new is not None
-        kinds = ("prompts", "demonstrations") if new else ("prompts",)
-    elif isinstance(config, CompareConfig):
-        kinds = ("prompts",)
-    return kinds
-
-
-def _named(recipe: Recipe, config: Config) -> Iterator[tuple[str, str]]:
+def _paths_read(recipe: Recipe, step: Step) -> Iterator[tuple[str, str]]:
     """Every setting that names something to read, with its value."""
-    yield from paths_of(config)
-    for kind in kinds_read(config):
-        yield from paths_of(getattr(recipe.data, kind), f"data.{kind}")
-    if isinstance(config, CompareConfig) and not config.score and recipe.ppo is not None:
-        yield from paths_of(recipe.ppo.rewards, "ppo.rewards")
-
-
-def _field(setting: str) -> str:
-    """The field's own name: of data.prompts.source.0 it is source."""
-    return next(part for part in reversed(setting.split(".")) if not part.isdecimal())
-
-
-def _shared_settings(recipe: Recipe, config: Config) -> dict[str, Any]:
-    """What the section takes from elsewhere in the recipe: seed, data, and what a comparison takes from ppo."""
-    taken: dict[str, Any] = {"seed": recipe.seed}
-    for kind in kinds_read(config):
-        data = getattr(recipe.data, kind)
-        taken[f"data.{kind}"] = data and data.model_dump()
-    if isinstance(config, CompareConfig) and recipe.ppo is not None:
-        if not config.score:
-            taken["ppo.rewards"] = [term.model_dump() for term in recipe.ppo.rewards]
-        if config.sampling is None:
-            taken["ppo.sampling"] = recipe.ppo.sampling.model_dump()
-    return taken
+    yield from paths_of(step.config)
+    for setting in step.reads(recipe):
+        yield from paths_of(attrgetter(setting)(recipe), setting)
 
 
 def _without_paths(value: Any) -> Any:
-    """Settings without what is told by content; of a function the name stays."""
+    """Settings without what is compared by content; of a function the name stays."""
     if isinstance(value, dict):
         kept = {
             key: part if key in USER_MAPPINGS else _without_paths(part)
@@ -161,18 +124,15 @@ def _without_paths(value: Any) -> Any:
 # Files of an input.
 
 
-def _files(key: str, text: str) -> dict[str, Path]:
+def _files(text: str) -> dict[str, Path]:
     """Name within the input: file. None for what is no file or folder here, such as a hub id."""
-    if key == "function":
-        return function_files(text)
     path = Path(text).expanduser()
     if path.is_file():
         return {path.name: path}
     if not path.is_dir():
         return {}
-    whole = (file for file in path.rglob("*") if file.is_file())
-    shown = {file.relative_to(path).as_posix(): file for file in whole}
-    shown = {name: file for name, file in shown.items() if not any(part.startswith(".") for part in name.split("/"))}
+    files = {file.relative_to(path).as_posix(): file for file in path.rglob("*") if file.is_file()}
+    shown = {name: file for name, file in files.items() if not any(part.startswith(".") for part in name.split("/"))}
     if not (path / "config.json").is_file() and not (path / "adapter_config.json").is_file():
         return shown
     return {name: file for name, file in shown.items() if _is_model_part(name)} | _base_files(path)
@@ -194,7 +154,7 @@ def _base_files(folder: Path) -> dict[str, Path]:
         return {}
     if not apart:
         return {}
-    return {f"base/{name}": file for name, file in _files("path", str(base)).items()}
+    return {f"base/{name}": file for name, file in _files(str(base)).items()}
 
 
 def _content(path: Path, before: Mapping[str, Any]) -> dict[str, Any]:

@@ -134,15 +134,17 @@ def plan_memory(
     *,
     precision: str = "fp32",
     stored: Stored | None = None,
+    critic: bool = True,
     moments: int = 2,
     fresh: bool = False,
     cpu: bool = True,
 ) -> MemoryPlan:
     """The plan of a form. `stored` are the bytes counted on a policy in memory; by default they follow from the sizes.
 
-    `moments` are the optimizer's numbers per trained one (AdamW 2, SGD 0); a `fresh` model is made, not read.
+    Without a `critic` no value head is trained. `moments` are the optimizer's numbers per trained one (AdamW 2, SGD 0);
+    a `fresh` model is made, not read.
     """
-    stored = stored or stored_by(sizes, form, precision)
+    stored = stored or stored_by(sizes, form, precision, critic=critic)
     top = _top(form, len(sizes.layers))
     shares = top < len(sizes.layers)
     learns_head = form == SEPARATE or isinstance(form, FullForm)
@@ -172,9 +174,13 @@ def plan_memory(
     )
 
 
-def stored_by(sizes: ModelSizes, form: Form | Separate, precision: str) -> Stored:
-    """Bytes of weights of a form, from counted parameters: in bf16 mode frozen matrices take two bytes a number."""
-    top, value_head = _top(form, len(sizes.layers)), FP32 * (sizes.width + 1)
+def stored_by(sizes: ModelSizes, form: Form | Separate, precision: str, *, critic: bool = True) -> Stored:
+    """Bytes of weights of a form, from counted parameters: in bf16 mode frozen matrices take two bytes a number.
+
+    Without a `critic` there is no value head.
+    """
+    top, head = _top(form, len(sizes.layers)), FP32 * (sizes.width + 1)
+    value_head = head if critic else 0
     small = BF16 if precision == "bf16" else FP32
     upper = sizes.layers[len(sizes.layers) - top :]
     table = sizes.vocabulary * sizes.width
@@ -185,7 +191,7 @@ def stored_by(sizes: ModelSizes, form: Form | Separate, precision: str) -> Store
         body = FP32 * (sizes.body - matrices) + small * matrices
         trained, copy = FP32 * whole, body + small * sizes.head
         if form == SEPARATE:
-            trained, copy = trained + FP32 * sizes.body, copy + body + value_head
+            trained, copy = trained + FP32 * sizes.body, copy + body + head
         return Stored(trained + value_head, copy)
     rounded = table if sizes.tied else sizes.head
     if isinstance(form, LoraForm):
@@ -291,11 +297,10 @@ def other_forms(form: Form, layers: int, *, critic: bool = True) -> dict[str, Fo
     rank = form.rank if isinstance(form, LoraForm) else LoraForm().rank
     forms: list[Form | Separate] = [FullForm(), LoraForm(rank=rank)]
     if top:
-        forms += [LoraForm(rank=rank, unfrozen_layers=top)]
-        forms += [HydraForm(unfrozen_layers=top)]
-        forms += [HydraForm(unfrozen_layers=top, value="branch")] if critic else []
-    named = {form_name(each): each for each in [*forms, *([SEPARATE] if critic else [])]}
-    return {name: each for name, each in named.items() if name != form_name(form)}
+        forms += [LoraForm(rank=rank, unfrozen_layers=top), HydraForm(unfrozen_layers=top)]
+    if critic:
+        forms += [HydraForm(unfrozen_layers=top, value="branch"), SEPARATE] if top else [SEPARATE]
+    return {form_name(each): each for each in forms if form_name(each) != form_name(form)}
 
 
 def form_name(form: Form | Separate) -> str:

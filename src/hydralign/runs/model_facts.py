@@ -25,8 +25,10 @@ from hydralign.config.model import HydraForm, LoraForm, ModelConfig
 from hydralign.config.reward import RewardConfig
 from hydralign.errors import ModelError
 from hydralign.models.backbones.rope import explain_rope_limit
-from hydralign.models.backbones.slicing import ARCHITECTURE_ERRORS
+from hydralign.models.backbones.slicing import ARCHITECTURE_ERRORS, top_layers
 from hydralign.models.classifiers.starting import require_classifier_kind
+from hydralign.models.classifiers.training import require_freezable
+from hydralign.models.folders.from_scratch import require_writing_family
 from hydralign.models.folders.load_errors import named_load_errors
 from hydralign.models.folders.loading import (
     check_folder,
@@ -38,6 +40,7 @@ from hydralign.models.folders.loading import (
 from hydralign.models.folders.merged import adapter_config_of, base_path_of, load_tokenizer
 from hydralign.models.folders.weights import embedding_rows, require_ids_have_rows
 from hydralign.models.forms.build import adapter_as_base
+from hydralign.models.forms.lora import require_adapter
 from hydralign.models.linear_layers import linear_layers
 from hydralign.runs.same_settings import comparable_text
 
@@ -88,11 +91,8 @@ class ModelSource:
         Raises ModelError or TokenizerError as loading it would.
         """
         if model.new is not None:
-            if writes and model.new.family == "bert":
-                raise ModelError(
-                    "family='bert' cannot be a language model: it reads both ways, so it has no next token to "
-                    "predict. Use gpt2 or llama to write, bert only to classify."
-                )
+            if writes:
+                require_writing_family(model.new.family)
             return ModelFacts(layers=model.new.layers, context=model.new.context)
         assert model.path is not None
         facts = self.of_path(model.path, writes=writes)
@@ -105,16 +105,13 @@ class ModelSource:
     def _require_adapter(self, folder: str) -> None:
         """Raise ModelError unless an adapter lies in the folder, or an earlier section makes one there."""
         maker = self.maker(folder)
-        if maker is not None and not self._makes_adapter(maker):
+        if maker is None:
+            require_adapter(folder)
+        elif not self._makes_adapter(maker):
             form = "a classifier" if isinstance(maker, RewardConfig) else f"form {self._start_of(maker).form.type}"
             raise ModelError(
                 f"model.form.adapter={folder!r} will be a whole model ({form}), not an adapter: there would be nothing "
                 "to go on from. Name it under model.path, or train it with model.form: {type: lora}."
-            )
-        if maker is None and not (Path(folder) / "adapter_config.json").exists():
-            raise ModelError(
-                f"model.form.adapter={folder!r} holds no adapter_config.json: there is no adapter to go on from. "
-                "Name a folder that PEFT saved, or leave it out to start with fresh adapters."
             )
 
     def require_base(self, model: ModelConfig) -> None:
@@ -207,16 +204,21 @@ def require_kind(config: Any, path: str, *, writes: bool) -> None:
 
 def require_rows_for_ids(tokenizer: Any, config: Any, subject: str, *, writes: bool) -> None:
     """Raise TokenizerError as loading the model would. Its skeleton is made only where ids seem to lie beyond it."""
-    size = getattr(config.get_text_config(), "vocab_size", None)
-    if not isinstance(size, int) or max(tokenizer.get_vocab().values(), default=0) < size:
+    rows = embedding_rows(config)
+    if rows is None or max(tokenizer.get_vocab().values(), default=0) < rows:
         return
-    kind: Any = AutoModelForCausalLM if writes else AutoModelForSequenceClassification
+    model = _skeleton(AutoModelForCausalLM if writes else AutoModelForSequenceClassification, config)
+    if model is not None:
+        require_ids_have_rows(tokenizer, model, subject)
+
+
+def _skeleton(kind: Any, config: Any) -> Any:
+    """The model without weights; None where it cannot be made so, and is examined when it is loaded."""
     try:
         with torch.device("meta"):
-            model = kind.from_config(config, trust_remote_code=False)
+            return kind.from_config(config, trust_remote_code=False)
     except ARCHITECTURE_ERRORS:
-        return
-    require_ids_have_rows(tokenizer, model, subject)
+        return None
 
 
 def require_form(
@@ -228,30 +230,19 @@ def require_form(
     is taken at its word, as ppo does.
     """
     form, layers = model.form, facts.layers
-    if layers is not None and freeze_layers > layers:
-        raise ModelError(
-            f"freeze_layers={freeze_layers}, but {facts.kind} has {layers} blocks: there are no more to freeze. "
-            f"Use at most {layers}; fewer leave some of the trunk to learn."
-        )
-    top = form.unfrozen_layers if isinstance(form, HydraForm | LoraForm) else None
-    if isinstance(form, HydraForm) and not splits:
-        top = None
-    if top is not None and layers is not None and top >= layers + scores:
-        raise ModelError(
-            f"model.form.unfrozen_layers={top}, but {facts.kind} has {layers} layers: no trunk would be left to "
-            f"share. Use at most {layers - 1 + scores}, or train all layers: model.form {{type: full}}, or lora "
-            "without unfrozen_layers."
-        )
+    top = form.unfrozen_layers if isinstance(form, LoraForm) or (isinstance(form, HydraForm) and splits) else None
+    if layers is not None:
+        require_freezable(freeze_layers, layers, facts.kind)
+        if top is not None:
+            top_layers(top, layers, facts.kind, all_allowed=scores)
     if isinstance(form, LoraForm) and form.targets and form.adapter is None and facts.config is not None:
         _require_targets(facts, form)
 
 
 def _require_targets(facts: ModelFacts, form: LoraForm) -> None:
     """Raise ModelError when no linear layer of the model has one of the form's names."""
-    try:
-        with torch.device("meta"):
-            model = AutoModelForCausalLM.from_config(facts.config, trust_remote_code=False)
-    except ARCHITECTURE_ERRORS:  # an architecture that cannot be made without weights is examined when it is loaded
+    model = _skeleton(AutoModelForCausalLM, facts.config)
+    if model is None:
         return
     linear = list(linear_layers(model))
     targets = form.targets or ()

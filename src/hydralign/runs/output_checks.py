@@ -6,13 +6,9 @@ import os
 import tempfile
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
 
-from hydralign.config import Config, Recipe
-from hydralign.config.compare import CompareConfig
-from hydralign.config.data import SourceConfig, SourceSplit
-from hydralign.config.model import LoraForm, ModelConfig
-from hydralign.config.rewards import ClassifierRewardConfig, ModelRewardConfig
+from hydralign.config import Recipe
+from hydralign.config.paths import paths_of
 from hydralign.errors import RunFolderError
 
 _MADE_FOLDERS = ("model", "checkpoints")
@@ -30,7 +26,7 @@ def check_output(recipe: Recipe, titles: Iterable[str]) -> None:
         for folder in (output / title, *(output / title / name for name in _MADE_FOLDERS)):
             _require_writable(folder)
     place = Path(os.path.realpath(output))
-    for name, text in sorted(named_inputs(recipe)):
+    for name, text in sorted(paths_of(recipe)):
         read = Path(text).expanduser()
         if not read.is_dir():
             continue
@@ -72,28 +68,3 @@ def _is_virtual(folder: Path) -> bool:
     except OSError:
         return True
     return False
-
-
-def named_inputs(recipe: Recipe) -> set[tuple[str, str]]:
-    """(setting, path) of every model and data set that the recipe names."""
-    found: set[tuple[str, str]] = set()
-    _collect(recipe, "", found)
-    return found
-
-
-def _collect(value: Any, key: str, found: set[tuple[str, str]]) -> None:
-    if isinstance(
-        value, ModelConfig | LoraForm | SourceConfig | SourceSplit | ModelRewardConfig | ClassifierRewardConfig
-    ):
-        names: tuple[str, ...] = ("path", "adapter", "source")
-    else:
-        names = ("before", "after") if isinstance(value, CompareConfig) else ()
-    for name in names:
-        paths = getattr(value, name, None) or ()
-        found.update((f"{key}.{name}", path) for path in ([paths] if isinstance(paths, str) else paths))
-    if isinstance(value, Config):
-        for name in type(value).model_fields:
-            _collect(getattr(value, name), f"{key}.{name}" if key else name, found)
-    elif isinstance(value, tuple):
-        for place, part in enumerate(value):
-            _collect(part, f"{key}.{place}", found)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from hydralign.config import Config, PPOConfig, Recipe
+from hydralign.config import PPOConfig, Recipe
 from hydralign.config.compare import CompareConfig
 from hydralign.config.model import HydraForm, LoraForm, ModelConfig
 from hydralign.config.recipe import OUTPUT
@@ -20,7 +20,6 @@ from hydralign.data.packing import TokenSequence, packed
 from hydralign.data.tokens import encode_text
 from hydralign.distributed import Distributed
 from hydralign.evaluation.statistics import fewest_changes
-from hydralign.methods.packing_check import require_apart
 from hydralign.methods.reward import Pair
 from hydralign.methods.sampling import sampling_params
 from hydralign.methods.sft import max_tokens_of
@@ -35,8 +34,9 @@ from hydralign.runs import held_out_prompts
 from hydralign.runs import ppo as ppo_run
 from hydralign.runs import reward as reward_run
 from hydralign.runs import sft as sft_run
-from hydralign.runs.memory_plan import Stored, Work, memory_lines, other_forms, plan_memory
+from hydralign.runs.memory_plan import MB, Stored, Work, memory_lines, other_forms, plan_memory
 from hydralign.runs.same_settings import comparable_text
+from hydralign.runs.steps import Step
 from hydralign.types import Prompt
 
 
@@ -44,12 +44,10 @@ def plan_sft(recipe: Recipe, config: SFTConfig, processes: Distributed) -> list[
     """Lines about an sft section, with one sequence rendered: what is read, and what of it is learned."""
     loaded = sft_run.load_sft(recipe, config, processes)
     policy = loaded.policy
-    if config.packing:
-        require_apart(policy)
     rows = len(packed(loaded.train, max_tokens_of(config, policy))) if config.packing else len(loaded.train)
     sample = loaded.train[0]
     return [
-        loaded.describe(),
+        loaded.report,
         f"steps      {steps_of(config, rows):,}, each of {config.batch.rows} rows; an epoch has {rows:,} rows",
         *_verdict_lines(len(loaded.held_out)),
         f"rows       up to {max_tokens_of(config, policy):,} tokens of a context of {policy.context:,}",
@@ -62,23 +60,23 @@ def plan_sft(recipe: Recipe, config: SFTConfig, processes: Distributed) -> list[
 
 
 def plan_reward(recipe: Recipe, config: RewardConfig, processes: Distributed) -> list[str]:
-    """Lines about a reward section, with one row as the scorer reads it."""
+    """Lines about a reward section, with one row as the classifier reads it."""
     loaded = reward_run.load_reward(recipe, config, processes)
-    scorer = loaded.scorer
+    classifier = loaded.classifier
     copies = 1 + (config.task.crops.per_text if isinstance(config.task, Labels) and config.task.crops else 0)
     rows = copies * len(loaded.train)
     first = loaded.train[0]
     if isinstance(first, Pair):
         shown = {"sample     chosen": first.chosen, "           rejected": first.rejected}
     else:
-        shown = {f"sample     {scorer.labels[first.label]}": first.ids}
+        shown = {f"sample     {classifier.labels[first.label]}": first.ids}
     return [
-        loaded.describe(),
+        loaded.report,
         f"steps      {steps_of(config, rows):,}, each of {config.batch.rows} rows; an epoch has {rows:,} rows",
         *_verdict_lines(len(loaded.held_out)),
         *_form_lines(config.model or recipe.model, frozen=config.freeze_layers),
-        *size_lines(scorer.trained(), scorer.frozen(), config.optimizer.type),
-        *(f"{side}: {_end(scorer.tokenizer, ids)!r} (the end; {len(ids)} tokens)" for side, ids in shown.items()),
+        *size_lines(classifier.trained(), classifier.frozen(), config.optimizer.type),
+        *(f"{side}: {_end(classifier.tokenizer, ids)!r} (the end; {len(ids)} tokens)" for side, ids in shown.items()),
     ]
 
 
@@ -143,42 +141,32 @@ def _start_lines(model: ModelConfig) -> list[str]:
     return [f"start      adapter {model.path}, merged into its base {adapter.base_model_name_or_path}"]
 
 
-def later_lines(recipe: Recipe, title: str, config: Config, missing: Sequence[Path]) -> list[str]:
-    """What can be told of a section that starts from what an earlier one has not made yet."""
-    start = config.model if isinstance(config, PPOConfig | SFTConfig) else None
-    taught = start and _maker(recipe, start)
-    lines = [f"later      {title} waits for {', '.join(map(str, missing))}, which an earlier section makes"]
-    if taught and isinstance(taught.form, LoraForm) and start and _waits_for(recipe, start, missing):
-        further = isinstance(config, SFTConfig) and isinstance(start.form, LoraForm)
-        how = "trained further on" if further else "merged into"
-        for _ in recipe.sft if isinstance(recipe.sft, tuple) else ():
-            earlier = _maker(recipe, taught)
+def later_lines(recipe: Recipe, step: Step, missing: Sequence[Path], steps: Sequence[Step]) -> list[str]:
+    """What can be said of a step that starts from what an earlier one has not made yet; `steps` are the recipe's."""
+    lines = [f"later      {step.title} waits for {', '.join(map(str, missing))}, which an earlier section makes"]
+    start: Any = None if isinstance(step.config, RewardConfig) else getattr(step.config, "model", None)
+    taught = _start_of_maker(recipe, steps, start)
+    awaited = [comparable_text(str(path), recipe.output) for path in missing]
+    if taught and isinstance(taught.form, LoraForm) and comparable_text(start.path, recipe.output) in awaited:
+        how = "trained further on" if isinstance(start.form, LoraForm) else "merged into"
+        for _ in steps:
+            earlier = _start_of_maker(recipe, steps, taught)
             taught = earlier if earlier and isinstance(earlier.form, LoraForm) else taught
         lines.append(f"start      the adapter that sft makes, {how} its base {taught.path}")
     return lines
 
 
-def _waits_for(recipe: Recipe, model: ModelConfig, missing: Sequence[Path]) -> bool:
-    """Whether the model's own folder is among those that are missing."""
-    if model.path is None:
-        return False
-    return comparable_text(model.path, recipe.output) in [comparable_text(str(p), recipe.output) for p in missing]
-
-
-def _maker(recipe: Recipe, model: ModelConfig) -> ModelConfig | None:
-    """The model of the sft item that makes this model's folder; None when no such item makes it."""
-    items = recipe.sft if isinstance(recipe.sft, tuple) else (recipe.sft,)
-    for item in items:
-        name = "sft" if item is None or item.name is None else f"sft/{item.name}"
-        if item and model.path and comparable_text(model.path, recipe.output) == f"{OUTPUT}/{name}/model":
-            return item.model or recipe.model
-    return None
+def _start_of_maker(recipe: Recipe, steps: Sequence[Step], model: ModelConfig | None) -> ModelConfig | None:
+    """What the step starts from that makes this model's folder; None when no step makes it."""
+    folder = model and model.path and comparable_text(model.path, recipe.output)
+    makers = (step for step in steps if step.section.trains and folder == f"{OUTPUT}/{step.title}/model")
+    return next((step.config.model or recipe.model for step in makers), None)
 
 
 def _memory_of_ppo(recipe: Recipe, config: PPOConfig, loaded: ppo_run.LoadedPPO, processes: Distributed) -> list[str]:
     """What one process needs, by part, and what it would in every other form."""
     model = config.model or recipe.model
-    policy, on_cpu = loaded.policy, processes.device.type == "cpu"
+    policy = loaded.policy
     share = [-(-rows // processes.count) for rows in (config.batch.rows, config.batch.minibatch_rows)]
     held_out = min(config.sampling.decode_batch_size, -(-len(loaded.held_out) // processes.count))
     work = Work(
@@ -197,8 +185,9 @@ def _memory_of_ppo(recipe: Recipe, config: PPOConfig, loaded: ppo_run.LoadedPPO,
         work=work,
         precision=model.precision,
         moments=2 if config.optimizer.type == "adamw" else 0,
+        critic=config.has_critic,
         fresh=model.new is not None,
-        cpu=on_cpu,
+        cpu=processes.device.type == "cpu",
     )
     own = plan(model.form, stored=Stored.of(policy.trained().values(), policy.frozen()))
     others = {
@@ -248,13 +237,13 @@ def size_lines(
     trained: Mapping[str, torch.nn.Parameter], fixed: Sequence[torch.Tensor], optimizer: str = "adamw"
 ) -> list[str]:
     """Parameter counts, and the memory in MB that lasts throughout a run: weights, gradients, AdamW's two moments."""
-    gradients = sum(p.numel() * p.element_size() for p in trained.values())
-    weights = gradients + sum(p.numel() * p.element_size() for p in fixed)
-    parts = {"weights": weights, "gradients": gradients, "optimizer": 2 * gradients if optimizer == "adamw" else 0}
-    told = ", ".join(f"{name} {size / 2**20:,.1f} MB" for name, size in parts.items())
+    stored = Stored.of(trained.values(), fixed)
+    moments = 2 * stored.trained if optimizer == "adamw" else 0
+    parts = {"weights": stored.trained + stored.fixed, "gradients": stored.trained, "optimizer": moments}
+    listed = ", ".join(f"{name} {size / MB:,.1f} MB" for name, size in parts.items())
     return [
         parameter_line(trained, fixed),
-        f"memory     {told}: {sum(parts.values()) / 2**20:,.1f} MB in all; activations and caches come on top",
+        f"memory     {listed}: {sum(parts.values()) / MB:,.1f} MB in all; activations and caches come on top",
     ]
 
 

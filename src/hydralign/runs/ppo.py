@@ -6,13 +6,10 @@ and the paired interval is printed and stored.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 from hydralign.config import PPOConfig, Recipe
-from hydralign.config.model import ModelConfig
 from hydralign.data import DataSet, PromptStream, fingerprint, load_prompts, training_texts
 from hydralign.distributed import Distributed
 from hydralign.evaluation.comparison import compare_answers, comparison_record
@@ -21,20 +18,23 @@ from hydralign.evaluation.statistics import Difference
 from hydralign.generation.sampler import check_context
 from hydralign.methods.ppo import PPOParts, train
 from hydralign.methods.sampling import sampling_params
-from hydralign.models import load_policy, make_model, make_policy, train_tokenizer
+from hydralign.models import load_policy, make_model, make_policy
 from hydralign.models.policy import Policy
 from hydralign.progress import say
 from hydralign.rewards.build import build_terms
 from hydralign.rewards.combine import RewardTerm
 from hydralign.runs.held_out_prompts import choose_prompts, load_or_measure_answers, print_comparison, required_prompts
-from hydralign.runs.section import RESULT, open_section, write_json
-from hydralign.tracking import Tracker
+from hydralign.runs.section import open_section
+from hydralign.runs.section_files import RESULT, write_json
+from hydralign.runs.section_model import load_or_make
+from hydralign.runs.steps import Step
 from hydralign.training.run import log_held_out
 from hydralign.types import Prompt
 
 
-def run_ppo(recipe: Recipe, config: PPOConfig, folder: Path, processes: Distributed) -> list[Difference]:
-    """Train as the recipe's `ppo` section says, into `folder`; returns the paired differences, the score first."""
+def run_ppo(recipe: Recipe, step: Step, processes: Distributed) -> list[Difference]:
+    """Train as the recipe's `ppo` section says, into its folder; returns the paired differences, the score first."""
+    config, folder = step.config, step.folder
     loaded = load_ppo(recipe, config, processes)
     policy, held_out, terms = loaded.policy, loaded.held_out, loaded.terms
     if processes.main:
@@ -51,7 +51,16 @@ def run_ppo(recipe: Recipe, config: PPOConfig, folder: Path, processes: Distribu
             processes=processes,
         )
 
-    with open_section(recipe, config, folder, processes) as records:
+    def means(done: int) -> dict[str, float]:
+        metrics = answers(f"after {done} iterations").metrics
+        return {f"eval/{name}": sum(x) / len(x) for name, x in metrics.items()}
+
+    with open_section(recipe, step, processes) as records:
+
+        def evaluate(done: int, _: Policy) -> None:
+            held_out_means = partial(means, done)
+            log_held_out(records, done, held_out_means, every=config.evaluation.every, steps=config.steps)
+
         rows = fingerprint(held_out)
         before = load_or_measure_answers(folder / "before.json", rows, partial(answers, "before"), processes)
         parts = PPOParts(
@@ -61,7 +70,7 @@ def run_ppo(recipe: Recipe, config: PPOConfig, folder: Path, processes: Distribu
             folder=folder,
             records=records,
             processes=processes,
-            on_step=partial(_evaluate_when_due, config, answers, records.tracker),
+            on_step=evaluate,
         )
         train(config, parts, seed=recipe.seed)
     after = load_or_measure_answers(folder / "after.json", rows, partial(answers, "after"), processes)
@@ -73,21 +82,6 @@ def run_ppo(recipe: Recipe, config: PPOConfig, folder: Path, processes: Distribu
         say(f"Model, metrics and samples lie in {folder}.")
     processes.barrier()
     return list(comparison.metrics)
-
-
-def _evaluate_when_due(
-    config: PPOConfig, answers: Callable[[str], Answers], tracker: Tracker, step: int, _: Policy
-) -> None:
-    """Means of the held-out answers between before and after; non-finite ones are an event, and training goes on."""
-    every = config.evaluation.every
-    if not every or step % every or step == config.steps:
-        return
-
-    def means() -> dict[str, float]:
-        metrics = answers(f"after {step} iterations").metrics
-        return {f"eval/{name}": sum(x) / len(x) for name, x in metrics.items()}
-
-    log_held_out(tracker, step, means)
 
 
 @dataclass(frozen=True)
@@ -106,33 +100,18 @@ def load_ppo(recipe: Recipe, config: PPOConfig, processes: Distributed) -> Loade
     source = required_prompts(recipe)
     processes.require_shares(config.batch.minibatch_rows, "ppo rows per minibatch")
     terms = build_terms(config.rewards, processes.device)
-    policy = _policy(recipe, config.model or recipe.model, processes, critic=config.has_critic)
+    model = config.model or recipe.model
+    policy = load_or_make(
+        model,
+        training_texts(recipe.data) if model.new else (),
+        load=load_policy,
+        make=make_model,
+        wrap=make_policy,
+        device=processes.device,
+        seed=recipe.seed,
+        critic=config.has_critic,
+    )
     prompts = load_prompts(source, policy.tokenizer, seed=recipe.seed)
     held_out = choose_prompts(prompts, config.evaluation.prompts, at_least=max(2, processes.count))
     check_context(policy, [*prompts.train, *held_out], sampling_params(config.sampling, recipe.seed))
     return LoadedPPO(policy, prompts, held_out, terms)
-
-
-def _policy(recipe: Recipe, model: ModelConfig, processes: Distributed, *, critic: bool) -> Policy:
-    """The model in its form."""
-    if model.path is not None:
-        return load_policy(
-            model.path,
-            form=model.form,
-            critic=critic,
-            precision=model.precision,
-            pad_token=model.pad_token,
-            device=processes.device,
-            seed=recipe.seed,
-        )
-    assert model.new is not None
-    tokenizer = train_tokenizer(training_texts(recipe.data), vocabulary=model.new.vocabulary)
-    fresh = make_model(tokenizer, **model.new.model_dump(exclude={"vocabulary"}), seed=recipe.seed)
-    return make_policy(
-        fresh.to(processes.device),
-        tokenizer,
-        form=model.form,
-        critic=critic,
-        precision=model.precision,
-        seed=recipe.seed,
-    )

@@ -15,14 +15,13 @@ from typing import Any, TypeVar
 
 from hydralign.config import PPOConfig, Recipe
 from hydralign.config.compare import CompareConfig
-from hydralign.config.data import RESERVED_COLUMNS, HashSplit, LastSplit, NoSplit, SourceConfig, SourceSplit
+from hydralign.config.data import RESERVED_COLUMNS, HashSplit, LastSplit, SourceConfig, SourceSplit
 from hydralign.config.model import HydraForm
 from hydralign.config.paths import paths_of
 from hydralign.config.recipe import OUTPUT
 from hydralign.config.reward import Labels, RewardConfig
 from hydralign.config.sft import SFTConfig
 from hydralign.data import DataSet, choose_rows, load_comparisons, load_demonstrations, load_labelled, load_prompts
-from hydralign.data.packing import sequences
 from hydralign.data.table_cache import cached_tables
 from hydralign.distributed import Distributed
 from hydralign.errors import ConfigError, HydralignError, TokenizerError
@@ -30,7 +29,6 @@ from hydralign.generation.sampler import check_context
 from hydralign.methods.sampling import sampling_params
 from hydralign.methods.sft import max_tokens_of
 from hydralign.models.folders.from_scratch import train_tokenizer
-from hydralign.models.folders.weights import require_ids_can_be_read
 from hydralign.models.forms.build import VALUES_WITHOUT_CRITIC
 from hydralign.runs import compare as compare_run
 from hydralign.runs import held_out_prompts
@@ -78,11 +76,9 @@ def _check_step(recipe: Recipe, steps: Sequence[Step], step: Step, processes: Di
     _check_order(recipe, step, folders, steps[place:])
     made = {folder: one.config for folder, one in folders.items() if one in steps[:place]}
     require_trackers(getattr(step.config, "trackers", ()))
-    models = ModelSource(recipe.model, recipe.output, made)
-    for folder, one in folders.items():
-        if folder in made and isinstance(one.config, RewardConfig) and isinstance(one.config.task, Labels):
-            models.labels[folder] = _labels_of(recipe, one.config)
-    step.section.check(recipe, step.config, models, processes)
+    tasks = {folder: getattr(config, "task", None) for folder, config in made.items()}
+    labels = {folder: _labels_of(recipe, made[folder]) for folder, task in tasks.items() if isinstance(task, Labels)}
+    step.section.check(recipe, step.config, ModelSource(recipe.model, recipe.output, made, labels), processes)
 
 
 def _check_order(recipe: Recipe, step: Step, folders: Mapping[str, Step], later: Sequence[Step]) -> None:
@@ -133,17 +129,11 @@ def check_sft(recipe: Recipe, config: SFTConfig, models: ModelSource, processes:
     facts = models.of_config(model)
     require_form(facts, model)
     data, whole = read_rows(load_demonstrations, source, facts)
-    if facts.context is not None:
-        longest = max_tokens_of(config, facts)  # type: ignore[arg-type]
-    if data is None or facts.tokenizer is None or facts.context is None or not whole:
+    if facts.context is None:
         return
-    stops = (facts.tokenizer.eos_token_id,)
-    made, cut = sequences(data.train, facts.tokenizer, stops, max_tokens=longest, too_long=config.too_long)
-    held_out = choose_rows(data.held_out, config.evaluation.rows)
-    apart, _ = sequences(held_out, facts.tokenizer, stops, max_tokens=longest, too_long="cut")
-    sft_run.require_sequences(made, apart, longest, sft_run.describe_demonstrations(data, cut))
-    ids = (one.ids for one in (*made, *apart))
-    require_ids_can_be_read(ids, facts.tokenizer, facts.vocabulary, "A demonstration")
+    max_tokens_of(config, facts)  # type: ignore[arg-type]
+    if data is not None and facts.tokenizer is not None and whole:
+        sft_run.encode_demonstrations(config, data, facts, (facts.tokenizer.eos_token_id,))
 
 
 def check_reward(recipe: Recipe, config: RewardConfig, models: ModelSource, processes: Distributed) -> None:
@@ -165,8 +155,7 @@ def check_reward(recipe: Recipe, config: RewardConfig, models: ModelSource, proc
         reward_run.require_enough_rows(data.train, data.held_out, data.report.describe())
     others = [choose_rows(data.held_out, config.evaluation.rows)]
     if config.test is not None:
-        test = config.test.model_copy(update={"held_out": NoSplit()})
-        tests, _ = read_rows(load, test, facts)
+        tests, _ = read_rows(load, reward_run.without_held_out(config.test), facts)
         others.append(tests.train if tests else ())
     if isinstance(config.task, Labels):
         _check_labels(config.task, data, others, whole=whole)
@@ -184,7 +173,7 @@ def _check_labels(task: Labels, data: DataSet[Any], others: Sequence[Sequence[An
         reward_run.require_known_labels(rows, columns)
 
 
-def _labels_of(recipe: Recipe, config: RewardConfig) -> list[str]:
+def _labels_of(recipe: Recipe, config: RewardConfig) -> Sequence[str]:
     """The labels of the classifier that a section makes; none when its data do not tell."""
     assert isinstance(config.task, Labels)
     if config.task.names:

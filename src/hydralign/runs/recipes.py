@@ -9,39 +9,36 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from transformers.utils.logging import disable_progress_bar
 
 from hydralign.config import Recipe, describe, diff, dump_recipe, load_recipe, resolved_recipe
-from hydralign.config.paths import file_of, paths_of, require_usable_paths
-from hydralign.config.recipe import OUTPUT
+from hydralign.config.paths import require_usable_paths
 from hydralign.data.table_cache import cached_tables
 from hydralign.distributed import Distributed, launched_processes
 from hydralign.errors import ConfigError, RunFolderError, did_you_mean
 from hydralign.evaluation.statistics import Difference
 from hydralign.files import delete, write_text
 from hydralign.progress import say
-from hydralign.runs.inputs import kinds_read
 from hydralign.runs.kinds import SECTIONS, all_steps
 from hydralign.runs.lock import locked
 from hydralign.runs.output_checks import check_output
 from hydralign.runs.plans import later_lines
 from hydralign.runs.precision import choose_precision, resolve_precision, same_precision
 from hydralign.runs.preflight import check_steps
-from hydralign.runs.results import RunResult, read_results
-from hydralign.runs.same_settings import comparable, comparable_text
-from hydralign.runs.section_files import RESULT
+from hydralign.runs.same_settings import comparable
+from hydralign.runs.section_files import RESULT, read_result
 from hydralign.runs.standing import (
     Standing,
     growth,
     has_results,
     move_aside,
-    readers_of,
+    outputs_read,
     refuse_stale,
     standing,
     stored_config,
@@ -49,6 +46,29 @@ from hydralign.runs.standing import (
 from hydralign.runs.steps import Step
 from hydralign.streams import lasting_output
 from hydralign.training.checkpoints import naming_newest_checkpoint
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What came out, by section: `sft`, `reward` (or `reward/NAME` where it is a list), `ppo`, `compare`."""
+
+    output: Path
+    """The recipe's output folder; the models lie in OUT/<section>/model."""
+    records: Mapping[str, Mapping[str, Any]]
+    """Each section's evaluation.json: metrics with interval, n and verdict."""
+    differences: Mapping[str, tuple[Difference, ...]]
+    """Paired differences by section; none of one that was finished before, whose record has the same numbers."""
+
+    @property
+    def sentences(self) -> tuple[str, ...]:
+        """Every difference that was measured now, in a sentence."""
+        return tuple(difference.sentence() for differences in self.differences.values() for difference in differences)
+
+    @property
+    def report(self) -> Path | None:
+        """The page that the compare section wrote; None without one."""
+        page = self.output / "report.html"
+        return page if "compare" in self.records and page.exists() else None
 
 
 def run_recipe(recipe: Recipe | str | os.PathLike[str]) -> RunResult:
@@ -60,20 +80,21 @@ def run_recipe(recipe: Recipe | str | os.PathLike[str]) -> RunResult:
     output, names, processes = Path(recipe.output).expanduser(), present_sections(recipe), launched_processes()
     check_before(recipe, names, processes)
     with locked_output(output, processes):
-        for line in processes.raise_together(lambda: _precision_lines(recipe, output, processes)):
+        for line in processes.raise_together(lambda: _precision_lines(recipe, processes)):
             say(line)
-        differences = {name: _run_items(recipe, name, tell_settings=True, tell_precision=False) for name in names}
-    titles = [item.title for name in names for item in SECTIONS[name].steps(recipe)]
-    return read_results(output, titles, differences)
+        differences = {
+            name: tuple(_run_items(recipe, name, tell_settings=True, tell_precision=False)) for name in names
+        }
+    done = [step for step in all_steps(recipe) if (step.folder / RESULT).exists()]
+    return RunResult(output, {step.title: read_result(step.folder) for step in done}, differences)
 
 
-def _precision_lines(recipe: Recipe, output: Path, processes: Distributed) -> list[str]:
+def _precision_lines(recipe: Recipe, processes: Distributed) -> list[str]:
     """What is to be said of the precision of unfinished sections before the first one runs; nothing on other ranks."""
     titles: dict[str, list[str]] = {}
     for item in (item for item in all_steps(recipe) if processes.main):
-        folder = output / item.title
-        if standing(recipe, item.config, folder).state != "finished":
-            line = choose_precision(recipe, item.config, folder, processes.device.type)[1]
+        if standing(recipe, item).state != "finished":
+            line = choose_precision(recipe, item, processes.device.type)[1]
             titles.setdefault(line or "", []).append(item.title)
     return [f"{', '.join(group)}: {line}" for line, group in titles.items() if line]
 
@@ -114,22 +135,21 @@ def _run_items(recipe: Recipe, name: str, *, tell_settings: bool, tell_precision
             claim_folder(output, recipe)
         processes.barrier()
         for item in items:
-            folder = output / item.title
-            used, config, line = resolve_precision(recipe, item.config, folder, processes)
-            if not clear_outdated(used, replace(item, config=config), folder, processes):
+            used, step, line = resolve_precision(recipe, item, processes)
+            if not clear_outdated(used, step, processes):
                 continue
             if line and tell_precision:
-                say(f"{item.title}: {line}")
+                say(f"{step.title}: {line}")
             if processes.main and tell_settings:
-                say(describe_item(used, replace(item, config=config), processes))
-            with naming_newest_checkpoint(folder / "checkpoints") if name != "compare" else nullcontext():
-                differences += SECTIONS[name].run(used, config, folder, processes)
+                say(describe_item(used, step, processes))
+            with naming_newest_checkpoint(step.folder / "checkpoints") if step.section.trains else nullcontext():
+                differences += step.section.run(used, step, processes)
             if processes.main:
                 claim_folder(output, recipe)  # the section stored the recipe in the precision that it ran in
     return differences
 
 
-def clear_outdated(recipe: Recipe, item: Step, folder: Path, processes: Distributed) -> bool:
+def clear_outdated(recipe: Recipe, item: Step, processes: Distributed) -> bool:
     """Move an outdated result of the item out of the way; returns whether the item is to be run. Says what it finds.
 
     Raises RunFolderError when its inputs changed since it was trained, or are not there yet.
@@ -138,29 +158,23 @@ def clear_outdated(recipe: Recipe, item: Step, folder: Path, processes: Distribu
     def check() -> Standing | None:
         if not processes.main:
             return None
-        found = standing(recipe, item.config, folder)
-        if found.state == "stale" and item.section.name != "compare":
-            others = [(one.title, one.config) for one in all_steps(recipe)]
-            made = [(title, config) for title, config in others if has_results(folder_of(recipe, title))]
-            refuse_stale(recipe, item.title, folder, found.changed, readers_of(item.title, made, recipe.output))
+        found = standing(recipe, item)
+        if found.state == "stale" and item.section.trains:
+            trained = [one for one in all_steps(recipe) if one.section.trains and has_results(one.folder)]
+            refuse_stale(recipe, item, found.changed, trained)
         if found.state != "finished":
             require_made(recipe, item)
         if found.state == "finished":
-            say(f"{item.title} is {found.description}: see {folder}. To run it again, delete that folder.")
+            say(f"{item.title} is {found.description}: see {item.folder}. To run it again, delete that folder.")
         elif found.state in ("stale", "longer"):
-            say(f"{item.title} is {found.description}.{move_aside(folder, item.config)}")
+            say(f"{item.title} is {found.description}.{move_aside(item)}")
         elif found.state == "reworded":
             say(f"{item.title} is {found.description}.")
-            delete(folder / RESULT)
+            delete(item.folder / RESULT)
         return found
 
     found = processes.raise_together(check)
     return not processes.any(found is not None and found.state == "finished")
-
-
-def folder_of(recipe: Recipe, title: str) -> Path:
-    """The folder of a section, or of an item of one."""
-    return Path(recipe.output).expanduser() / title
 
 
 def check_before(recipe: Recipe, names: Sequence[str], processes: Distributed, *, dry: bool = False) -> None:
@@ -168,18 +182,16 @@ def check_before(recipe: Recipe, names: Sequence[str], processes: Distributed, *
 
     `dry` allows models that a section outside of `names` has yet to make. Raises the error that the run would end with.
     """
-    output = Path(recipe.output).expanduser()
-    steps = all_steps(recipe)
     items = [item for name in names for item in required_items(recipe, name)]
     require_usable_paths(recipe)
     check_output(recipe, [item.title for item in items])
-    wanted = [item for item in items if standing(recipe, item.config, output / item.title).state != "finished"]
-    require_same_recipe(output, recipe)
+    wanted = [item for item in items if standing(recipe, item).state != "finished"]
+    require_same_recipe(Path(recipe.output).expanduser(), recipe)
     for item in () if dry else wanted:
         require_made(recipe, item, besides=names)
     if wanted and processes.main:
         say(f"checking settings, data and models of {', '.join(item.title for item in wanted)} …")
-    check_steps(recipe, steps, [item.title for item in wanted], processes)
+    check_steps(recipe, all_steps(recipe), [item.title for item in wanted], processes)
 
 
 def required_items(recipe: Recipe, name: str) -> list[Step]:
@@ -193,9 +205,9 @@ def required_items(recipe: Recipe, name: str) -> list[Step]:
 
 
 def describe_item(recipe: Recipe, item: Step, processes: Distributed) -> str:
-    """The settings that the item uses: the recipe's own, its kinds of data, and its section's."""
+    """The settings that the item uses: the recipe's own, the kinds of data that it reads, and its section's."""
     others = {name: None for name in SECTIONS if name != item.section.name}
-    unread = {kind: None for kind in type(recipe.data).model_fields if kind not in item.section.data}
+    unread = {kind: None for kind in type(recipe.data).model_fields if f"data.{kind}" not in item.reads(recipe)}
     used = {**others, item.section.name: item.config, "data": recipe.data.model_copy(update=unread)}
     return describe(recipe.model_copy(update=used), processes=processes.count)
 
@@ -206,7 +218,7 @@ def require_made(recipe: Recipe, item: Step, *, besides: Sequence[str] = ()) -> 
     What the sections `besides` make does not count.
     """
     for path in missing_inputs(recipe, item):
-        maker = path.relative_to(folder_of(recipe, "")).parts[0]
+        maker = path.relative_to(Path(recipe.output).expanduser()).parts[0]
         if maker in besides or maker not in SECTIONS:
             continue
         raise RunFolderError(
@@ -217,9 +229,7 @@ def require_made(recipe: Recipe, item: Step, *, besides: Sequence[str] = ()) -> 
 
 def missing_inputs(recipe: Recipe, item: Step) -> list[Path]:
     """Paths inside the output folder that the item's settings name and that do not exist."""
-    texts = (comparable_text(file_of(text), recipe.output) for _, text in paths_of(item.config))
-    paths = [folder_of(recipe, text.removeprefix(f"{OUTPUT}/")) for text in texts if text.startswith(f"{OUTPUT}/")]
-    return [path for path in dict.fromkeys(paths) if not path.exists()]
+    return [path for path in outputs_read(recipe, item) if not path.exists()]
 
 
 def claim_folder(output: Path, recipe: Recipe) -> None:
@@ -228,17 +238,15 @@ def claim_folder(output: Path, recipe: Recipe) -> None:
     With nothing made yet, the first section that begins writes it: a start that fails leaves nothing in the way.
     """
     require_same_recipe(output, recipe)
-    if _made_items(recipe, output):
+    if _steps_with_results(recipe, output):
         write_text(output / "recipe.yaml", dump_recipe(recipe))
 
 
 def require_same_recipe(output: Path, recipe: Recipe) -> None:
-    """Raise RunFolderError when the output is a file, or holds another recipe's results or a recipe of the user's own.
+    """Raise RunFolderError when the output holds another recipe's results or a recipe of the user's own.
 
     A recipe without results beside it may be replaced if a run wrote it.
     """
-    if output.exists() and not output.is_dir():
-        raise RunFolderError(f"output={str(output)!r} is a file: results need a folder. Name another.")
     stored = output / "recipe.yaml"
     if not stored.exists():
         return
@@ -251,7 +259,7 @@ def require_same_recipe(output: Path, recipe: Recipe) -> None:
         ) from error
     # A run writes every section down, absent ones as null; nobody does by hand.
     keys = re.findall(r"^(\w+):", stored.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    if not _made_items(before, output) and not {"seed", *SECTIONS} <= set(keys):
+    if not _steps_with_results(before, output) and not {"seed", *SECTIONS} <= set(keys):
         raise RunFolderError(
             f"output={str(output)!r} holds a recipe.yaml that no run wrote: it would be replaced by the resolved one. "
             "Name a folder of its own for results, or keep that recipe elsewhere."
@@ -259,7 +267,7 @@ def require_same_recipe(output: Path, recipe: Recipe) -> None:
     differences = conflicts(before, recipe, output)
     if differences:
         listed = "\n  ".join(["", *differences[:12]])
-        made = list(_made_items(before, output) | _made_items(recipe, output))
+        made = list(_steps_with_results(before, output) | _steps_with_results(recipe, output))
         differing = [title for title in made if any(line.startswith(f"{title}.") for line in differences)]
         folders = ", ".join(str(output / title) for title in differing or made)
         raise RunFolderError(
@@ -277,33 +285,32 @@ def conflicts(stored: Recipe, recipe: Recipe, output: Path) -> list[str]:
     whatever a section was made in.
     """
     stored = same_precision(stored, recipe)
-    made, wanted = (_made_items(one, output) for one in (stored, recipe))
+    made, wanted = (_steps_with_results(one, output) for one in (stored, recipe))
     if not made and not wanted:
         return []
     no_sections: dict[str, Any] = dict.fromkeys(SECTIONS)
     old, new = (comparable(one, one.output).model_copy(update=no_sections) for one in (stored, recipe))
-    read = {kind for config in (*made.values(), *wanted.values()) for kind in kinds_read(config)}
+    read = {key for step in made.values() for key in step.reads(stored)}
+    read |= {key for step in wanted.values() for key in step.reads(recipe)}
     free = {
         kind: getattr(new.data, kind)
         for kind in type(old.data).model_fields
-        if kind not in read or getattr(old.data, kind) is None
+        if f"data.{kind}" not in read or getattr(old.data, kind) is None
     }
     differences = diff(old.model_copy(update={"data": old.data.model_copy(update=free)}), new)
-    for title, config in wanted.items():
+    for title, step in wanted.items():
         # The stored recipe may have been without the section for a while; its own folder tells what made it.
-        before = stored_config(stored, config, output / title)
-        if before is None:
-            before = comparable(made.get(title, config), stored.output)
-        before = same_precision(before, config)
-        if longer := growth(stored, config, output / title):
+        before = stored_config(stored, step) or comparable(made.get(title, step).config, stored.output)
+        before = same_precision(before, step.config)
+        if longer := growth(stored, step):
             before = before.model_copy(update={longer[0]: longer[2]})
-        differences += [f"{title}.{line}" for line in diff(before, comparable(config, recipe.output))]
+        differences += [f"{title}.{line}" for line in diff(before, comparable(step.config, recipe.output))]
     return differences
 
 
-def _made_items(recipe: Recipe, output: Path) -> dict[str, Any]:
-    """The settings, by title, of those sections and items that have results."""
-    return {step.title: step.config for step in all_steps(recipe) if has_results(output / step.title)}
+def _steps_with_results(recipe: Recipe, output: Path) -> dict[str, Step]:
+    """By title, those of the recipe's steps that have results in this output folder."""
+    return {step.title: step for step in all_steps(recipe) if has_results(output / step.title)}
 
 
 @cached_tables()
@@ -316,12 +323,12 @@ def plan(recipe: Recipe, section: str | None = None) -> str:
     parts = []
     for item in (item for name in names for item in required_items(recipe, name)):
         missing = missing_inputs(recipe, item)
-        folder = Path(recipe.output).expanduser() / item.title
-        used, config, line = resolve_precision(recipe, item.config, folder, processes)
-        makes = item.section.plan
-        told = later_lines(used, item.title, config, missing) if missing else makes(used, config, processes)
-        found = standing(used, config, folder)
-        settings = describe_item(used, replace(item, config=config), processes)
+        used, step, line = resolve_precision(recipe, item, processes)
+        if missing:
+            lines = later_lines(used, step, missing, all_steps(used))
+        else:
+            lines = step.section.plan(used, step.config, processes)
         notes = [f"precision  {line.removeprefix('precision ')}"] if line else []
-        parts.append("\n".join([f"{item.title} is {found.description}.", settings, "", *notes, *told]))
+        heading = f"{step.title} is {standing(used, step).description}."
+        parts.append("\n".join([heading, describe_item(used, step, processes), "", *notes, *lines]))
     return "\n\n".join(parts)

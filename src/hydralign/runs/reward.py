@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import torch
 
 from hydralign.config import Recipe
 from hydralign.config.data import NoSplit, SourceConfig
-from hydralign.config.model import ModelConfig
 from hydralign.config.reward import Comparisons, Labels, RewardConfig
 from hydralign.data import DataSet, choose_rows, fingerprint, load_comparisons, load_labelled
-from hydralign.data.spelled import with_spelled
+from hydralign.data.special_tokens import recount_special_tokens
 from hydralign.distributed import Distributed
 from hydralign.errors import ConfigError, DataError
 from hydralign.evaluation import baselines
@@ -39,7 +38,6 @@ from hydralign.methods.reward import (
     train_on_labels,
     train_on_pairs,
 )
-from hydralign.models import train_tokenizer
 from hydralign.models.classifiers.training import SequenceClassifier, load_sequence_classifier, wrap_classifier
 from hydralign.models.folders.from_scratch import make_classifier
 from hydralign.models.folders.merged import load_tokenizer
@@ -47,18 +45,26 @@ from hydralign.progress import say
 from hydralign.rewards.classifier import encode_for_classifier
 from hydralign.rewards.reward_model import chat_end, encode
 from hydralign.runs.reward_account import describe_reward_rows
-from hydralign.runs.section import RESULT, load_or_measure_numbers, open_section, write_json
+from hydralign.runs.section import load_or_measure_numbers, open_section
+from hydralign.runs.section_files import RESULT, write_json
+from hydralign.runs.section_model import load_or_make
+from hydralign.runs.steps import Step
 from hydralign.types import LabelledText, Preference
 
 EQUAL = "have answers that are equal as the model reads them"
+EMPTY = "have no token that the model could read"
+
+Start = tuple[SequenceClassifier, DataSet[Any], Callable[[Sequence[Any]], tuple[list[Any], int]]]
+"""A classifier, the data, and what makes of records the rows that can be used, and counts those that were too long."""
 
 
 @dataclass(frozen=True)
 class LoadedReward:
     """What a reward section works with."""
 
-    scorer: SequenceClassifier
+    classifier: SequenceClassifier
     report: str
+    """What became of every row that was read, in a paragraph."""
     train: Sequence[Pair] | Sequence[Labelled]
     held_out: Sequence[Pair] | Sequence[Labelled]
     test: Sequence[Pair] | Sequence[Labelled] = ()
@@ -67,53 +73,46 @@ class LoadedReward:
     measured: str = ""
     """Fingerprint of the records behind `held_out`."""
 
-    def describe(self) -> str:
-        """One paragraph on the data."""
-        told = ", ".join(f"{count:,} of {side}" for side, count in self.cut.items() if count)
-        shortened = f"\nLonger than {self.scorer.max_tokens:,} tokens, so cut at the beginning: {told}." if told else ""
-        return self.report + shortened
 
-
-def run_reward(recipe: Recipe, config: RewardConfig, folder: Path, processes: Distributed) -> list[Difference]:
-    """Train as one item of the `reward` section says, into `folder`; returns the paired difference of accuracy to the
+def run_reward(recipe: Recipe, step: Step, processes: Distributed) -> list[Difference]:
+    """Train as an item of the `reward` section says, into its folder; returns the paired difference of accuracy to the
     one before training, and to the baseline.
     """
+    config, folder = step.config, step.folder
     loaded = load_reward(recipe, config, processes)
-    scorer, task, micro = loaded.scorer, config.task, config.batch.micro_batch_size
+    classifier, task, micro = loaded.classifier, config.task, config.batch.micro_batch_size
     judge: Any = judge_pairs if isinstance(task, Comparisons) else judge_labels
     if processes.main:
-        say(loaded.describe())
-    with open_section(recipe, config, folder, processes) as records:
+        say(loaded.report)
+    with open_section(recipe, step, processes) as records:
 
         def judged() -> Judged:
-            return judge(scorer, loaded.held_out, micro, processes)
+            return judge(classifier, loaded.held_out, micro, processes)
 
         before = load_or_measure_numbers(
             folder / "before.json", loaded.measured, lambda: judged().right_N.tolist(), processes
         )
-        parts: Any = RewardParts(scorer, loaded.train, loaded.held_out, folder, records, processes)
+        parts: Any = RewardParts(classifier, loaded.train, loaded.held_out, folder, records, processes)
         if isinstance(task, Comparisons):
             train_on_pairs(config, parts, seed=recipe.seed)
         else:
             train_on_labels(config, parts, crops=task.crops, seed=recipe.seed)
         fitted = calibrated(loaded, task, micro, recipe.seed, processes) if isinstance(task, Labels) else None
         temperature, after = fitted or (None, judged())
-        test: Judged | None = judge(scorer, loaded.test, micro, processes) if loaded.test else None
+        test: Judged | None = judge(classifier, loaded.test, micro, processes) if loaded.test else None
     difference = compare_paired("held-out accuracy", before, after.right_N.tolist(), unit="rows")
-    baseline = baseline_of(after, scorer.labels)
+    baseline = baseline_of(after, classifier.labels)
     if processes.main:
-        scorer.save(folder / "model")
-        told = {
-            side: reward_record(rows, scorer.labels) if rows else None
-            for side, rows in (("held_out", after), ("test", test))
-        }
-        record: dict[str, Any] = told | {"temperature": temperature, "before": {"accuracy": difference.before_mean}}
+        classifier.save(folder / "model")
+        sides = {"held_out": after, "test": test}
+        record: dict[str, Any] = {side: rows and reward_record(rows, classifier.labels) for side, rows in sides.items()}
+        record |= {"temperature": temperature, "before": {"accuracy": difference.before_mean}}
         record |= {"cut": dict(loaded.cut), "sentence": baselines.verdict_sentence(difference, baseline)}
         write_json(folder / RESULT, record)
         say(record["sentence"])
-        for side, rows in (("held-out", after), ("test", test)):
+        for side, rows in sides.items():
             if rows:
-                say(f"On {side} rows: {sentence(rows, scorer.labels)}")
+                say(f"On {side.replace('_', '-')} rows: {sentence(rows, classifier.labels)}")
         say(f"The model lies in {folder / 'model'}.")
     processes.barrier()
     return [difference, *([baseline.above] if baseline.above else [])]
@@ -129,16 +128,16 @@ def calibrated(
     """
     if not task.calibrate:
         return None
-    scorer = loaded.scorer
+    classifier = loaded.classifier
     texts: list[Any] = list(loaded.held_out)
     if task.crops:
-        texts += cropped_once(texts, task.crops, scorer.tokenizer, seed)
-    logits_NC = outputs_of(scorer, [text.ids for text in texts], micro, processes)
+        texts += cropped_once(texts, task.crops, classifier.tokenizer, seed)
+    logits_NC = outputs_of(classifier, [text.ids for text in texts], micro, processes)
     labels = [text.label for text in texts]
     temperature = fit_temperature(logits_NC.numpy(), labels)
     groups = [text.ids for text in texts[: len(loaded.held_out)]] * (1 + bool(task.crops))
     divided_NC = torch.from_numpy(divide_by_temperatures_of_others(logits_NC.numpy(), labels, groups))
-    scorer.divide_outputs(temperature)
+    classifier.divide_outputs(temperature)
     doubt = temperature_doubt(temperature)
     if doubt and processes.main:
         say(doubt)
@@ -195,15 +194,26 @@ def sentence(judged: Judged, labels: Sequence[str] = ()) -> str:
 
 def load_reward(recipe: Recipe, config: RewardConfig, processes: Distributed) -> LoadedReward:
     """Everything that a reward section needs, with every check that can be made before the first step."""
-    model = config.model or recipe.model
-    if isinstance(config.task, Comparisons):
-        return _load_pairs(recipe, config, reward_source(recipe, config), model, processes)
-    return _load_labels(recipe, config, reward_source(recipe, config), model, processes)
+    pairs = isinstance(config.task, Comparisons)
+    start, load = (_start_on_pairs, load_comparisons) if pairs else (_start_on_labels, load_labelled)
+    classifier, data, encode = start(recipe, config, reward_source(recipe, config), processes)
+    chosen = choose_rows(data.held_out, config.evaluation.rows)
+    judged = load(without_held_out(config.test), classifier.tokenizer) if config.test else None
+    sides = {"train": data.train, "held out": chosen, "test": judged.train if judged else ()}
+    encoded = {side: encode(records) for side, records in sides.items()}
+    rows = {side: usable for side, (usable, _) in encoded.items()}
+    cut = {side: too_long for side, (_, too_long) in encoded.items()}
+    left_out = sum(len(sides[side]) - len(rows[side]) for side in sides)
+    report = describe_reward_rows(data, judged, {EQUAL if pairs else EMPTY: left_out})
+    require_enough_rows(rows["train"], rows["held out"], report)
+    if counts := ", ".join(f"{count:,} of {side}" for side, count in cut.items() if count):
+        report += f"\nLonger than {classifier.max_tokens:,} tokens, so cut at the beginning: {counts}."
+    return LoadedReward(classifier, report, rows["train"], rows["held out"], rows["test"], cut, fingerprint(chosen))
 
 
 def reward_source(recipe: Recipe, config: RewardConfig) -> SourceConfig:
     """The source of the comparisons or labelled texts. Raises ConfigError when the recipe names none."""
-    kind = "comparisons" if isinstance(config.task, Comparisons) else "labelled"
+    kind = data_kind(config)
     source: SourceConfig | None = config.data or getattr(recipe.data, kind)
     if source is None:
         raise ConfigError(
@@ -213,86 +223,70 @@ def reward_source(recipe: Recipe, config: RewardConfig) -> SourceConfig:
     return source
 
 
-def _load_pairs(
-    recipe: Recipe, config: RewardConfig, source: SourceConfig, model: ModelConfig, processes: Distributed
-) -> LoadedReward:
-    data: DataSet[Preference] | None = load_comparisons(source) if model.new else None
+def data_kind(config: RewardConfig) -> str:
+    """The kind of the recipe's data that the section learns from, unless it names data of its own."""
+    return "comparisons" if isinstance(config.task, Comparisons) else "labelled"
+
+
+def _start_on_pairs(recipe: Recipe, config: RewardConfig, source: SourceConfig, processes: Distributed) -> Start:
+    new = (config.model or recipe.model).new is not None
+    data: DataSet[Preference] | None = load_comparisons(source) if new else None
     texts = [row.prompt + row.chosen for row in data.train] if data else []
-    scorer = _scorer(config, model, ("score",), texts, recipe.seed, processes)
-    data = with_spelled(data, scorer.tokenizer) if data else load_comparisons(source, scorer.tokenizer)
-    train, cut, same = _pairs(data.train, scorer)
-    chosen = choose_rows(data.held_out, config.evaluation.rows)
-    held_out, cut_apart, same_apart = _pairs(chosen, scorer)
-    judged = load_comparisons(_whole(config.test), scorer.tokenizer) if config.test else None
-    test, cut_test, same_test = _pairs(judged.train if judged else (), scorer)
-    told = describe_reward_rows(data, judged, {EQUAL: same + same_apart + same_test})
-    require_enough_rows(train, held_out, told)
-    counts = {"train": cut, "held out": cut_apart, "test": cut_test}
-    return LoadedReward(scorer, told, train, held_out, test, counts, fingerprint(chosen))
+    classifier = _classifier(recipe, config, ("score",), texts, processes)
+    tokenizer = classifier.tokenizer
+    data = recount_special_tokens(data, tokenizer) if data else load_comparisons(source, tokenizer)
+    return classifier, data, partial(_pairs, classifier=classifier)
 
 
-def _whole(source: SourceConfig) -> SourceConfig:
+def without_held_out(source: SourceConfig) -> SourceConfig:
     """The source with nothing held out: all of its rows are judged."""
-    return source.model_copy(update={"held_out": NoSplit(by="none")})
+    return source.model_copy(update={"held_out": NoSplit()})
 
 
-def _pairs(records: Sequence[Preference], scorer: SequenceClassifier) -> tuple[list[Pair], int, int]:
-    """The comparisons as token ids, how many were too long, and how many are left out as EQUAL. Columns
-    chosen_finished and rejected_finished say whether an answer ended by itself (EOS follows); without them, both did.
+def _pairs(records: Sequence[Preference], classifier: SequenceClassifier) -> tuple[list[Pair], int]:
+    """The comparisons as token ids without those that are EQUAL, and how many were too long. Columns chosen_finished
+    and rejected_finished say whether an answer ended by itself (EOS follows); without them, both did.
     """
-    pairs, cut, same, end = [], 0, 0, chat_end(scorer.tokenizer)
+    pairs, cut, end = [], 0, chat_end(classifier.tokenizer)
     for record in records:
         sides = [
             encode(
-                scorer.tokenizer,
+                classifier.tokenizer,
                 record.prompt,
                 end.sub("", answer),
-                _finished(record.columns.get(f"{side}_finished", True), side),
-                scorer.max_tokens,
+                _is_finished(record, side),
+                classifier.max_tokens,
             )
             for side, answer in (("chosen", record.chosen), ("rejected", record.rejected))
         ]
-        if sides[0].ids == sides[1].ids:
-            same += 1
-        else:
+        if sides[0].ids != sides[1].ids:
             cut += any(side.cut for side in sides)
             pairs.append(Pair(sides[0].ids, sides[1].ids))
-    return pairs, cut, same
+    return pairs, cut
 
 
-def _finished(value: Any, side: str) -> bool:
-    """A column's yes or no; CSV files have it as text. Raises DataError for anything else."""
-    told = {"true": True, "1": True, "false": False, "0": False}.get(str(value).strip().lower())
-    if told is None:
+def _is_finished(record: Preference, side: str) -> bool:
+    """Whether an answer ended: a column's yes or no, as text in CSV files. Raises DataError for anything else."""
+    value = record.columns.get(f"{side}_finished", True)
+    finished = {"true": True, "1": True, "false": False, "0": False}.get(str(value).strip().lower())
+    if finished is None:
         raise DataError(
             f"{side}_finished is {value!r} in a comparison: it decides whether the end token is learned. Write true or "
             "false in every row."
         )
-    return told
+    return finished
 
 
-def _load_labels(
-    recipe: Recipe, config: RewardConfig, source: SourceConfig, model: ModelConfig, processes: Distributed
-) -> LoadedReward:
+def _start_on_labels(recipe: Recipe, config: RewardConfig, source: SourceConfig, processes: Distributed) -> Start:
     assert isinstance(config.task, Labels)
-    data = load_labelled(source, load_tokenizer(model.path) if model.path else None)
+    path = (config.model or recipe.model).path
+    data = load_labelled(source, load_tokenizer(path) if path else None)
     columns = label_columns(config.task, [row.label for row in data.train])
     names = tuple(dict.fromkeys(columns.values()))
-    scorer = _scorer(config, model, names, [row.text for row in data.train], recipe.seed, processes)
-    data = with_spelled(data, scorer.tokenizer)
+    classifier = _classifier(recipe, config, names, [row.text for row in data.train], processes)
     column_of = {label: names.index(name) for label, name in columns.items()}
-    train, cut = _labelled(data.train, column_of, scorer)
-    chosen = choose_rows(data.held_out, config.evaluation.rows)
-    held_out, cut_apart = _labelled(chosen, column_of, scorer)
-    judged = load_labelled(_whole(config.test), scorer.tokenizer) if config.test else None
-    test, cut_test = _labelled(judged.train if judged else (), column_of, scorer)
-    without = (
-        len(data.train) - len(train) + len(chosen) - len(held_out) + (len(judged.train) if judged else 0) - len(test)
-    )
-    told = describe_reward_rows(data, judged, {"have no token that the model could read": without})
-    require_enough_rows(train, held_out, told)
-    counts = {"train": cut, "held out": cut_apart, "test": cut_test}
-    return LoadedReward(scorer, told, train, held_out, test, counts, fingerprint(chosen))
+    encode = partial(_labelled, column_of=column_of, classifier=classifier)
+    return classifier, recount_special_tokens(data, classifier.tokenizer), encode
 
 
 def label_columns(task: Labels, found: Sequence[str]) -> dict[str, str]:
@@ -314,11 +308,12 @@ def label_columns(task: Labels, found: Sequence[str]) -> dict[str, str]:
 
 
 def _labelled(
-    records: Sequence[LabelledText], column_of: Mapping[str, int], scorer: SequenceClassifier
+    records: Sequence[LabelledText], column_of: Mapping[str, int], classifier: SequenceClassifier
 ) -> tuple[list[Labelled], int]:
-    """The texts as token ids with their columns, and how many were too long: those keep their end."""
-    scorer.tokenizer.truncation_side = "left"
-    encoded = [encode_for_classifier(scorer.tokenizer, record.text, scorer.max_tokens) for record in records]
+    """The texts that have tokens, as ids with their columns, and how many were too long: those keep their end."""
+    tokenizer = classifier.tokenizer
+    tokenizer.truncation_side = "left"
+    encoded = [encode_for_classifier(tokenizer, record.text, classifier.max_tokens) for record in records]
     require_known_labels(records, column_of)
     rows = [Labelled(one.ids, column_of[record.label]) for one, record in zip(encoded, records, strict=True)]
     return [row for row in rows if row.ids], sum(one.cut > 0 for one in encoded)
@@ -338,39 +333,33 @@ def require_finished(sets: Sequence[Sequence[Preference]]) -> None:
     """Raise DataError for a comparison whose columns do not say by yes or no whether an answer ended."""
     for record in (record for records in sets for record in records):
         for side in ("chosen", "rejected"):
-            _finished(record.columns.get(f"{side}_finished", True), side)
+            _is_finished(record, side)
 
 
-def require_enough_rows(train: Sequence[Any], held_out: Sequence[Any], describe_reward_rows: str) -> None:
-    """Raise DataError, with the account of what became of all rows, unless some are to learn and some to measure."""
+def require_enough_rows(train: Sequence[Any], held_out: Sequence[Any], report: str) -> None:
+    """Raise DataError, with the report on what became of all rows, unless some are to learn and some to measure."""
     if not train or len(held_out) < 2:
         raise DataError(
             f"{len(train)} rows to train on and {len(held_out)} held out: at least one and two are needed, or nobody "
-            f"could tell whether it was learned. Name more rows, or hold out others (held_out).\n{describe_reward_rows}"
+            f"could tell whether it was learned. Name more rows, or hold out others (held_out).\n{report}"
         )
 
 
-def _scorer(
+def _classifier(
+    recipe: Recipe,
     config: RewardConfig,
-    model: ModelConfig,
     labels: tuple[str, ...],
     texts: Sequence[str],
-    seed: int,
     processes: Distributed,
 ) -> SequenceClassifier:
-    shared: dict[str, Any] = {
-        "form": model.form,
-        "precision": model.precision,
-        "freeze_layers": config.freeze_layers,
-        "max_tokens": config.max_tokens,
-        "seed": seed,
-    }
-    if model.path is not None:
-        return load_sequence_classifier(
-            model.path, labels=labels, pad_token=model.pad_token, device=processes.device, **shared
-        )
-    assert model.new is not None
-    tokenizer = train_tokenizer(texts, vocabulary=model.new.vocabulary)
-    sizes = model.new.model_dump(exclude={"vocabulary"})
-    fresh = make_classifier(tokenizer, **sizes, labels=labels, seed=seed)
-    return wrap_classifier(fresh.to(processes.device), tokenizer, **shared)
+    return load_or_make(
+        config.model or recipe.model,
+        texts,
+        load=partial(load_sequence_classifier, labels=labels),
+        make=partial(make_classifier, labels=labels),
+        wrap=wrap_classifier,
+        device=processes.device,
+        seed=recipe.seed,
+        freeze_layers=config.freeze_layers,
+        max_tokens=config.max_tokens,
+    )

@@ -15,21 +15,14 @@ def describe_reward_rows(data: DataSet[Any], judged: DataSet[Any] | None, left_o
     if judged:
         lines.append(judged.report.describe(purpose="to test on"))
     lines += [f"Of them {count:,} {reason}: left out." for reason, count in left_out.items() if count]
-    if common := seen_in_training(data, judged):
+    trained = {_shown(record) for record in data.train}
+    if common := sum(_shown(record) in trained for record in judged.train) if judged else 0:
         of = "prompt" if isinstance(data.train[0], Preference) else "text"
         lines.append(
             f"Of the rows to test on, {common:,} have the {of} of a training row: figures on test rows are too good by "
             "what was learned by heart. Test on other rows."
         )
     return "\n".join(lines)
-
-
-def seen_in_training(data: DataSet[Any], judged: DataSet[Any] | None) -> int:
-    """How many rows to test on have the text of a training row, or the prompt if they are comparisons."""
-    if judged is None:
-        return 0
-    trained = {_shown(record) for record in data.train}
-    return sum(_shown(record) in trained for record in judged.train)
 
 
 def _shown(record: Any) -> str:

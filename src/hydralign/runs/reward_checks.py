@@ -19,7 +19,8 @@ from hydralign.models.classifiers.labels import (
     require_comparable,
     require_probabilities,
 )
-from hydralign.models.classifiers.loading import check_classifier_folder
+from hydralign.models.classifiers.loading import require_pad_rows
+from hydralign.models.folders.loading import check_folder
 from hydralign.models.folders.merged import load_tokenizer
 from hydralign.rewards.combine import require_reference_column, unique_names
 from hydralign.rewards.functions import load_function, wanted_arguments
@@ -68,13 +69,14 @@ def _labels(term: config.ClassifierRewardConfig, models: ModelSource) -> list[st
     elif maker is not None:
         raise ModelError(f"{term.path!r} will be a language model: it has no labels to read. Name a classifier.")
     else:
-        where = check_classifier_folder(term.path)
+        where = check_folder(term.path, whole=True)
         raw = PretrainedConfig.get_config_dict(where)[0] if Path(where).is_dir() else {}
         if not raw:
             return None
+        require_pad_rows(raw)
         labels, problem_type = labels_of_config(raw, term.label, repr(term.path)), raw.get("problem_type")
         if (found := read_model_config(where)) is not None:
-            require_rows_for_ids(load_tokenizer(str(where)), found, f"Classifier {str(where)!r}", writes=False)
+            require_rows_for_ids(load_tokenizer(where), found, f"Model {where!r}", writes=False)
     if labels is not None:
         require_probabilities(problem_type, term.activation, term.output)
         require_comparable(labels, term.output, independent=are_independent(term.activation, problem_type))
@@ -92,8 +94,8 @@ def _require_scores(term: config.ModelRewardConfig, models: ModelSource) -> None
                 "reward of type classifier and name the label, or a reward section whose task is comparisons."
             )
         return
-    where = check_classifier_folder(term.path)
+    where = check_folder(term.path, whole=True)
     if Path(where).is_dir() and (found := read_model_config(where)) is not None:
-        tokenizer = load_tokenizer(str(where))
+        tokenizer = load_tokenizer(where)
         require_reward_model(SimpleNamespace(config=found), tokenizer)  # type: ignore[arg-type]
-        require_rows_for_ids(tokenizer, found, f"Classifier {str(where)!r}", writes=False)
+        require_rows_for_ids(tokenizer, found, f"Model {where!r}", writes=False)

@@ -1,4 +1,4 @@
-"""Whether two settings ask for the same result: what changes no result is left out, and paths are told from {output}.
+"""Whether two settings ask for the same result: what changes no result is left out, and paths are seen from {output}.
 
 ./run1, run1, run1/ and its absolute path are one folder, and a run whose folder was moved is the same run.
 """
@@ -6,8 +6,6 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, TypeVar
 
 from hydralign.config import Config, Recipe
@@ -44,47 +42,26 @@ def comparable(config: C, output: str) -> C:
     return type(config).model_validate(values)
 
 
-def comparable_values(value: Any, output: str) -> Any:
-    """The same for plain values."""
+def comparable_values(value: Any, output: str, *, is_path: bool = False) -> Any:
+    """The same for plain values; `is_path` says that texts among them are paths."""
     if isinstance(value, dict):
         return {
-            key: part if key in USER_MAPPINGS else _comparable_setting(key, part, output)
+            key: part if key in USER_MAPPINGS else comparable_values(part, output, is_path=key in PATH_FIELDS)
             for key, part in value.items()
             if key not in _WITHOUT_EFFECT
         }
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [comparable_values(part, output) for part in value]
-    return value
-
-
-def _comparable_setting(key: str, value: Any, output: str) -> Any:
-    return _comparable_paths(value, output) if key in PATH_FIELDS else comparable_values(value, output)
-
-
-def _comparable_paths(value: Any, output: str) -> Any:
-    if isinstance(value, str):
-        return comparable_text(value, output)
-    if isinstance(value, Sequence):
-        return [_comparable_paths(part, output) for part in value]
-    return comparable_values(value, output)
+    if isinstance(value, list | tuple):
+        return [comparable_values(part, output, is_path=is_path) for part in value]
+    return comparable_text(value, output) if is_path and isinstance(value, str) else value
 
 
 def comparable_text(text: str, output: str) -> str:
-    """A path as it is told from the output folder, or from the root when it lies elsewhere; other text as it is."""
+    """A path as seen from the output folder, or from the root when it lies elsewhere; other text as it is."""
     place = file_of(text)
     function = text.removeprefix(place)
-    for form in (_textual, _absolute):
-        path, folder = form(place), form(output)
+    for form in (os.path.normpath, os.path.realpath):
+        path, folder = (form(os.path.expanduser(each)) for each in (place, output))
         if path == folder or path.startswith(f"{folder}{os.sep}"):
             return OUTPUT + path.removeprefix(folder) + function
-    if Path(place).expanduser().exists():
-        return _absolute(place) + function
-    return text
-
-
-def _textual(path: str) -> str:
-    return os.path.normpath(os.path.expanduser(path))
-
-
-def _absolute(path: str) -> str:
-    return os.path.realpath(os.path.expanduser(path))
+    absolute = os.path.realpath(os.path.expanduser(place))
+    return absolute + function if os.path.exists(absolute) else text

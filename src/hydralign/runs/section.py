@@ -6,35 +6,33 @@ import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from hydralign.config import Recipe
 from hydralign.distributed import Distributed
 from hydralign.progress import say
-from hydralign.runs.section_files import RESULT as RESULT
-from hydralign.runs.section_files import write_json as write_json
-from hydralign.runs.standing import delete_outdated_measurements, record_start
-from hydralign.tracking import open_trackers
-from hydralign.training.records import Records, Silent
+from hydralign.runs.section_files import write_json
+from hydralign.runs.standing import record_start
+from hydralign.runs.steps import Step
+from hydralign.tracking import Trackers, open_trackers
 
 Made = TypeVar("Made")
 
 
 @contextmanager
-def open_section(recipe: Recipe, config: Any, folder: Path, processes: Distributed) -> Iterator[Records]:
-    """The section's folder with its config and the record of its inputs in it, its metrics file and mirrors, closed at
+def open_section(recipe: Recipe, step: Step, processes: Distributed) -> Iterator[Trackers]:
+    """The step's folder with its config and the record of its inputs in it, its metrics file and mirrors, closed at
     the end.
     """
     if not processes.main:
         processes.barrier()
-        yield Records(Silent(), None)
+        yield Trackers()
         return
-    delete_outdated_measurements(recipe, config, folder)
-    record_start(recipe, config, folder)
-    trackers = open_trackers(folder, config.trackers, folder.parent.name, config.model_dump())
+    record_start(recipe, step)
+    trackers = open_trackers(step.folder, step.config.trackers, step.folder.parent.name, step.config.model_dump())
     processes.barrier()
     try:
-        yield Records(trackers, trackers.primary)
+        yield trackers
     finally:
         trackers.close()
 
@@ -58,17 +56,17 @@ def load_or_measure(
         try:
             stored, made = load(path)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            told = f"{path} is damaged ({type(error).__name__}: {error}): measured again."
+            problem = f"{path} is damaged ({type(error).__name__}: {error}): measured again."
         else:
             if stored == rows:
                 return made
-            told = (
+            problem = (
                 f"{path} is about other held-out rows than those chosen now, or was written by a version that took the "
                 "first rows of the data: measured again. If training began with another choice, some of these rows "
                 f"may have been trained on. Delete {path.parent} to begin anew."
             )
         if processes.main:
-            say(told)
+            say(problem)
     made = make()
     processes.barrier()
     if processes.main:

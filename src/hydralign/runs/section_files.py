@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydralign.config.base import Config
-from hydralign.config.loading import dump_config
-from hydralign.errors import RunFolderError
+from hydralign.config.loading import load_config
+from hydralign.errors import ConfigError, RunFolderError
 from hydralign.files import write_text
+
+C = TypeVar("C", bound=Config)
 
 RESULT = "evaluation.json"
 """Written last: a section whose folder holds it is finished."""
@@ -19,9 +21,12 @@ CONFIG = "config.yaml"
 """The section as the run resolved it."""
 
 
-def write_config(folder: Path, config: Config) -> None:
-    """config.yaml: the section as the run resolved it."""
-    write_text(folder / CONFIG, dump_config(config))
+def read_stored_config(kind: type[C], folder: Path) -> C | None:
+    """The section as the run resolved it; None where that is not there or damaged: it is written anew."""
+    try:
+        return load_config(kind, folder / CONFIG)
+    except ConfigError:
+        return None
 
 
 def read_object(path: Path) -> dict[str, Any] | None:

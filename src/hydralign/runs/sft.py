@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,22 +12,24 @@ from torch import Tensor
 
 from hydralign.config import Recipe
 from hydralign.config.data import SourceConfig
-from hydralign.config.model import ModelConfig
 from hydralign.config.sft import SFTConfig
 from hydralign.data import DataSet, choose_rows, fingerprint, load_demonstrations
 from hydralign.data.packing import TokenSequence, sequences
-from hydralign.data.spelled import with_spelled
+from hydralign.data.special_tokens import recount_special_tokens
 from hydralign.distributed import Distributed
 from hydralign.errors import ConfigError, DataError
 from hydralign.evaluation.statistics import Difference, compare_paired
 from hydralign.methods.packing_check import require_apart
 from hydralign.methods.sft import SFTParts, held_out_losses, max_tokens_of, train
-from hydralign.models import make_model, train_tokenizer
+from hydralign.models import make_model
 from hydralign.models.folders.weights import require_ids_can_be_read
 from hydralign.models.forms.build import load_supervised_policy, make_supervised_policy
 from hydralign.models.policy import Policy
 from hydralign.progress import say
-from hydralign.runs.section import RESULT, load_or_measure_numbers, open_section, write_json
+from hydralign.runs.section import load_or_measure_numbers, open_section
+from hydralign.runs.section_files import RESULT, write_json
+from hydralign.runs.section_model import load_or_make
+from hydralign.runs.steps import Step
 from hydralign.types import Demonstration
 
 
@@ -37,31 +38,22 @@ class LoadedSFT:
     """What an sft section works with."""
 
     policy: Policy
-    data: DataSet[Demonstration]
     train: tuple[TokenSequence, ...]
     held_out: tuple[TokenSequence, ...]
-    shortened: Mapping[str, int]
-    """Training and held-out demonstrations that were cut, split or left out: reason and count."""
+    report: str
+    """What became of every row that was read, in a paragraph."""
     measured: str
     """Fingerprint of the demonstrations behind `held_out`."""
 
-    def describe(self) -> str:
-        """One paragraph on the data."""
-        learned = sum(sequence.learned for sequence in self.train)
-        lines = [describe_demonstrations(self.data, self.shortened)]
-        lines.append(
-            f"{len(self.train):,} sequences with {learned:,} tokens to learn; {len(self.held_out):,} to measure."
-        )
-        return "\n".join(lines)
 
-
-def run_sft(recipe: Recipe, config: SFTConfig, folder: Path, processes: Distributed) -> list[Difference]:
-    """Train as one item of the `sft` section says, into `folder`; returns the paired difference of held-out loss."""
+def run_sft(recipe: Recipe, step: Step, processes: Distributed) -> list[Difference]:
+    """Train as an item of the `sft` section says, into its folder; returns the paired difference of held-out loss."""
+    config, folder = step.config, step.folder
     loaded = load_sft(recipe, config, processes)
     policy, rows = loaded.policy, config.batch.micro_batch_size
     if processes.main:
-        say(loaded.describe())
-    with open_section(recipe, config, folder, processes) as records:
+        say(loaded.report)
+    with open_section(recipe, step, processes) as records:
 
         def losses() -> tuple[Tensor, Tensor]:
             return held_out_losses(policy, loaded.held_out, rows, processes)
@@ -118,60 +110,48 @@ def demonstrations_of(recipe: Recipe, config: SFTConfig) -> SourceConfig:
 
 def load_sft(recipe: Recipe, config: SFTConfig, processes: Distributed) -> LoadedSFT:
     """Everything that an sft section needs, with every check that can be made before the first step."""
-    source = demonstrations_of(recipe, config)
-    model = config.model or recipe.model
-    data: DataSet[Demonstration] | None = None
-    if model.new is not None:
-        data = load_demonstrations(source)
-    policy = _policy(model, data, recipe.seed, processes)
-    data = with_spelled(data, policy.tokenizer) if data else load_demonstrations(source, policy.tokenizer)
-    longest = max_tokens_of(config, policy)
-    shaping: dict[str, Any] = {"max_tokens": longest, "too_long": config.too_long}
-    made, cut = sequences(data.train, policy.tokenizer, policy.stop_ids, **shaping)
-    chosen = choose_rows(data.held_out, config.evaluation.rows)
-    apart, cut_apart = sequences(chosen, policy.tokenizer, policy.stop_ids, max_tokens=longest, too_long="cut")
-    shortened = {**cut, **{f"{reason} (held out)": count for reason, count in cut_apart.items()}}
-    require_sequences(made, apart, longest, describe_demonstrations(data, shortened))
-    ids = (one.ids for one in (*made, *apart))
-    require_ids_can_be_read(ids, policy.tokenizer, policy.vocabulary, "A demonstration")
+    source, model = demonstrations_of(recipe, config), config.model or recipe.model
+    data: DataSet[Demonstration] | None = load_demonstrations(source) if model.new else None
+    policy = load_or_make(
+        model,
+        (row.prompt + row.completion for row in data.train) if data else (),
+        load=load_supervised_policy,
+        make=make_model,
+        wrap=make_supervised_policy,
+        device=processes.device,
+        seed=recipe.seed,
+    )
+    data = recount_special_tokens(data, policy.tokenizer) if data else load_demonstrations(source, policy.tokenizer)
+    loaded = encode_demonstrations(config, data, policy, policy.stop_ids)
     if config.packing:
         require_apart(policy)
-    return LoadedSFT(policy, data, made, apart, shortened, fingerprint(chosen))
+    return loaded
 
 
-def require_sequences(made: Sequence[TokenSequence], apart: Sequence[TokenSequence], longest: int, told: str) -> None:
-    """Raise DataError, with the account of what became of all rows, unless some are to learn and some to measure."""
-    if not made or len(apart) < 2:
-        raise DataError(
-            f"{len(made)} sequences to train on and {len(apart)} held out: both are needed, at least one and two. "
-            "Name more demonstrations, hold out others (data.demonstrations.held_out), or raise sft.max_tokens "
-            f"({longest:,} here) where texts are longer.\n{told}"
-        )
+def encode_demonstrations(
+    config: SFTConfig, data: DataSet[Demonstration], policy: Any, stop_ids: Sequence[int]
+) -> LoadedSFT:
+    """The demonstrations as the policy, or one of which these facts are known, will read them.
 
-
-def describe_demonstrations(data: DataSet[Demonstration], shortened: Mapping[str, int]) -> str:
-    """What became of every row that was read, and of the demonstrations that do not fit."""
-    lines = [data.report.describe()]
+    Raises DataError, with what became of all rows, unless some are to learn and some to measure, and TokenizerError
+    for ids that the policy cannot read.
+    """
+    longest = max_tokens_of(config, policy)
+    train, cut = sequences(data.train, policy.tokenizer, stop_ids, max_tokens=longest, too_long=config.too_long)
+    chosen = choose_rows(data.held_out, config.evaluation.rows)
+    held_out, cut_apart = sequences(chosen, policy.tokenizer, stop_ids, max_tokens=longest, too_long="cut")
+    shortened = {**cut, **{f"{reason} (held out)": count for reason, count in cut_apart.items()}}
+    report = data.report.describe()
     if shortened:
-        lines.append("Of them " + ", ".join(f"{count:,} {reason}" for reason, count in shortened.items()) + ".")
-    return "\n".join(lines)
-
-
-def _policy(model: ModelConfig, data: DataSet[Demonstration] | None, seed: int, processes: Distributed) -> Policy:
-    if model.path is not None:
-        return load_supervised_policy(
-            model.path,
-            form=model.form,
-            precision=model.precision,
-            pad_token=model.pad_token,
-            device=processes.device,
-            seed=seed,
+        report += "\nOf them " + ", ".join(f"{count:,} {reason}" for reason, count in shortened.items()) + "."
+    if not train or len(held_out) < 2:
+        raise DataError(
+            f"{len(train)} sequences to train on and {len(held_out)} held out: both are needed, at least one and two. "
+            "Name more demonstrations, hold out others (data.demonstrations.held_out), or raise sft.max_tokens "
+            f"({longest:,} here) where texts are longer.\n{report}"
         )
-    assert model.new is not None
-    assert data is not None
-    texts = (row.prompt + row.completion for row in data.train)
-    tokenizer = train_tokenizer(texts, vocabulary=model.new.vocabulary)
-    fresh = make_model(tokenizer, **model.new.model_dump(exclude={"vocabulary"}), seed=seed)
-    return make_supervised_policy(
-        fresh.to(processes.device), tokenizer, form=model.form, precision=model.precision, seed=seed
-    )
+    ids = (one.ids for one in (*train, *held_out))
+    require_ids_can_be_read(ids, policy.tokenizer, policy.vocabulary, "A demonstration")
+    learned = sum(sequence.learned for sequence in train)
+    report += f"\n{len(train):,} sequences with {learned:,} tokens to learn; {len(held_out):,} to measure."
+    return LoadedSFT(policy, train, held_out, report, fingerprint(chosen))

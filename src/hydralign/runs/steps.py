@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,21 +21,33 @@ class Section:
 
     name: str
     """Its key in the recipe, and its command."""
-    data: tuple[str, ...]
-    """Kinds of data that it reads."""
+    reads: Callable[[Recipe, Any], Sequence[str]]
+    """Dotted keys of the settings outside of the section that its result depends on, besides the seed."""
     check: Callable[[Recipe, Any, ModelSource, Distributed], None]
     """Raises what can be refused before anything runs."""
     plan: Callable[[Recipe, Any, Distributed], list[str]]
-    """Tells beforehand, in lines, what a run would do."""
-    run: Callable[[Recipe, Any, Path, Distributed], list[Difference]]
-    """Runs it into its folder; what it makes lies in `model/` there."""
+    """Describes beforehand, in lines, what a run would do."""
+    run: Callable[[Recipe, Step, Distributed], list[Difference]]
+    """Runs a step of it into its folder; the model that it trains is saved in `model/` there."""
+    grows_by: str | None = None
+    """The setting that says how long it trains; None of a section that trains nothing, whose result can be measured
+    again."""
+    wording: tuple[str, ...] = ()
+    """Settings that change the words of its report alone."""
+    reports: tuple[str, ...] = ()
+    """Files that it writes at the top of the output folder."""
+
+    @property
+    def trains(self) -> bool:
+        """Whether hours may lie in its result."""
+        return self.grows_by is not None
 
     def steps(self, recipe: Recipe) -> list[Step]:
         """The section's steps in order, one for each item where it is a list; none when the recipe lacks it."""
         value = getattr(recipe, self.name)
-        if isinstance(value, tuple):
-            return [Step(self, f"{self.name}/{config.name}", config) for config in value]
-        return [] if value is None else [Step(self, self.name, value)]
+        items = {f"{self.name}/{item.name}": item for item in value} if isinstance(value, tuple) else {self.name: value}
+        output = Path(recipe.output).expanduser()
+        return [Step(self, title, item, output / title) for title, item in items.items() if item is not None]
 
 
 @dataclass(frozen=True)
@@ -46,3 +58,9 @@ class Step:
     title: str
     """Where it stands in the recipe and under the output folder: reward, or reward/classifier."""
     config: Any
+    folder: Path
+    """Where its results lie."""
+
+    def reads(self, recipe: Recipe) -> Sequence[str]:
+        """Dotted keys of the settings outside of its config that its result depends on, besides the seed."""
+        return self.section.reads(recipe, self.config)

@@ -1,1 +1,1 @@
-"""What every training method shares: optimizer and schedule, checkpoints, interruption, metrics and where they go."""
+"""What every training method shares: optimizer and schedule, checkpoints, interruption, metrics."""

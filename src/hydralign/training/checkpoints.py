@@ -11,11 +11,10 @@ import os
 import platform
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError
@@ -26,7 +25,8 @@ from hydralign.files import delete, whole_folder
 from hydralign.progress import say
 from hydralign.reproducible import products_setting
 
-Kept = TypeVar("Kept")
+State = TypeVar("State")
+Tensors = dict[str, torch.Tensor]
 
 _FILES = ("trained.safetensors", "optimizer.safetensors", "state.json")
 
@@ -74,7 +74,7 @@ def write_checkpoint(
     *,
     keep: int,
 ) -> None:
-    """Write `folder/step-N` whole, then delete all but the newest `keep`. `about` is kept as JSON.
+    """Write `folder/step-N` whole, then delete all but the newest `keep`. `about` is stored as JSON.
 
     Raises StorageError when the disk is full; older ones stay then.
     """
@@ -121,40 +121,33 @@ class DamagedCheckpointError(RunFolderError):
     """A checkpoint that cannot be read: a file is missing, cut short or not what was written."""
 
 
-@dataclass(frozen=True)
-class Resumed(Generic[Kept]):
-    """A run put back to where its newest whole checkpoint was."""
-
-    state: Kept
-    metrics_position: int
-    """Length of metrics.jsonl in bytes at the time."""
-
-
 def resume(
     folder: Path,
     trained: Mapping[str, torch.nn.Parameter],
     optimizer: torch.optim.Optimizer,
-    read_state: Callable[[Mapping[str, Any]], Kept],
+    read_state: Callable[[Mapping[str, Any]], State],
     *,
     main: bool = True,
-) -> Resumed[Kept] | None:
-    """Put the newest whole checkpoint of `folder` back into weights and optimizer; None when there is none at all.
+) -> State | None:
+    """Put the newest whole checkpoint of `folder` back into weights and optimizer, and return its state; None when
+    there is none at all.
 
-    `read_state` makes the loop's own state of what it kept and raises ValueError, KeyError or TypeError when that is
+    `read_state` makes the state of the stored `about` and raises ValueError, KeyError or TypeError when that is
     damaged. Damaged checkpoints are said and renamed to damaged-step-N by the `main` process, which speaks and writes.
     Raises RunFolderError when all are damaged, or when one belongs to another model.
     """
     damaged: list[tuple[Path, str]] = []
     for path in reversed(_step_folders(folder)):
         try:
-            stored = _read(path, trained, read_state)
+            state, then = _read_state(path, read_state)
+            weights, moments = _read_tensors(path, trained)
         except DamagedCheckpointError as error:
             damaged.append((path, str(error)))
             continue
-        _restore(stored, trained, optimizer)
+        _restore(weights, moments, trained, optimizer)
         if main:
-            _report(path, damaged, stored.environment)
-        return Resumed(stored.state, stored.metrics_position)
+            _report(path, damaged, then)
+        return state
     if damaged:
         listed = "\n  ".join(["", *(f"{path.name}: {reason}" for path, reason in damaged)])
         raise RunFolderError(
@@ -190,29 +183,23 @@ def _differences(then: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
     return found
 
 
-@dataclass(frozen=True)
-class _Stored(Generic[Kept]):
-    weights: Mapping[str, torch.Tensor]
-    moments: Mapping[str, torch.Tensor]
-    state: Kept
-    metrics_position: int
-    environment: Mapping[str, Any]
-
-
-def _read(
-    path: Path, trained: Mapping[str, torch.nn.Parameter], read_state: Callable[[Mapping[str, Any]], Kept]
-) -> _Stored[Kept]:
-    """Everything of a checkpoint, read before anything is changed."""
+def _read_state(path: Path, read_state: Callable[[Mapping[str, Any]], State]) -> tuple[State, Mapping[str, Any]]:
+    """The loop's state and the environment of a checkpoint that has all of its files."""
     missing = [name for name in _FILES if not (path / name).is_file()]
     if missing:
         raise DamagedCheckpointError(f"it lacks {', '.join(missing)}")
     try:
         about = json.loads((path / _FILES[2]).read_text(encoding="utf-8"))
-        state, position, then = read_state(about), whole_number(about["metrics_position"]), about["environment"]
+        state, then = read_state(about), about["environment"]
         if not isinstance(then, dict) or whole_number(about["step"]) != int(path.name.removeprefix("step-")):
             raise ValueError("not what was written")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise DamagedCheckpointError(f"{_FILES[2]}: {type(error).__name__}, {error}") from error
+    return state, then
+
+
+def _read_tensors(path: Path, trained: Mapping[str, torch.nn.Parameter]) -> tuple[Tensors, Tensors]:
+    """Weights and the optimizer's moments of a checkpoint, checked before anything is changed."""
     weights, moments = (_tensors(path / name) for name in _FILES[:2])
     if weights.keys() != trained.keys() or any(weights[n].shape != p.shape for n, p in trained.items()):
         raise RunFolderError(
@@ -223,21 +210,23 @@ def _read(
         name = key.rpartition("|")[0]
         if name not in trained or (tensor.dim() and tensor.shape != trained[name].shape):
             raise DamagedCheckpointError(f"{_FILES[1]} has {key!r}, which fits no trained weight")
-    return _Stored(weights, moments, state, position, then)
+    return weights, moments
 
 
-def _tensors(path: Path) -> dict[str, torch.Tensor]:
+def _tensors(path: Path) -> Tensors:
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError, KeyError) as error:
         raise DamagedCheckpointError(f"{path.name}: {error}") from error
 
 
-def _restore(stored: _Stored[Any], trained: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> None:
+def _restore(
+    weights: Tensors, moments: Tensors, trained: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
+) -> None:
     with torch.no_grad():
         for name, parameter in trained.items():
-            parameter.copy_(stored.weights[name])
-    for key, tensor in stored.moments.items():
+            parameter.copy_(weights[name])
+    for key, tensor in moments.items():
         name, entry = key.rsplit("|", 1)
         optimizer.state[trained[name]][entry] = tensor.to(trained[name].device)
 
@@ -249,9 +238,7 @@ def whole_number(value: Any) -> int:
     return value
 
 
-def _optimizer_tensors(
-    trained: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer
-) -> dict[str, torch.Tensor]:
+def _optimizer_tensors(trained: Mapping[str, torch.nn.Parameter], optimizer: torch.optim.Optimizer) -> Tensors:
     return {
         f"{name}|{entry}": value.detach().contiguous()
         for name, parameter in trained.items()

@@ -24,10 +24,12 @@ class Sums:
         self.counts[name] = self.counts.get(name, torch.zeros(())) + torch.as_tensor(count).detach().double()
 
     def add_values(self, name: str, values: Tensor, mask: Tensor | None = None) -> None:
-        """Add every kept value, and their squares under `name/squares`, so that a spread can be told."""
-        kept = values.detach().double() if mask is None else values.detach().double()[mask]
-        self.add(name, kept.sum(), kept.numel())
-        self.add(f"{name}/squares", kept.square().sum(), kept.numel())
+        """Add every unmasked value, and their squares under `name/squares`, for `variance`."""
+        values = values.detach().double()
+        if mask is not None:
+            values = values[mask]
+        self.add(name, values.sum(), values.numel())
+        self.add(f"{name}/squares", values.square().sum(), values.numel())
 
     def add_all(self, sums: Mapping[str, Tensor], count: Tensor | float) -> None:
         """Add several metrics that share a count."""
@@ -38,14 +40,8 @@ class Sums:
         """Each total ÷ its count, both summed over processes in one message; 0 for a count of 0."""
         if not self.totals:
             return {}
-        device = processes.device
-        both = torch.stack(
-            [
-                torch.stack([t.to(device) for t in self.totals.values()]),
-                torch.stack([c.to(device) for c in self.counts.values()]),
-            ]
-        )
-        totals, counts = processes.sum(both).tolist()
+        both = torch.stack([x.to(processes.device) for x in (*self.totals.values(), *self.counts.values())])
+        totals, counts = processes.sum(both).view(2, -1).tolist()
         pairs = zip(self.totals, totals, counts, strict=True)
         return {name: total / count if count else 0.0 for name, total, count in pairs}
 

@@ -28,10 +28,9 @@ from hydralign.distributed import SINGLE_PROCESS, Distributed
 from hydralign.errors import HydralignError, NonFiniteError, StorageError
 from hydralign.micro_batches import MicroBatcher
 from hydralign.progress import Progress, progress, say
-from hydralign.tracking import Tracker
+from hydralign.tracking import Tracker, Trackers
 from hydralign.training.checkpoints import checkpoints, resume, whole_number, write_checkpoint
 from hydralign.training.interruption import interruptible
-from hydralign.training.records import Records
 
 State = TypeVar("State")
 
@@ -48,7 +47,7 @@ class Run(Generic[State]):
     state: State
     """What the method keeps from step to step beside weights and optimizer: a dataclass of numbers."""
     folder: Path
-    records: Records
+    records: Trackers
     processes: Distributed = SINGLE_PROCESS
     checkpoint_every: int | None = None
     keep: int = 1
@@ -69,20 +68,22 @@ class Run(Generic[State]):
         would pass for finished.
         """
 
-        def read(about: Mapping[str, Any]) -> tuple[int, int, State]:
-            return whole_number(about["step"]), whole_number(about["bad_steps"]), read_state(about)
+        def read(about: Mapping[str, Any]) -> tuple[int, int, int, State]:
+            numbers = about["step"], about["bad_steps"], about["metrics_position"]
+            step, bad_steps, position = map(whole_number, numbers)
+            return step, bad_steps, position, read_state(about)
 
+        position = 0
         found = resume(self._checkpoints, self.trained, self.optimizer, read, main=self.processes.main)
         if found is not None:
-            self.step, self.bad_steps, self.state = found.state
+            self.step, self.bad_steps, position, self.state = found
             if self._failed and self.step >= self.steps:
                 raise NonFiniteError(
                     "checkpoint",
                     f"The run in {self.folder} ended with {self.bad_steps} non-finite steps in a row, so it has not "
                     "learned. Lower the learning rate or use precision fp32, delete that folder, and run again.",
                 )
-        if self.records.local:
-            self.records.local.cut_back(found.metrics_position if found else 0)
+        self.records.cut_back(position)
         return self
 
     def __enter__(self) -> Run[State]:
@@ -120,7 +121,7 @@ class Run(Generic[State]):
             yield
         except NonFiniteError as error:
             self.bad_steps, self._error = self.bad_steps + 1, error
-            self.records.tracker.event(self.step, "non_finite", {"where": error.where, "message": str(error)})
+            self.records.event(self.step, "non_finite", {"where": error.where, "message": str(error)})
             if self.processes.main:
                 say(f"Step {self.step} skipped ({self.bad_steps} non-finite in a row): {error}")
         else:
@@ -129,12 +130,12 @@ class Run(Generic[State]):
 
     def log(self, metrics: Mapping[str, float], *, shown: Mapping[str, float]) -> None:
         """Metrics of the step at hand; `shown` stand in the progress line."""
-        self.records.tracker.log(self.step, metrics)
+        self.records.log(self.step, metrics)
         self._bar.update(self.step + 1, shown)
 
-    def measure(self, held_out: Callable[[], Mapping[str, float]]) -> None:
-        """Log held-out metrics after the steps done."""
-        log_held_out(self.records.tracker, self.step, held_out)
+    def measure(self, held_out: Callable[[], Mapping[str, float]], *, every: int) -> None:
+        """Log held-out metrics after the steps done, as `log_held_out` does."""
+        log_held_out(self.records, self.step, held_out, every=every, steps=self.steps)
 
     def micro_batches(self, name: str, rows: int, hints: Sequence[str]) -> MicroBatcher:
         """How many rows go through a model at once, in the whole run: what once ran out of memory is not tried again.
@@ -143,7 +144,7 @@ class Run(Generic[State]):
         """
 
         def note(fewer: int) -> None:
-            self.records.tracker.event(self.step, "out_of_memory", {name: fewer})
+            self.records.event(self.step, "out_of_memory", {name: fewer})
 
         return MicroBatcher(rows, name=name, speaks=self.processes.main, on_change=note, hints=hints)
 
@@ -154,9 +155,8 @@ class Run(Generic[State]):
         self.processes.barrier()
 
     def _write(self) -> None:
-        position = self.records.local.position() if self.records.local else 0
         about = asdict(self.state) if self.state is not None else {}  # type: ignore[call-overload]
-        about |= {"step": self.step, "bad_steps": self.bad_steps, "metrics_position": position}
+        about |= {"step": self.step, "bad_steps": self.bad_steps, "metrics_position": self.records.position()}
         write_checkpoint(self._checkpoints, self.step, about, self.trained, self.optimizer, keep=self.keep)
 
     @contextmanager
@@ -208,8 +208,14 @@ class Run(Generic[State]):
         )
 
 
-def log_held_out(tracker: Tracker, step: int, held_out: Callable[[], Mapping[str, float]]) -> None:
-    """Log held-out metrics after `step` steps; non-finite ones are an event, and training goes on."""
+def log_held_out(
+    tracker: Tracker, step: int, held_out: Callable[[], Mapping[str, float]], *, every: int, steps: int
+) -> None:
+    """Log held-out metrics when `step` of `steps` steps are done, if they are due: `every` so many, never if that is 0,
+    and not after the last, where the run measures them anyway. Non-finite ones are an event, and training goes on.
+    """
+    if not every or step % every or step == steps:
+        return
     try:
         metrics = held_out()
     except NonFiniteError as error:

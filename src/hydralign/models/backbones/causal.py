@@ -89,7 +89,7 @@ class CausalBackbone:
 
     def trunk(self, layers: int, *, dtype: torch.dtype = torch.float32, offload: bool = False) -> Trunk:
         """The lowest `layers` layers, whose states are stored in this dtype, on the CPU with `offload`."""
-        return Trunk(self.body, layers, embed=self.embed, autocast=self.autocast, dtype=dtype, offload=offload)
+        return Trunk(self, layers, dtype=dtype, offload=offload)
 
     def top(self, first: int) -> CausalBackbone:
         """The layers from `first` on, which read trunk states."""

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from hydralign.models.backbones.slicing import capture_output
 from hydralign.models.backbones.trunk import CausalTrunkStates, Trunk
@@ -20,21 +20,8 @@ from hydralign.models.kernels.few_states import PACKED_FROM
 from hydralign.models.kernels.response_only import only_at_positions
 from hydralign.models.versions import cache_argument
 
-
-class _Readable(Protocol):
-    """What decoding needs of a causal backbone."""
-
-    model: Any
-    body: Any
-    position_wise_parts: list[nn.Module]
-    takes_positions: bool
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def autocast(self) -> torch.autocast: ...
-
-    def embed(self, tokens_BT: Tensor) -> Tensor: ...
+if TYPE_CHECKING:
+    from hydralign.models.backbones.causal import CausalBackbone
 
 
 class CachedDecoding:
@@ -45,7 +32,7 @@ class CachedDecoding:
 
     def __init__(
         self,
-        backbone: _Readable,
+        backbone: CausalBackbone,
         head: TokenHead,
         prompt_ids: Sequence[Sequence[int]],
         new_tokens: int,

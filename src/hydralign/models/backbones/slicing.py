@@ -23,11 +23,20 @@ from hydralign.models.outputs import require_finite_outputs
 
 ARCHITECTURE_ERRORS = (AssertionError, AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError)
 """What an architecture raises that is not built the way a caller takes for granted."""
+UNCUT = "Use model.form: {type: full} or {type: lora} without unfrozen_layers."
+"""The way out where a model cannot be cut."""
 
 
-def describe_error(error: Exception) -> str:
-    """The error's class and the first line of what it says."""
-    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
+@contextmanager
+def named_architecture_errors(what: str, why: str) -> Iterator[None]:
+    """Turn what an architecture raises that is built in another way into a ModelError: `what`, the cause, `why`."""
+    try:
+        yield
+    except ARCHITECTURE_ERRORS as error:
+        if is_out_of_memory(error):
+            raise
+        cause = str(error).splitlines()[0] if str(error) else "no message"
+        raise ModelError(f"{what} ({type(error).__name__}: {cause}): {why}") from error
 
 
 def layer_path(body: nn.Module) -> str:
@@ -40,8 +49,9 @@ def layer_path(body: nn.Module) -> str:
     outermost = [name for name in found if not any(name.startswith(f"{other}.") for other in found)]
     if len(outermost) != 1:
         raise ModelError(
-            f"{type(body).__name__} has {len(outermost)} lists of {count} layers: where to cut it is unclear. "
-            "Use model.form: {type: full} or {type: lora}."
+            f"{type(body).__name__} has {len(outermost)} lists of {count} layers: which are the lowest, and so where "
+            f"to cut it and what to freeze, is unclear. {UNCUT} For a classifier use freeze_layers 0 too, and with "
+            "adapters precision fp32."
         )
     return outermost[0]
 
@@ -113,13 +123,11 @@ def _shortened(config: Any, first: int, last: int) -> Any:
         # Some configs derive the list from the number of layers, and let nobody set it.
         if getattr(short, name, None) == kinds[first:last]:
             continue
-        try:
+        with named_architecture_errors(
+            f"{type(config).__name__}.{name} cannot be set",
+            f"a part of the model would take its layers for others. {UNCUT}",
+        ):
             setattr(short, name, kinds[first:last])
-        except AttributeError as error:
-            raise ModelError(
-                f"{type(config).__name__}.{name} cannot be set ({describe_error(error)}): a part of the model would "
-                "take its layers for others. Use model.form: {type: full} or {type: lora} without unfrozen_layers."
-            ) from error
     return short
 
 
@@ -157,15 +165,19 @@ def capture_output(layer: nn.Module) -> Iterator[list[Tensor]]:
         handle.remove()
 
 
-def top_layers(model: Any, top: int) -> range:
-    """The numbers of the `top` layers. Raises ModelError unless at least one is left below them."""
-    count = len(layers_of(model.base_model))
-    if not 1 <= top < count:
+def top_layers(top: int, count: int, kind: str, *, all_allowed: bool = False) -> range:
+    """The numbers of the `top` of `count` layers of a model that messages call `kind`.
+
+    Raises ModelError unless one is left below them, or with `all_allowed` unless there are so many.
+    """
+    most = count if all_allowed else count - 1
+    if not 1 <= top <= most:
+        too_many = "there are no more" if all_allowed else "no trunk would be left to share"
         raise ModelError(
-            f"model.form.unfrozen_layers={top}, but {type(model).__name__} has {count} layers: "
-            f"{'no trunk would be left to share' if top >= count else 'nothing would be trained'}. "
-            f"{f'Use 1 to {count - 1}, or train' if count > 1 else 'Train'} all layers: model.form {{type: full}}, or "
-            "lora without unfrozen_layers."
+            f"model.form.unfrozen_layers={top}, but {kind} has {count} layers: "
+            f"{too_many if top > most else 'nothing would be trained'}. "
+            f"{f'Use 1 to {most}, or train' if most else 'Train'} all layers: model.form {{type: full}}, or lora "
+            "without unfrozen_layers."
         )
     return range(count - top, count)
 
@@ -177,7 +189,8 @@ def check_split(model: Any, top: int) -> int:
     Raises ModelError unless trunk and branch, one after the other, give the model's own final states, also for
     sequences longer than its sliding window (which is set to a few positions for the check).
     """
-    body, layers = model.base_model, top_layers(model, top)
+    body, name = model.base_model, type(model).__name__
+    layers = top_layers(top, len(layers_of(body)), name)
     for first, last in ((0, layers.start), (layers.start, layers.stop)):
         _shortened(body.config, first, last)
     embeddings = model.get_input_embeddings()
@@ -186,21 +199,15 @@ def check_split(model: Any, top: int) -> int:
     states_BTD = embeddings(ids_BT).float()
     narrow = {"sliding_window": 4} if getattr(body.config, "sliding_window", None) else {}
     for settings in [{}, narrow] if narrow else [{}]:
-        try:
+        with named_architecture_errors(
+            f"{name} cannot be run in two parts", f"what stands between its layers is not known here. {UNCUT}"
+        ):
             gap, scale = _gap(body, layers.start, layers.stop, states_BTD, settings)
-        except ARCHITECTURE_ERRORS as error:
-            if is_out_of_memory(error):
-                raise
-            raise ModelError(
-                f"{type(model).__name__} cannot be run in two parts ({describe_error(error)}): what stands between its "
-                "layers is not known here. Use model.form: {type: full} or {type: lora} without unfrozen_layers."
-            ) from error
         require_finite_outputs(scale, model)
         if not gap <= 1e-5 * max(1.0, scale):
             raise ModelError(
-                f"{type(model).__name__} cut below its top {top} layers differs from the whole by {gap:.2g}: its "
-                "layers share more than the states that they hand on, and every log-probability would be wrong. Use "
-                "model.form: {type: full} or {type: lora} without unfrozen_layers."
+                f"{name} cut below its top {top} layers differs from the whole by {gap:.2g}: its layers share more "
+                f"than the states that they hand on, and every log-probability would be wrong. {UNCUT}"
             )
     return layers.start
 

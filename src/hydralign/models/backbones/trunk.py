@@ -5,16 +5,17 @@ A row is laid out as prompt, response, padding, from column 0.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from hydralign.models.backbones.slicing import capture_output, layers_of, slice_layers
 from hydralign.types import TokenBatch, TrunkStates, TrunkUse
+
+if TYPE_CHECKING:
+    from hydralign.models.backbones.causal import CausalBackbone
 
 
 def lay_out(batch: TokenBatch) -> Tensor:
@@ -78,18 +79,11 @@ class Trunk:
     """The lowest `layers` layers of a model, and a count of every position that crossed them."""
 
     def __init__(
-        self,
-        body: Any,
-        layers: int,
-        *,
-        embed: Callable[[Tensor], Tensor],
-        autocast: Callable[[], AbstractContextManager[Any]],
-        dtype: torch.dtype = torch.float32,
-        offload: bool = False,
+        self, backbone: CausalBackbone, layers: int, *, dtype: torch.dtype = torch.float32, offload: bool = False
     ) -> None:
-        """`body` is the whole model's. Kept states have this dtype; with `offload` they lie on the CPU."""
-        self._embed, self._autocast, self.dtype, self.offload = embed, autocast, dtype, offload
-        self.body = slice_layers(body, 0, layers)
+        """`backbone` is the whole model's. Kept states have this dtype; with `offload` they lie on the CPU."""
+        self._backbone, self.dtype, self.offload = backbone, dtype, offload
+        self.body = slice_layers(backbone.body, 0, layers)
         self.last = layers_of(self.body)[-1]
         self.use = TrunkUse()
 
@@ -109,8 +103,8 @@ class Trunk:
     def states(self, batch: TokenBatch) -> CausalTrunkStates:
         """The states of a batch that brings none."""
         tokens_BT = lay_out(batch)
-        with self._autocast(), capture_output(self.last) as seen:
-            self.body(inputs_embeds=self._embed(tokens_BT), use_cache=False)
+        with self._backbone.autocast(), capture_output(self.last) as seen:
+            self.body(inputs_embeds=self._backbone.embed(tokens_BT), use_cache=False)
         real = int(batch.lengths_B.sum())
         self.count(real, tokens_BT.numel() - real)
         return CausalTrunkStates(self.stored(seen[0]), batch.lengths_B)

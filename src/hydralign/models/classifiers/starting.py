@@ -1,4 +1,4 @@
-"""What a scorer starts from: a language model, an encoder, a classifier with the same labels, or an adapter.
+"""What a classifier in training starts from: a language model, an encoder, a classifier with its labels, an adapter.
 
 Of a language model or an encoder the trunk is taken and the head is new; of a classifier the head is kept too.
 Weights of the trunk are never random: what transformers would fill in silently is an error here. safetensors only,
@@ -7,7 +7,7 @@ no code from the folder; the network is used only when `path` is no local folder
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -21,15 +21,12 @@ from transformers import (
 from transformers.utils import logging
 
 from hydralign.errors import ModelError
-from hydralign.hub import describe_search, hub_access
 from hydralign.models.classifiers.labels import label_names
 from hydralign.models.folders.from_scratch import name_outputs
-from hydralign.models.folders.load_errors import named_load_errors
-from hydralign.models.folders.load_report import require_whole_load
-from hydralign.models.folders.loading import check_folder, own_tokenizer
-from hydralign.models.folders.merged import adapter_config_of, base_path_of, merged
-from hydralign.models.folders.tokenizers import read_tokenizer
-from hydralign.models.folders.weights import require_finite_weights, require_ids_have_rows
+from hydralign.models.folders.load_errors import loading
+from hydralign.models.folders.load_report import head_names
+from hydralign.models.folders.loading import check_folder, check_loaded, read_model
+from hydralign.models.folders.merged import load_merged
 
 
 def load_start(path: str, labels: Sequence[str], *, seed: int = 0) -> tuple[Any, Any]:
@@ -39,12 +36,7 @@ def load_start(path: str, labels: Sequence[str], *, seed: int = 0) -> tuple[Any,
     none. `seed` seeds a new head. An adapter is merged into the base that it names. Raises ModelError for a folder
     that cannot be started from.
     """
-    where = check_folder(path)
-    adapter = adapter_config_of(where)
-    if adapter is None:
-        return _load(where, labels, seed)
-    model, tokenizer = _load(base_path_of(adapter, path), labels, seed, own_tokenizer(where))
-    return merged(model, adapter, where), tokenizer
+    return load_merged(path, _load, labels=labels, seed=seed)
 
 
 def require_classifier_kind(config: Any, path: str) -> None:
@@ -54,12 +46,6 @@ def require_classifier_kind(config: Any, path: str) -> None:
             f"{path!r} is of type {config.model_type!r}: transformers has no classifier of it that could be read at a "
             "text's last or first token. Use a causal language model or an encoder."
         )
-
-
-def head_names(model: Any) -> set[str]:
-    """Names of the parameters that a trunk cannot bring along: those outside it, and its pooler's."""
-    trunk = model.base_model_prefix + "."
-    return {name for name, _ in model.named_parameters() if not name.startswith(trunk) or ".pooler." in name}
 
 
 def last_layer(model: Any) -> nn.Linear:
@@ -75,37 +61,27 @@ def last_layer(model: Any) -> nn.Linear:
     return linear[-1]
 
 
-def _load(path: str, labels: Sequence[str], seed: int, tokenizer_of: str | None = None) -> tuple[Any, Any]:
+def _load(path: str, *, labels: Sequence[str], seed: int, tokenizer: str | None) -> tuple[Any, Any]:
     """Model with these outputs and tokenizer of a whole model's folder; the trunk complete, the head known.
 
-    `tokenizer_of` is another folder to read the tokenizer from.
+    `tokenizer` is another folder to read the tokenizer from.
     """
-    taken_for = describe_search(path)
+    path = check_folder(path)
     way_out = "Name a language model, an encoder or a classifier with its tokenizer, saved by transformers."
-    named = named_load_errors(f"{path!r} could not be loaded as a classifier{taken_for}", way_out)
-    with hub_access(path, "model"), named, _quiet(), torch.random.fork_rng(devices=[]):
+    with loading(f"Model {path!r}", path, way_out), _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         config = AutoConfig.from_pretrained(path, trust_remote_code=False)
         own = _own_labels(config, labels, path)
         name_outputs(config, own or labels)
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            path,
-            config=config,
-            dtype=torch.float32,
-            use_safetensors=True,
-            output_loading_info=True,
-            ignore_mismatched_sizes=True,
-            trust_remote_code=False,
+        model, encoder, report = read_model(
+            AutoModelForSequenceClassification, path, way_out, tokenizer=tokenizer, config=config
         )
-        tokenizer = read_tokenizer(tokenizer_of or path)
-    _check_weights(model, set(report["missing_keys"]), bool(own), path)
-    # A language model's own head is left out on purpose.
-    require_whole_load(model, report, path, f"Model {path!r}", say_extras=False)
-    require_finite_weights(model, f"Model {path!r}")
-    require_ids_have_rows(tokenizer, model, f"Model {path!r}")
+    if not own:
+        _require_no_head(model, report, path)
+    check_loaded(model, encoder, report, path, new_head=not own)
     if own:
         _reorder(model, own, labels)
-    return model, tokenizer
+    return model, encoder
 
 
 def _own_labels(config: Any, labels: Sequence[str], path: str) -> list[str]:
@@ -133,19 +109,11 @@ def _reorder(model: Any, own: Sequence[str], labels: Sequence[str]) -> None:
     name_outputs(model.config, labels)
 
 
-def _check_weights(model: Any, missing: set[str], kept: bool, path: str) -> None:
-    """Raise ModelError unless exactly the trunk's weights, or all of them, came from the folder."""
-    head = head_names(model)
-    lost = sorted(missing if kept else missing - head)
-    if lost:
-        shown = ", ".join(lost[:4]) + (f" and {len(lost) - 4} more" if len(lost) > 4 else "")
-        raise ModelError(
-            f"{path!r} lacks the weights {shown}: they would be random numbers. Name a folder that holds the whole "
-            "model."
-        )
-    trunk = model.base_model_prefix + "."
-    foreign = sorted(name for name in head - missing if not name.startswith(trunk))
-    if foreign and not kept:
+def _require_no_head(model: Any, report: Mapping[str, Any], path: str) -> None:
+    """Raise ModelError when a head came from the folder, though it is no classifier's by its config."""
+    brought = head_names(model) - set(report["missing_keys"])
+    foreign = sorted(name for name in brought if not name.startswith(f"{model.base_model_prefix}."))
+    if foreign:
         raise ModelError(
             f"{path!r} brings its own {', '.join(foreign)}, though its config does not say that it classifies texts: "
             "what those outputs mean is unknown. Name a language model or an encoder, or add "

@@ -1,6 +1,6 @@
 """A sequence classifier in training: a reward model (one output) or a text classifier (named labels).
 
-It is read by `learned.outputs`, as everywhere, and exports a plain `AutoModelForSequenceClassification` folder.
+It is read by `heads.score.outputs`, as everywhere, and exports a plain `AutoModelForSequenceClassification` folder.
 The head is always trained in full and never adapted; with LoRA the adapters are merged into the exported weights.
 The pad token is never EOS nor the unknown token, because transformers takes the rightmost token that is not padding
 for a text's last: where no such token is named, `<pad>` is used, and added with an embedding row of its own if new.
@@ -10,8 +10,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -20,21 +19,21 @@ from torch.nn import functional
 
 from hydralign.config.model import Form, LoraForm
 from hydralign.errors import ModelError
-from hydralign.micro_batches import is_out_of_memory
 from hydralign.models.backbones.rope import explain_rope_limit
-from hydralign.models.backbones.slicing import ARCHITECTURE_ERRORS, describe_error, layers_of
+from hydralign.models.backbones.slicing import layers_of, named_architecture_errors, top_layers
 from hydralign.models.bf16_speed import concrete_precision
 from hydralign.models.classifiers.labels import label_names
 from hydralign.models.classifiers.loading import longest_text
-from hydralign.models.classifiers.starting import head_names, last_layer, load_start
+from hydralign.models.classifiers.starting import last_layer, load_start
 from hydralign.models.fixed import freeze_fixed
 from hydralign.models.folders.adapters import ADAPTER
 from hydralign.models.folders.from_scratch import PAD
+from hydralign.models.folders.load_report import head_names
 from hydralign.models.folders.loading import prepare_model
 from hydralign.models.folders.saving import model_folder
-from hydralign.models.forms.lora import lora_config, placed, require_rank_fits
+from hydralign.models.forms.lora import place_adapters
 from hydralign.models.heads.score import outputs
-from hydralign.models.outputs import require_finite_outputs
+from hydralign.models.outputs import allowed_gap, require_finite_outputs
 from hydralign.models.precision import convert_to_fp32, store_matrices_in_bf16
 from hydralign.models.versions import LoraLayer
 
@@ -112,33 +111,21 @@ class SequenceClassifier:
         vocabulary = self.model.get_input_embeddings().weight.shape[0]
         row = [token for token in range(min(vocabulary, 8)) if token != self.pad_id][:5]
         name = type(self.model).__name__
-        with torch.no_grad(), self._autocast(), naming_the_architecture(name):
+        named = named_architecture_errors(
+            f"{name} cannot be read as a classifier of texts",
+            f"its outputs are found in another way than is known here. {OTHER_CLASSIFIERS}",
+        )
+        with torch.no_grad(), self._autocast(), named:
             ours_C = outputs(self.model, [row[:3], row], self.pad_id)[0].float()
             whole_C = self.model(input_ids=torch.tensor([row[:3]], device=self.device)).logits[0].float()
-        gap = (ours_C - whole_C).abs().max().item()
-        tolerance = 1e-3 if self.precision == "fp32" else 3e-2
-        scale = whole_C.abs().max().item()
+        gap, scale = (ours_C - whole_C).abs().max().item(), whole_C.abs().max().item()
         require_finite_outputs(scale, self.model)
-        if not gap <= tolerance * max(1.0, scale):
+        if not gap <= allowed_gap(self.precision, scale):
             raise ModelError(
-                f"{name}: outputs read at a text's last token differ from its own by {gap:.2g}: "
-                "this architecture is read in a way that is not known here, so a saved model would score otherwise "
-                f"than the trained one. {OTHER_CLASSIFIERS}"
+                f"{name}: outputs read at a text's last token differ from its own by {gap:.2g}: this architecture is "
+                "read in a way that is not known here, so a saved model would score otherwise than the trained one. "
+                f"{OTHER_CLASSIFIERS}"
             )
-
-
-@contextmanager
-def naming_the_architecture(name: str) -> Iterator[None]:
-    """Turns what an architecture raises that is built in another way into a ModelError that names it."""
-    try:
-        yield
-    except ARCHITECTURE_ERRORS as error:
-        if is_out_of_memory(error):
-            raise
-        raise ModelError(
-            f"{name} cannot be read as a classifier of texts ({describe_error(error)}): its outputs are found in "
-            f"another way than is known here. {OTHER_CLASSIFIERS}"
-        ) from error
 
 
 def wrap_classifier(
@@ -152,7 +139,7 @@ def wrap_classifier(
     max_tokens: int | None = None,
     seed: int = 0,
 ) -> SequenceClassifier:
-    """A scorer around a classifier in memory; it takes over the model, and sets the tokenizer's pad token in place.
+    """A classifier in training around a model in memory, which it takes over; sets the tokenizer's pad token in place.
 
     `freeze_layers` fixes the embeddings and that many blocks from below (LoRA then adapts the others only, and of them
     the top ones if its form names a number);
@@ -164,85 +151,54 @@ def wrap_classifier(
     prepare_model(convert_to_fp32(model), tokenizer)
     model.requires_grad_(True)
     freeze_fixed(model)
-    frozen = max(_bottom(model, freeze_layers), _bottom(model, _below_adapters(model, form)), key=len)
+    frozen = _frozen_blocks(model, form, freeze_layers)
     if precision == "bf16":
-        for block in _blocks(model) if isinstance(form, LoraForm) else frozen:
+        for block in layers_of(model.base_model) if isinstance(form, LoraForm) else frozen:
             store_matrices_in_bf16(block)
     if isinstance(form, LoraForm):
         _adapt(model, form, frozen, seed)
     elif freeze_layers:
         for module in _embeddings_and(model, frozen):
             module.requires_grad_(False)
-    scorer = SequenceClassifier(model, tokenizer, precision=precision, max_tokens=max_tokens)
-    scorer.check_readout()
-    return scorer
+    classifier = SequenceClassifier(model, tokenizer, precision=precision, max_tokens=max_tokens)
+    classifier.check_readout()
+    return classifier
 
 
 def load_sequence_classifier(
-    path: str,
-    *,
-    labels: Sequence[str],
-    form: Form | None = None,
-    precision: str = "fp32",
-    pad_token: str | None = None,
-    freeze_layers: int = 0,
-    max_tokens: int | None = None,
-    device: str | torch.device = "cpu",
-    seed: int = 0,
+    path: str, *, labels: Sequence[str], device: str | torch.device = "cpu", seed: int = 0, **settings: Any
 ) -> SequenceClassifier:
-    """A scorer with these labels from a folder or hub id: `load_start`, then `wrap_classifier`. Raises as they do."""
+    """`load_start` from a folder or hub id with these labels, then `wrap_classifier` with the other settings. Raises
+    as they do.
+    """
     model, tokenizer = load_start(path, labels, seed=seed)
-    return wrap_classifier(
-        model.to(device),
-        tokenizer,
-        form=form,
-        precision=precision,
-        pad_token=pad_token,
-        freeze_layers=freeze_layers,
-        max_tokens=max_tokens,
-        seed=seed,
-    )
+    return wrap_classifier(model.to(device), tokenizer, seed=seed, **settings)
 
 
-def _bottom(model: Any, layers: int) -> Sequence[nn.Module]:
-    """The `layers` blocks from below."""
-    blocks = _blocks(model) if layers else ()
-    if not 0 <= layers <= len(blocks):
+def require_freezable(freeze_layers: int, layers: int, kind: str) -> None:
+    """Raise ModelError unless a model has so many `layers` that `freeze_layers` can be frozen; `kind` names it."""
+    if not 0 <= freeze_layers <= layers:
         raise ModelError(
-            f"freeze_layers={layers}, but {type(model).__name__} has {len(blocks)} blocks: there are no more to "
-            f"freeze. Use at most {len(blocks)}; fewer leave some of the trunk to learn."
+            f"freeze_layers={freeze_layers}, but {kind} has {layers} blocks: there are no more to freeze. "
+            f"Use at most {layers}; fewer leave some of the trunk to learn."
         )
-    return list(blocks)[:layers]
+
+
+def _frozen_blocks(model: Any, form: Form | None, freeze_layers: int) -> list[nn.Module]:
+    """The blocks from below that keep their weights: so many, or all below the top ones that the form adapts."""
+    top = form.unfrozen_layers if isinstance(form, LoraForm) else None
+    if not freeze_layers and top is None:
+        return []
+    kind, blocks = type(model).__name__, list(layers_of(model.base_model))
+    require_freezable(freeze_layers, len(blocks), kind)
+    below = 0 if top is None else top_layers(top, len(blocks), kind, all_allowed=True).start
+    return blocks[: max(freeze_layers, below)]
 
 
 def _embeddings_and(model: Any, blocks: Sequence[nn.Module]) -> list[nn.Module]:
     """The embeddings of all kinds, and these blocks."""
     named = model.base_model.named_modules()
     return [m for name, m in named if isinstance(m, nn.Embedding) or "embed" in name or m in blocks]
-
-
-def _below_adapters(model: Any, form: Form | None) -> int:
-    """How many blocks lie below the top layers that the form adapts; 0 unless it names their number."""
-    if not isinstance(form, LoraForm) or form.unfrozen_layers is None:
-        return 0
-    blocks = len(_blocks(model))
-    if form.unfrozen_layers > blocks:
-        raise ModelError(
-            f"model.form.unfrozen_layers={form.unfrozen_layers}, but {type(model).__name__} has {blocks} blocks: there "
-            f"are no more to adapt. Use at most {blocks}, or leave it out to adapt all."
-        )
-    return blocks - form.unfrozen_layers
-
-
-def _blocks(model: Any) -> nn.ModuleList:
-    """The trunk's blocks, bottom first."""
-    try:
-        return layers_of(model.base_model)
-    except ModelError as error:
-        raise ModelError(
-            f"{type(model).__name__} has no single list of its {model.config.num_hidden_layers} blocks: which of them "
-            "are at the bottom, and which matrices are frozen, is unknown here. Use freeze_layers 0 and precision fp32."
-        ) from error
 
 
 def _give_pad_token(model: Any, tokenizer: Any, pad_token: str | None) -> None:
@@ -269,16 +225,15 @@ def _adapt(model: Any, form: LoraForm, frozen: Sequence[nn.Module], seed: int) -
             f"model.form.adapter={form.adapter!r}: it was trained to write, so for scoring it belongs to the start, "
             "not to what is trained. Name it under model.path instead; it is merged into its base there."
         )
-    require_rank_fits(model, form.rank, form.targets)
     head = head_names(model)
     heads = {name.rpartition(".")[0] for name in head}
     # With blocks that keep their weights, or only top layers to adapt, the embeddings below them keep theirs too.
     closed = _embeddings_and(model, frozen) if frozen or form.unfrozen_layers else []
     below = {module for part in closed for module in part.modules()}
     closed_names = [name for name, module in model.named_modules() if name in heads or module in below]
-    config = lora_config(model, form, exclude_modules=closed_names)
     where = f"above {len(frozen)} frozen blocks of {type(model).__name__}"
-    placed(model, config, where, seed=seed, advice="Freeze fewer blocks, or name")
+    advice = "Freeze fewer blocks, or name"
+    place_adapters(model, form, where, seed=seed, advice=advice, exclude_modules=closed_names)
     for name, parameter in model.named_parameters():
         if name in head:
             parameter.requires_grad_(True)

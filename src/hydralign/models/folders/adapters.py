@@ -1,4 +1,4 @@
-"""Load a trained PEFT adapter into its base model, to be trained further or to be merged.
+"""Load a trained PEFT adapter into its base model, to be trained further or to be merged; save one.
 
 Only adapters that change weights inside the model are understood: LoRA and its variants, IA³ and their like, with
 trained biases, whole trained modules (`modules_to_save`) or trained token embeddings. Adapters that add inputs
@@ -10,23 +10,51 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftModel
+from peft import PeftConfig, PeftModel
 from torch import Tensor
 
 from hydralign.errors import ModelError, first_line
 from hydralign.micro_batches import is_out_of_memory
-from hydralign.models.folders.loading import read_adapter
+from hydralign.models.folders.load_errors import named_load_errors
+from hydralign.models.folders.loading import ADAPTER_WEIGHTS, describe_other_weights
+from hydralign.models.folders.weight_files import require_float_weights
+from hydralign.models.folders.weights import require_finite_file
 
 ADAPTER = "default"
 """The name of the adapter that is trained, as PEFT itself calls the first one."""
 
 
 def read_language_adapter(folder: str) -> Any:
-    """The PEFT config of a language model's adapter. Raises ModelError for another kind, or one that is damaged."""
-    config = read_adapter(folder)
+    """The PEFT config of a language model's adapter in a local folder.
+
+    Raises ModelError for another kind, when the config cannot be read, and when the weights beside it are not in
+    safetensors, or damaged.
+    """
+    weights, about = Path(folder) / ADAPTER_WEIGHTS, Path(folder) / "adapter_config.json"
+    # PEFT would take pickled weights, or look for missing ones on the hub.
+    if not weights.exists():
+        raise ModelError(
+            f"Adapter folder {folder!r} has no {ADAPTER_WEIGHTS}{describe_other_weights(Path(folder))}: there is "
+            "nothing to merge or to go on from. Save the adapter with save_pretrained of PEFT, which writes "
+            "safetensors."
+        )
+    require_float_weights(weights)
+    require_finite_file(weights)
+    way_out = (
+        "What the adapter changes is unknown. Save the adapter again with save_pretrained of PEFT, or install the "
+        "version of PEFT that wrote it."
+    )
+    with named_load_errors(f"{about} cannot be read", way_out):
+        config = PeftConfig.from_pretrained(folder)
+        base = config.base_model_name_or_path
+        if config.peft_type is None:
+            raise ValueError("it names no peft_type")
+        if base is not None and not isinstance(base, str):
+            raise ValueError(f"base_model_name_or_path is {base!r:.80}, which is no path")
     kind = getattr(config.peft_type, "value", config.peft_type)
     if config.is_prompt_learning or config.is_adaption_prompt:
         raise ModelError(
@@ -74,6 +102,12 @@ def load_adapter(model: Any, folder: str, config: Any, *, trained: bool) -> Any:
             "the adapter was trained on, or merge the two where they fit and name the whole model."
         )
     return peft
+
+
+def save_adapter(peft: Any, folder: Path) -> None:
+    """Write the trained adapter as PEFT does; it names its base model."""
+    # Without this switch PEFT would look for the base model's config on the network.
+    peft.save_pretrained(folder, selected_adapters=[ADAPTER], save_embedding_layers=False)
 
 
 class AdapterStart:

@@ -70,13 +70,18 @@ def make_model(tokenizer: Any, *, family: str, layers: int, width: int, heads: i
     An encoder and a decoder have `layers` each; t5 is shaped like its version 1.1 with tied embeddings. Equal seeds
     give equal weights; the global random state is left as it was.
     """
+    require_writing_family(family)
+    config = _config(tokenizer, family=family, layers=layers, width=width, heads=heads, context=context)
+    return _with_random_weights(LANGUAGE_MODELS[family], config, tokenizer, seed)
+
+
+def require_writing_family(family: str) -> None:
+    """Raise ModelError for a family of which no language model can be made."""
     if family == "bert":
         raise ModelError(
             "family='bert' cannot be a language model: it reads both ways, so it has no next token to predict. "
             "Use gpt2 or llama to write, bert only to classify."
         )
-    config = _config(tokenizer, family=family, layers=layers, width=width, heads=heads, context=context)
-    return _with_random_weights(LANGUAGE_MODELS[family], config, tokenizer, seed)
 
 
 def make_classifier(

@@ -7,6 +7,7 @@ Nothing in hydralign reads these settings but the tokens that end an answer.
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -88,21 +89,16 @@ def _keep_what_saves(found: Mapping[str, Any]) -> tuple[GenerationConfig, list[s
     default = GenerationConfig().to_dict()
     first = [name for name in (*TOKENS, *SWITCHES) if name in found]
     names = [*first, *(name for name in found if name not in first)]
-    kept: dict[str, Any] = {}
-    dropped = []
+    config, dropped = GenerationConfig(), []
     for name in names:
         if found[name] == default.get(name) or name.startswith("_") or name == "transformers_version":
             continue
-        trial = GenerationConfig()
-        for setting, value in {**kept, name: found[name]}.items():
-            setattr(trial, setting, value)
+        trial = copy.deepcopy(config)
+        setattr(trial, name, found[name])
         if (name in TOKENS and not _are_tokens(found[name])) or why_unsaved(trial):
             dropped.append(name)
         else:
-            kept[name] = found[name]
-    config = GenerationConfig()
-    for setting, value in kept.items():
-        setattr(config, setting, value)
+            config = trial
     return config, dropped
 
 

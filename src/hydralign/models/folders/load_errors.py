@@ -18,6 +18,7 @@ from typing import Any
 from transformers import CONFIG_MAPPING
 
 from hydralign.errors import HydralignError, ModelError
+from hydralign.hub import describe_search, hub_access
 from hydralign.micro_batches import is_out_of_memory
 from hydralign.models.folders.weight_files import require_float_weights, weight_files
 
@@ -48,6 +49,15 @@ def named_load_errors(what: str, way_out: str) -> Iterator[None]:
         if is_out_of_memory(error):
             raise
         raise ModelError(f"{what}: {cause_of(error)} {way_out}") from error
+
+
+@contextmanager
+def loading(what: str, path: str, way_out: str) -> Iterator[None]:
+    """Load `what` from the folder or hub id `path` within the block: `hub_access`, and `named_load_errors` that say
+    where it was looked for.
+    """
+    with hub_access(path, "model"), named_load_errors(f"{what} could not be loaded{describe_search(path)}", way_out):
+        yield
 
 
 def cause_of(error: Exception) -> str:

@@ -7,7 +7,6 @@ another one. What stands outside the body, such as another library's value head,
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -26,13 +25,21 @@ OTHER_PARTS = re.compile(r"(^|[._])(pooler|vis|vision|visual|image|audio|speech|
 
 
 def require_whole_load(
-    model: Any, report: Mapping[str, Any], path: str | os.PathLike[str], subject: str, *, say_extras: bool = True
+    model: Any, report: Mapping[str, Any], path: str, subject: str, *, new_head: bool = False
 ) -> None:
-    """Raise ModelError unless every weight of the body in the folder or hub id `path` is in `model`, as it was saved.
+    """Raise ModelError unless every weight of `model` came from the folder or hub id `path`, and every weight of the
+    body there is in it, as it was saved.
 
-    `report` is what transformers gives with `output_loading_info` and `ignore_mismatched_sizes`. `say_extras` names
-    weights outside the body that are left out.
+    `report` is what transformers gives with `output_loading_info` and `ignore_mismatched_sizes`. With `new_head` the
+    head may be missing there; else weights outside the body that are left out are named.
     """
+    missing = sorted(set(report["missing_keys"]) - (head_names(model) if new_head else set()))
+    if missing:
+        more = f" and {len(missing) - 4} more" if len(missing) > 4 else ""
+        raise ModelError(
+            f"{subject} lacks the weights {', '.join(missing[:4])}{more}: they would be random numbers, and so would "
+            "its outputs. Name a folder that holds the whole model, saved with its head."
+        )
     _require_sizes(report.get("mismatched_keys", ()), subject)
     unused = [name for name in sorted(report.get("unexpected_keys", ())) if not _is_computed(name)]
     lost = [name for name in unused if _in_body(name, model)]
@@ -42,12 +49,18 @@ def require_whole_load(
             "them it would be another model than the one that was saved. Restore the config.json that was saved with "
             "the weights (number of layers, kind of model), or save the model again with save_pretrained."
         )
-    if unused and say_extras:
+    if unused and not new_head:
         say(f"{subject}: {len(unused)} weights outside its body are left out (first: {unused[0]}).")
     prefix = f"{model.base_model_prefix}."
     names = {name.removeprefix(prefix) for name, _ in model.named_parameters()}
     for file in weight_files(_folder_of(path)):
         require_float_weights(file, names | {f"{prefix}{name}" for name in names})
+
+
+def head_names(model: Any) -> set[str]:
+    """Names of the parameters that a trunk cannot bring along: those outside it, and its pooler's."""
+    trunk = f"{model.base_model_prefix}."
+    return {name for name, _ in model.named_parameters() if not name.startswith(trunk) or ".pooler." in name}
 
 
 def _require_sizes(mismatched: Sequence[tuple[str, Sequence[int], Sequence[int]]], subject: str) -> None:
@@ -77,10 +90,10 @@ def _in_body(name: str, model: Any) -> bool:
     return (name.startswith(prefix) or name.split(".")[0] in parts) and not OTHER_PARTS.search(name)
 
 
-def _folder_of(path: str | os.PathLike[str]) -> Path:
+def _folder_of(path: str) -> Path:
     """The folder itself, or where the hub's cache holds the files that were just loaded."""
     folder = Path(path).expanduser()
     if folder.is_dir():
         return folder
-    config = cached_file(str(path), "config.json", local_files_only=True)
+    config = cached_file(path, "config.json", local_files_only=True)
     return Path(config).parent if config else folder

@@ -8,25 +8,21 @@ from __future__ import annotations
 import difflib
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from peft import PeftConfig
-from safetensors import SafetensorError, safe_open
 from transformers import AutoModelForCausalLM
 
 from hydralign.errors import ModelError, TokenizerError
-from hydralign.hub import describe_search, hub_access
 from hydralign.models.backbones.rope import rope_limit
 from hydralign.models.fixed import freeze_fixed
 from hydralign.models.folders.generation_settings import mend_generation_settings, read_generation_config
-from hydralign.models.folders.load_errors import check_model_files, named_load_errors
+from hydralign.models.folders.load_errors import CONTEXTS, check_model_files, loading, named_load_errors
 from hydralign.models.folders.load_report import require_whole_load
-from hydralign.models.folders.tokenizers import read_tokenizer
-from hydralign.models.folders.weight_files import require_float_weights
-from hydralign.models.folders.weights import require_finite_file, require_finite_weights, require_ids_have_rows
+from hydralign.models.folders.tokenizers import NO_LIMIT, read_tokenizer
+from hydralign.models.folders.weights import require_finite_weights, require_ids_have_rows
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
@@ -38,8 +34,8 @@ OTHER_WEIGHTS = re.compile(r"(score|classifier|classification_head|qa_outputs|re
 
 
 def looks_local(path: str) -> bool:
-    """Whether a user who wrote this meant a folder, not a hub id."""
-    return path.startswith((".", "/", "~")) or path.count("/") != 1 or Path(path).exists()
+    """Whether a path has the form of a folder's, which no hub id has."""
+    return path.startswith((".", "/", "~")) or path.count("/") > 1
 
 
 def find_folder(path: str) -> Path | None:
@@ -53,7 +49,7 @@ def find_folder(path: str) -> Path | None:
             list(folder.iterdir())
             return folder
         if not folder.exists():
-            if path.startswith((".", "/", "~")) or path.count("/") > 1:
+            if looks_local(path):
                 raise ModelError(
                     f"Model folder {path!r} does not exist: there is nothing to load (looked at {folder.absolute()}). "
                     f"{_nearest(folder)}Check the path, or name a hub id such as openai-community/gpt2."
@@ -65,20 +61,29 @@ def find_folder(path: str) -> Path | None:
     )
 
 
-def check_folder(path: str) -> str:
-    """The expanded path; raises ModelError when a local folder is missing or holds no weights."""
+def check_folder(path: str, *, whole: bool = False) -> str:
+    """The expanded path, or the hub id. Raises ModelError when a local folder is missing, incomplete or damaged.
+
+    `whole` refuses an adapter, which a reward cannot be read from.
+    """
     folder = find_folder(path)
     if folder is None:
         return path
-    if not (folder / "config.json").exists() and not (folder / "adapter_config.json").exists():
-        raise ModelError(
-            f"Model folder {path!r} has no config.json: transformers cannot tell what it is. "
-            "Point to a folder written by save_pretrained."
-        )
+    if not (folder / "config.json").exists():
+        if not (folder / "adapter_config.json").exists():
+            raise ModelError(
+                f"Model folder {path!r} has no config.json: transformers cannot tell what it is. "
+                "Point to a folder written by save_pretrained."
+            )
+        if whole:
+            raise ModelError(
+                f"{path!r} is a PEFT adapter: a reward needs the whole classifier with its head. "
+                "Merge it into its base (merge_and_unload) and save the result."
+            )
     if not any((folder / name).exists() for name in (*WEIGHT_FILES, ADAPTER_WEIGHTS)):
         raise ModelError(
-            f"Model folder {path!r} has no model.safetensors{_other_weights(folder)}: random weights would be trained "
-            "in its place. Save the model with save_pretrained of transformers 5, which writes safetensors."
+            f"Model folder {path!r} has no model.safetensors{describe_other_weights(folder)}: its weights would be "
+            "random numbers. Save the model with save_pretrained of transformers 5, which writes safetensors."
         )
     check_model_files(folder)
     return str(folder)
@@ -92,48 +97,8 @@ def _nearest(folder: Path) -> str:
     return f"Did you mean {str(there / near[0])!r}? " if near else ""
 
 
-def read_adapter(folder: str) -> PeftConfig:
-    """The PEFT config of a local adapter folder.
-
-    Raises ModelError when it cannot be read, or the weights beside it are not in safetensors, or damaged.
-    """
-    weights, about = Path(folder) / ADAPTER_WEIGHTS, Path(folder) / "adapter_config.json"
-    # PEFT would take pickled weights, or look for missing ones on the hub.
-    if not weights.exists():
-        raise ModelError(
-            f"Adapter folder {folder!r} has no {ADAPTER_WEIGHTS}{_other_weights(Path(folder))}: there is nothing to "
-            "merge or to go on from. Save the adapter with save_pretrained of PEFT, which writes safetensors."
-        )
-    try:
-        with safe_open(weights, framework="pt"):
-            pass
-    except (SafetensorError, OSError) as error:
-        raise ModelError(
-            f"{weights} cannot be read ({error}): what the adapter learned is lost. Save it again, or name another."
-        ) from error
-    require_float_weights(weights)
-    require_finite_file(weights)
-    try:
-        config = PeftConfig.from_pretrained(folder)
-    except Exception as error:
-        raise _unreadable(about, f"{type(error).__name__}: {error}") from error
-    if config.peft_type is None:
-        raise _unreadable(about, "it names no peft_type")
-    base = config.base_model_name_or_path
-    if base is not None and not isinstance(base, str):
-        raise _unreadable(about, f"base_model_name_or_path is {base!r:.80}, which is no path")
-    return config
-
-
-def _unreadable(about: Path, reason: str) -> ModelError:
-    return ModelError(
-        f"{about} cannot be read ({reason}): what the adapter changes is unknown. Save the adapter again with "
-        "save_pretrained of PEFT, or install the version of PEFT that wrote it."
-    )
-
-
-def _other_weights(folder: Path) -> str:
-    """What to tell of the weights of other kinds in a folder that holds no safetensors."""
+def describe_other_weights(folder: Path) -> str:
+    """The weights of other kinds in a folder that holds no safetensors, as a clause in brackets; empty for none."""
     gguf = ", ".join(sorted(f.name for f in folder.iterdir() if f.suffix == ".gguf"))
     if gguf:
         return f" (found {gguf}: GGUF files are quantised for inference and cannot be trained)"
@@ -158,39 +123,51 @@ def load_model(
     Raises ModelError for a folder without weights or an unknown architecture, TokenizerError for a tokenizer that
     lacks a pad or an end-of-sequence token.
     """
-    path = os.fspath(path)
-    where = check_folder(path)
-    taken_for = describe_search(where)
+    path = check_folder(os.fspath(path))
     way_out = "Check that it is a causal language model with its tokenizer, saved by transformers."
-    own = tokenizer or where
-    with (
-        hub_access(own, "model"),
-        named_load_errors(f"The tokenizer of {own!r} could not be loaded{taken_for}", way_out),
-    ):
-        encoder = read_tokenizer(own)
-    with hub_access(where, "model"), named_load_errors(f"Model {path!r} could not be loaded{taken_for}", way_out):
-        model, info = AutoModelForCausalLM.from_pretrained(
-            where,
+    model, encoder, report = read_model(
+        AutoModelForCausalLM, path, way_out, tokenizer=tokenizer, generation_config=read_generation_config(path)
+    )
+    require_language_model(model.config.architectures, report["unexpected_keys"], path)
+    prepare_tokenizer(encoder, pad_token=pad_token, path=tokenizer or path)
+    check_loaded(model, encoder, report, path)
+    return prepare_model(model, encoder).to(device), encoder
+
+
+def read_model(
+    kind: Any, path: str, way_out: str, *, tokenizer: str | None = None, **settings: Any
+) -> tuple[Any, Any, Mapping[str, Any]]:
+    """(model in fp32, tokenizer, transformers' report on the weights), the model by `kind`, one of transformers' Auto
+    classes, from a checked folder or a hub id.
+
+    `tokenizer` is a folder of its own. Raises ModelError, which ends with `way_out`, for whatever fails; what was read
+    is judged by `check_loaded`.
+    """
+    own = tokenizer or path
+    with loading(f"Model {path!r}", path, way_out):
+        model, report = kind.from_pretrained(
+            path,
             dtype=torch.float32,
-            generation_config=read_generation_config(where),
             use_safetensors=True,
             output_loading_info=True,
             # A weight of another size is an error by `require_whole_load`, which names it.
             ignore_mismatched_sizes=True,
             trust_remote_code=False,
+            **settings,
         )
-    require_language_model(model.config.architectures, info.get("unexpected_keys", ()), path)
-    missing = sorted(info.get("missing_keys", ()))
-    if missing:
-        raise ModelError(
-            f"Model {path!r} lacks {len(missing)} weights (first: {missing[0]}): they would start at random. "
-            "Name a folder that holds the whole language model."
-        )
-    require_whole_load(model, info, where, f"Model {path!r}")
-    require_finite_weights(model, f"Model {path!r}")
-    prepare_tokenizer(encoder, pad_token=pad_token, path=tokenizer or path)
-    require_ids_have_rows(encoder, model, f"Model {path!r}")
-    return prepare_model(model, encoder).to(device), encoder
+    with loading(f"The tokenizer of {own!r}", own, way_out):
+        encoder = read_tokenizer(own)
+    return model, encoder, report
+
+
+def check_loaded(model: Any, tokenizer: Any, report: Mapping[str, Any], path: str, *, new_head: bool = False) -> None:
+    """Raise ModelError or TokenizerError unless what `read_model` gave is whole: all weights there and finite, an
+    embedding row for every id. With `new_head` the head may be random, and another one in the folder is left out.
+    """
+    subject = f"Model {path!r}"
+    require_whole_load(model, report, path, subject, new_head=new_head)
+    require_finite_weights(model, subject)
+    require_ids_have_rows(tokenizer, model, subject)
 
 
 def require_language_model(architectures: Sequence[str] | None, unexpected: Iterable[str], path: str) -> None:
@@ -264,9 +241,7 @@ def stop_ids_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
 
 def context_of(model: Any) -> int:
     """Longest sequence in tokens that the model reads: it has positions for it, and they are the same in any batch."""
-    config, limit = model.config, rope_limit(model)
-    for name in ("max_position_embeddings", "n_positions", "max_seq_len", "seq_length"):
-        value = getattr(config, name, None)
-        if isinstance(value, int):
-            return value if limit is None else min(value, limit)
-    return 1 << 30 if limit is None else limit
+    found = (getattr(model.config, name, None) for name in CONTEXTS)
+    positions = next((value for value in found if isinstance(value, int) and value > 0), NO_LIMIT)
+    limit = rope_limit(model)
+    return positions if limit is None else min(positions, limit)

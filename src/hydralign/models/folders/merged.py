@@ -3,36 +3,34 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from os.path import expanduser
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from hydralign.errors import ModelError
-from hydralign.hub import describe_search, hub_access
 from hydralign.models.fixed import freeze_fixed
 from hydralign.models.folders.adapters import load_adapter, read_language_adapter
-from hydralign.models.folders.load_errors import named_load_errors
+from hydralign.models.folders.load_errors import loading, named_load_errors
 from hydralign.models.folders.loading import check_folder, load_model, looks_local, own_tokenizer
 from hydralign.models.folders.tokenizers import read_tokenizer
 from hydralign.models.versions import LoraLayer
 
 
 def load_merged(
-    path: str, *, tokenizer: str | None = None, pad_token: str | None = None, device: str | torch.device = "cpu"
+    path: str, load: Callable[..., tuple[Any, Any]] | None = None, *, tokenizer: str | None = None, **settings: Any
 ) -> tuple[Any, Any]:
-    """(model, tokenizer) of a causal model's folder, a hub id, or a PEFT adapter's folder.
+    """(model, tokenizer) of a model's folder or a hub id, as `load`, by default `load_model`, gives them with these
+    settings. A PEFT adapter's folder gives its base, loaded so, into which the adapter is merged.
 
-    The tokenizer is that of the folder `tokenizer`, else the adapter's own, else the model's.
-    Raises as `load_model` does, and ModelError for an adapter that cannot be merged.
+    The tokenizer is that of the folder `tokenizer`, else the adapter's own, else the model's. Raises as `load` does,
+    and ModelError for an adapter that cannot be merged.
     """
-    path = expanduser(path)
+    path, load = expanduser(path), load or load_model
     adapter = adapter_config_of(path)
     if adapter is None:
-        return load_model(path, tokenizer=tokenizer, pad_token=pad_token, device=device)
-    own = tokenizer or own_tokenizer(path)
-    model, encoder = load_model(base_path_of(adapter, path), tokenizer=own, pad_token=pad_token, device=device)
+        return load(path, tokenizer=tokenizer, **settings)
+    model, encoder = load(base_path_of(adapter, path), tokenizer=tokenizer or own_tokenizer(path), **settings)
     return merged(model, adapter, path), encoder
 
 
@@ -45,10 +43,8 @@ def load_tokenizer(path: str) -> Any:
     adapter = adapter_config_of(where)
     if adapter is not None:
         where = own_tokenizer(where) or base_path_of(adapter, path)
-    taken_for = describe_search(where)
     way_out = "Without it no tokens can be counted. Name a model with its tokenizer, saved by transformers."
-    named = named_load_errors(f"The tokenizer of {path!r} could not be loaded{taken_for}", way_out)
-    with hub_access(where, "model"), named:
+    with loading(f"The tokenizer of {path!r}", where, way_out):
         return read_tokenizer(where)
 
 
@@ -71,7 +67,7 @@ def base_path_of(adapter: Any, path: str) -> str:
     base = adapter.base_model_name_or_path
     way_out = "Correct base_model_name_or_path in its adapter_config.json, or name a whole model."
     with named_load_errors(f"Adapter {path!r} names {base!r} as its base model, which cannot be looked up", way_out):
-        if not base or ("/" in base and looks_local(base) and not Path(base).expanduser().is_dir()):
+        if not base or (looks_local(base) and not Path(base).expanduser().is_dir()):
             raise ModelError(
                 f"Adapter {path!r} names {base!r} as its base model, which is no folder here: without it there is no "
                 f"trunk. {way_out}"

@@ -13,16 +13,15 @@ import torch
 from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.errors import ConfigError, ModelError, did_you_mean
 from hydralign.models.backbones.causal import CausalBackbone
-from hydralign.models.backbones.slicing import top_layers
 from hydralign.models.bf16_speed import concrete_precision
 from hydralign.models.branch import Branch
 from hydralign.models.checks import check_decoding, check_readout
 from hydralign.models.folders.loading import own_tokenizer, prepare_model
 from hydralign.models.folders.merged import adapter_config_of, base_path_of, load_merged
 from hydralign.models.folders.saving import load_value_branch, load_value_head, require_no_value_branch
-from hydralign.models.forms.full import FullModel
-from hydralign.models.forms.hydra import HydraModel
-from hydralign.models.forms.lora import LoraModel
+from hydralign.models.forms.full import make_full_form
+from hydralign.models.forms.hydra import make_hydra_form
+from hydralign.models.forms.lora import make_lora_form
 from hydralign.models.heads.token import absent_ids
 from hydralign.models.heads.value import Critic, ValueHead
 from hydralign.models.policy import BranchReference, ModelForm, Policy, Reference
@@ -170,13 +169,14 @@ def make_policy(
 def _in_form(model: Any, tokenizer: Any, form: Form, shared: Mapping[str, Any], seed: int) -> ModelForm:
     backbone = partial(CausalBackbone, precision=shared["precision"])
     if isinstance(form, FullForm):
-        return FullModel(model, backbone, **shared)
+        return make_full_form(model, backbone, **shared)
     more: dict[str, Any] = {"tokenizer": tokenizer, "seed": seed, **shared}
     if isinstance(form, HydraForm):
-        return HydraModel(model, backbone, **form.model_dump(include={"unfrozen_layers", "states", "offload"}), **more)
+        settings = form.model_dump(include={"unfrozen_layers", "states", "offload"})
+        return make_hydra_form(model, backbone, **settings, **more)
     if form.unfrozen_layers is not None:
-        return HydraModel(model, backbone, unfrozen_layers=form.unfrozen_layers, adapters=form, **more)
-    return LoraModel(model, backbone, settings=form, **more)
+        return make_hydra_form(model, backbone, unfrozen_layers=form.unfrozen_layers, adapters=form, **more)
+    return make_lora_form(model, backbone, settings=form, **more)
 
 
 def make_supervised_policy(
@@ -192,12 +192,10 @@ def make_supervised_policy(
     prepare_model(convert_to_fp32(model), tokenizer)
     backbone = partial(CausalBackbone, precision=precision)
     shared: dict[str, Any] = {"precision": precision, "reference": False}
-    made: ModelForm
     if isinstance(form, LoraForm):
-        layers = top_layers(model, form.unfrozen_layers) if form.unfrozen_layers else None
-        made = LoraModel(model, backbone, tokenizer=tokenizer, settings=form, layers=layers, seed=seed, **shared)
+        made = make_lora_form(model, backbone, tokenizer=tokenizer, settings=form, seed=seed, **shared)
     else:
-        made = FullModel(model, backbone, **shared)
+        made = make_full_form(model, backbone, **shared)
     check_readout(made.branch)
     return Policy(made, tokenizer)
 
@@ -223,7 +221,7 @@ def make_frozen_policy(
     # What the reference cannot say has no KL to it, so it is not said here.
     absent = {*absent_ids(tokenizer, plain.vocabulary), *other.head.absent_ids.tolist()}
     backbone = partial(CausalBackbone, precision=precision)
-    made = FullModel(model, backbone, precision=precision, reference=False, absent_ids=tuple(sorted(absent)))
+    made = make_full_form(model, backbone, precision=precision, reference=False, absent_ids=tuple(sorted(absent)))
     check_readout(made.branch)
     return Policy(made, tokenizer, reference=BranchReference(made.branch if reference is None else other))
 

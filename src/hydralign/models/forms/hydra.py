@@ -10,103 +10,77 @@ reads it later starts from the states that the rollout carries.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
 
 from hydralign.config.model import LoraForm
 from hydralign.errors import ModelError
 from hydralign.models.backbones.slicing import check_split, layers_of, modules_after_layers
-from hydralign.models.backbones.trunk import Trunk
 from hydralign.models.branch import Branch
 from hydralign.models.fixed import freeze_fixed
 from hydralign.models.folders.loading import prepare_model
-from hydralign.models.folders.saving import save_model
-from hydralign.models.forms.lora import adapt, save_adapter
-from hydralign.models.policy import BranchReference, MakeBackbone
+from hydralign.models.forms.lora import adapt
+from hydralign.models.policy import BranchReference, MakeBackbone, ModelForm
 from hydralign.models.precision import store_frozen_in_bf16
 
 
-class HydraModel:
-    """The top layers, or adapters on them, above a frozen trunk."""
+def make_hydra_form(
+    model: Any,
+    backbone: MakeBackbone,
+    *,
+    tokenizer: Any,
+    unfrozen_layers: int,
+    adapters: LoraForm | None = None,
+    precision: str = "fp32",
+    reference: bool = True,
+    states: Literal["fp32", "bf16"] | None = None,
+    offload: bool = False,
+    seed: int = 0,
+    absent_ids: Sequence[int] = (),
+) -> ModelForm:
+    """The top layers, or adapters on them, above a frozen trunk.
 
-    def __init__(
-        self,
-        model: Any,
-        backbone: MakeBackbone,
-        *,
-        tokenizer: Any,
-        unfrozen_layers: int,
-        adapters: LoraForm | None = None,
-        precision: str = "fp32",
-        reference: bool = True,
-        states: Literal["fp32", "bf16"] | None = None,
-        offload: bool = False,
-        seed: int = 0,
-        absent_ids: Sequence[int] = (),
-    ) -> None:
-        """Takes the model over. `states` None stores trunk states in the precision; `offload` keeps them on the CPU.
-
-        Raises ModelError when the model cannot be cut there.
-        """
-        if states == "bf16" and precision == "fp32":
-            raise ModelError(
-                "states=bf16 with precision=fp32: sampling would read exact states and training rounded ones, so "
-                "answers would be off-policy. Use precision bf16, or states fp32."
-            )
-        first = check_split(model, unfrozen_layers)
-        self.peft: Any = _train_top(model, first, adapters, seed)
-        if adapters is not None:
-            prepare_model(model, tokenizer)
-        if precision == "bf16":
-            store_frozen_in_bf16(model)
-        whole = backbone(model)
-        dtype = torch.bfloat16 if (states or precision) == "bf16" else torch.float32
-        self.trunk: Trunk | None = whole.trunk(first, dtype=dtype, offload=offload)
-        self.whole = Branch(whole, absent_ids=absent_ids)
-        self.branch = Branch(whole.top(first), absent_ids=absent_ids)
-        self.reference: BranchReference | None = None
-        if reference:
-            start = self.branch.backbone.with_own_weights()
-            start.body.requires_grad_(False)
-            if precision == "bf16":
-                store_frozen_in_bf16(start.body)
-            self.reference = BranchReference(Branch(start, absent_ids=absent_ids))
-
-    def trained(self) -> dict[str, nn.Parameter]:
-        """The branch's weights, or its adapters."""
-        model = self.peft or self.whole.backbone.model
-        return {name: p for name, p in model.named_parameters() if p.requires_grad}
-
-    def frozen(self) -> list[Tensor]:
-        """Trunk, output head, and the reference's own weights."""
-        both = list(self.whole.backbone.model.parameters())
-        if self.reference is not None:
-            both += self.reference.branch.backbone.body.parameters()
-        return list({id(p): p for p in both if not p.requires_grad}.values())
-
-    def save(self, folder: Path) -> None:
-        """Branch and trunk as one plain transformers model, or the adapters as PEFT saves them."""
-        if self.peft is None:
-            save_model(self.whole.backbone.model, folder)
-        else:
-            save_adapter(self.peft, folder)
+    Takes the model over. `states` None stores trunk states in the precision; `offload` keeps them on the CPU. Raises
+    ModelError when the model cannot be cut there.
+    """
+    if states == "bf16" and precision == "fp32":
+        raise ModelError(
+            "states=bf16 with precision=fp32: sampling would read exact states and training rounded ones, so "
+            "answers would be off-policy. Use precision bf16, or states fp32."
+        )
+    first = check_split(model, unfrozen_layers)
+    module = _train_top(model, first, adapters, seed)
+    if adapters is not None:
+        prepare_model(model, tokenizer)
+    if precision == "bf16":
+        store_frozen_in_bf16(model)
+    whole = backbone(model)
+    dtype = torch.bfloat16 if (states or precision) == "bf16" else torch.float32
+    trunk = whole.trunk(first, dtype=dtype, offload=offload)
+    branch = Branch(whole.top(first), absent_ids=absent_ids)
+    form = ModelForm(module, branch, Branch(whole, absent_ids=absent_ids), trunk)
+    if not reference:
+        return form
+    start = branch.backbone.with_own_weights()
+    start.body.requires_grad_(False)
+    if precision == "bf16":
+        store_frozen_in_bf16(start.body)
+    own = BranchReference(Branch(start, absent_ids=absent_ids))
+    return replace(form, reference=own, reference_weights=list(start.body.parameters()))
 
 
 def _train_top(model: Any, first: int, adapters: LoraForm | None, seed: int) -> Any:
-    """Freeze the model but for its top layers and what follows them, or for adapters on these; returns PEFT's wrapping
-    of the model, or None.
-    """
-    top = list(layers_of(model.base_model))[first:]
-    if adapters is None:
-        model.requires_grad_(False)
-        ids_BT = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-        for module in [*top, *modules_after_layers(model.base_model, model.get_input_embeddings()(ids_BT))]:
-            module.requires_grad_(True)
-        # A module above the layers may share a weight with the embeddings, which belong to the trunk.
-        model.get_input_embeddings().requires_grad_(False)
-        freeze_fixed(model)
-        return None
-    return adapt(model, adapters, seed=seed, layers=range(first, first + len(top)))
+    """The model, frozen but for its top layers and what follows them; or in PEFT's wrapping, but for adapters there."""
+    if adapters is not None:
+        return adapt(model, adapters, seed=seed)
+    model.requires_grad_(False)
+    ids_BT = torch.zeros(1, 2, dtype=torch.long, device=model.device)
+    above = modules_after_layers(model.base_model, model.get_input_embeddings()(ids_BT))
+    for module in [*layers_of(model.base_model)[first:], *above]:
+        module.requires_grad_(True)
+    # A module above the layers may share a weight with the embeddings, which belong to the trunk.
+    model.get_input_embeddings().requires_grad_(False)
+    freeze_fixed(model)
+    return model

@@ -13,88 +13,78 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, get_peft_model
-from torch import Tensor
 
 from hydralign.config.model import LoraForm
 from hydralign.errors import ModelError
-from hydralign.models.backbones.slicing import layers_of
-from hydralign.models.backbones.trunk import Trunk
+from hydralign.models.backbones.slicing import layers_of, top_layers
 from hydralign.models.branch import Branch
 from hydralign.models.fixed import freeze_fixed
 from hydralign.models.folders.adapters import ADAPTER, AdapterStart, load_adapter, read_language_adapter
 from hydralign.models.folders.load_errors import named_load_errors
 from hydralign.models.folders.loading import prepare_model
 from hydralign.models.linear_layers import linear_layers
-from hydralign.models.policy import BranchReference, MakeBackbone
+from hydralign.models.policy import BranchReference, MakeBackbone, ModelForm
 from hydralign.models.precision import store_frozen_in_bf16
 from hydralign.models.versions import Conv1D
 
 
-class LoraModel:
-    """Adapters on a frozen base. In bf16 mode the base's matrices are stored in bf16, the adapters in fp32."""
+def make_lora_form(
+    model: Any,
+    backbone: MakeBackbone,
+    *,
+    tokenizer: Any,
+    settings: LoraForm,
+    precision: str = "fp32",
+    reference: bool = True,
+    seed: int = 0,
+    absent_ids: Sequence[int] = (),
+) -> ModelForm:
+    """Adapters, and whatever else a trained adapter trains, on a frozen base. In bf16 mode the base's matrices are
+    stored in bf16, the adapters in fp32.
 
-    trunk: Trunk | None = None
-
-    def __init__(
-        self,
-        model: Any,
-        backbone: MakeBackbone,
-        *,
-        tokenizer: Any,
-        settings: LoraForm,
-        layers: Sequence[int] | None = None,
-        precision: str = "fp32",
-        reference: bool = True,
-        seed: int = 0,
-        absent_ids: Sequence[int] = (),
-    ) -> None:
-        """Takes the model over. `settings` say which adapters, `layers` where."""
-        self.peft = adapt(model, settings, seed=seed, layers=layers)
-        learned = [p for p in self.peft.parameters() if p.requires_grad]
-        self._start = AdapterStart(learned) if reference and settings.adapter is not None else None
-        if precision == "bf16":
-            store_frozen_in_bf16(model)
-        prepare_model(model, tokenizer)
-        self.branch = self.whole = Branch(backbone(model), absent_ids=absent_ids)
-        without = self._start.in_place if self._start else self.peft.disable_adapter
-        self.reference = BranchReference(self.branch, without) if reference else None
-
-    def trained(self) -> dict[str, torch.nn.Parameter]:
-        """The adapters' weights, and whatever else a trained adapter trains."""
-        return {name: p for name, p in self.peft.named_parameters() if p.requires_grad}
-
-    def frozen(self) -> list[Tensor]:
-        """The base model, and the start of the adapter that training went on from."""
-        base: list[Tensor] = [p for p in self.peft.parameters() if not p.requires_grad]
-        return base + (self._start.copies if self._start else [])
-
-    def save(self, folder: Path) -> None:
-        """The adapter as PEFT saves it; it names its base model."""
-        save_adapter(self.peft, folder)
+    Takes the model over. `settings` say which adapters, and where.
+    """
+    peft = adapt(model, settings, seed=seed)
+    learned = [p for p in peft.parameters() if p.requires_grad]
+    start = AdapterStart(learned) if reference and settings.adapter is not None else None
+    if precision == "bf16":
+        store_frozen_in_bf16(model)
+    prepare_model(model, tokenizer)
+    whole = Branch(backbone(model), absent_ids=absent_ids)
+    own = BranchReference(whole, start.in_place if start else peft.disable_adapter) if reference else None
+    return ModelForm(peft, whole, whole, reference=own, reference_weights=start.copies if start else ())
 
 
-def adapt(model: Any, settings: LoraForm, *, seed: int, layers: Sequence[int] | None = None) -> Any:
-    """The model in PEFT's wrapping, frozen but for fresh adapters, or for a trained one to go on from. Adapters are
-    placed on the named `layers` only, by default on all.
+def adapt(model: Any, settings: LoraForm, *, seed: int) -> Any:
+    """The model in PEFT's wrapping, frozen but for fresh adapters, or for a trained one to go on from, on the top
+    layers only where the settings say so.
 
     Modules that a trained adapter replaces are copied from the base, so the base must still be in fp32 here: its
     matrices are rounded afterwards. Raises ModelError when adapters and model do not fit each other, or a trained
     adapter changes other layers.
     """
+    top, kind = settings.unfrozen_layers, type(model).__name__
+    layers = None if top is None else list(top_layers(top, len(layers_of(model.base_model)), kind))
     model.requires_grad_(False)
     adapter = settings.adapter
     if adapter is None:
-        return _fresh_adapter(model, settings, seed=seed, layers=layers)
-    if not (Path(adapter) / "adapter_config.json").exists():
-        raise ModelError(
-            f"model.form.adapter={adapter!r} holds no adapter_config.json: there is no adapter to go on from. "
-            "Name a folder that PEFT saved, or leave it out to start with fresh adapters."
-        )
+        where, task = f"in {kind}", "CAUSAL_LM"
+        return place_adapters(model, settings, where, seed=seed, task_type=task, layers_to_transform=layers)
+    require_adapter(adapter)
     peft = load_adapter(model, adapter, read_language_adapter(adapter), trained=True)
     freeze_fixed(model)
     if layers is not None:
         _require_within(model, peft, layers)
     return peft
+
+
+def require_adapter(folder: str) -> None:
+    """Raise ModelError unless the folder that model.form.adapter names holds an adapter."""
+    if not (Path(folder) / "adapter_config.json").exists():
+        raise ModelError(
+            f"model.form.adapter={folder!r} holds no adapter_config.json: there is no adapter to go on from. "
+            "Name a folder that PEFT saved, or leave it out to start with fresh adapters."
+        )
 
 
 def _require_within(model: Any, peft: Any, layers: Sequence[int]) -> None:
@@ -106,12 +96,6 @@ def _require_within(model: Any, peft: Any, layers: Sequence[int]) -> None:
             f"model.form: the adapter changes {outside[0]}, which is not in the top {len(layers)} layers: trunk and "
             "output head must stay as they are to be shared. Leave unfrozen_layers out, or name another adapter."
         )
-
-
-def save_adapter(peft: Any, folder: Path) -> None:
-    """Write the trained adapter as PEFT does; it names its base model."""
-    # Without this switch PEFT would look for the base model's config on the network.
-    peft.save_pretrained(folder, selected_adapters=[ADAPTER], save_embedding_layers=False)
 
 
 def require_rank_fits(model: Any, rank: int, targets: Sequence[str] | None) -> None:
@@ -126,36 +110,29 @@ def require_rank_fits(model: Any, rank: int, targets: Sequence[str] | None) -> N
         )
 
 
-def lora_config(model: Any, settings: LoraForm, **more: Any) -> LoraConfig:
-    """PEFT's settings for fresh adapters of this form, without dropout and biases; `more` says where they go."""
-    return LoraConfig(
+def place_adapters(
+    model: Any, settings: LoraForm, where: str, *, seed: int, advice: str = "Name", **placement: Any
+) -> Any:
+    """The model in PEFT's wrapping with fresh adapters of this form, without dropout and biases. Their second factor is
+    zero: at the start they change nothing, to the bit.
+
+    `placement` tells PEFT where they go; `where` and `advice` are parts of the error when that fails. Raises ModelError
+    for a rank that does not fit, and for whatever PEFT raises, memory that ran out excepted.
+    """
+    require_rank_fits(model, settings.rank, settings.targets)
+    targets = list(settings.targets) if settings.targets else None
+    config = LoraConfig(
         r=settings.rank,
         lora_alpha=settings.alpha,
         lora_dropout=0.0,
         bias="none",
-        target_modules=list(settings.targets) if settings.targets else None,
+        target_modules=targets,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-        **more,
+        **placement,
     )
-
-
-def _fresh_adapter(model: Any, settings: LoraForm, *, seed: int, layers: Sequence[int] | None) -> Any:
-    """Adapters whose second factor is zero: at the start they change nothing, to the bit."""
-    require_rank_fits(model, settings.rank, settings.targets)
-    only = list(layers) if layers is not None else None
-    config = lora_config(model, settings, task_type="CAUSAL_LM", layers_to_transform=only)
-    return placed(model, config, f"in {type(model).__name__}", seed=seed)
-
-
-def placed(model: Any, config: LoraConfig, where: str, *, seed: int, advice: str = "Name") -> Any:
-    """Fresh adapters put into the model; `where` and `advice` are parts of the error when that fails.
-
-    Raises ModelError for whatever PEFT raises, memory that ran out excepted.
-    """
     linear = sorted({name.split(".")[-1] for name in linear_layers(model)})
-    targets = sorted(config.target_modules) if config.target_modules else None
     named = named_load_errors(
-        f"model.form.targets={targets}: no adapter could be placed {where}",
+        f"model.form.targets={targets and sorted(targets)}: no adapter could be placed {where}",
         f"{advice} some of its linear layers: {', '.join(linear)}.",
     )
     with named, warnings.catch_warnings(), torch.random.fork_rng(devices=[]):

@@ -5,6 +5,8 @@ The plain version is `linear(hidden_ND)`, which `__call__` takes wherever this o
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -17,8 +19,10 @@ PACKED_FROM = 32
 class FewStates:
     """A linear layer without bias that multiplies few states faster; others go through it as they are."""
 
-    def __init__(self, linear: nn.Module) -> None:
+    def __init__(self, linear: Any) -> None:
         self.linear = linear
+        self.applies = type(linear) is nn.Linear and [name for name, _ in linear.named_parameters()] == ["weight"]
+        """Whether it is such a layer."""
         self.packed: tuple[int, Tensor] | None = None
         """(version of the weights, the copy of them)."""
 
@@ -27,7 +31,7 @@ class FewStates:
         linear = self.linear
         few = len(hidden_ND) <= FEW_STATES and hidden_ND.dim() == 2 and hidden_ND.device.type == "cpu"
         alone = not torch.is_grad_enabled() and not torch.is_autocast_enabled("cpu")
-        if type(linear) is not nn.Linear or linear.bias is not None or not (few and alone):
+        if not (self.applies and few and alone):
             return linear(hidden_ND)
         if self.packed and self.packed[0] == linear.weight._version:
             return torch.ops.mkldnn._linear_pointwise(hidden_ND.contiguous(), self.packed[1], None, "none", [], "")
@@ -37,10 +41,9 @@ class FewStates:
         """Lay out the weights of a frozen fp32 layer once more, as far as torch can: with 8 states of width 512
         products take half the time. A copy of weights that changed is not used.
         """
-        linear = self.linear
-        if type(linear) is not nn.Linear or linear.bias is not None or linear.weight.requires_grad:
+        if not self.applies or self.linear.weight.requires_grad:
             return
-        weight = linear.weight
+        weight = self.linear.weight
         known = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_reorder_linear_weight")
         if not known or weight.dtype != torch.float32 or weight.device.type != "cpu":
             return

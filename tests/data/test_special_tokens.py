@@ -7,7 +7,7 @@ from typing import Any
 
 from hydralign.config.data import PromptSourceConfig, SourceConfig
 from hydralign.data import load_comparisons, load_demonstrations, load_labelled, load_prompts
-from hydralign.data.spelled import with_spelled
+from hydralign.data.special_tokens import recount_special_tokens
 from hydralign.models import train_tokenizer
 
 ALL: dict[str, Any] = {"source": "unused", "held_out": {"by": "none"}}
@@ -82,4 +82,4 @@ def test_records_that_a_tokenizer_is_trained_on_are_counted_by_it() -> None:
     ):
         data: Any = load(CONFIG, rows=rows)
         assert data.report.spelled == {}
-        assert with_spelled(data, made).report.spelled == {"<eos>": 3}
+        assert recount_special_tokens(data, made).report.spelled == {"<eos>": 3}
