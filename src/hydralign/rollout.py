@@ -19,7 +19,7 @@ from hydralign.data.detokenise import decode_tokens
 from hydralign.errors import NonFiniteError, RewardError
 from hydralign.generation.sampler import Sampler, encoded_prompts, sample
 from hydralign.micro_batches import MicroBatcher, map_micro_batches
-from hydralign.models.backbones.trunk import Trunk
+from hydralign.models.backbones.backbone import Trunk
 from hydralign.models.policy import Policy, Reference
 from hydralign.rewards.combine import RewardTerm, as_terms, score_rollout
 from hydralign.types import Experience, PolicyOutput, Prompt, Rollout, SamplingParams, Scores, TokenBatch, TrunkStates

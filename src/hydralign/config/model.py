@@ -13,8 +13,10 @@ from hydralign.config.base import Config
 class NewModelConfig(Config):
     """A model made from scratch with random weights and a byte-level BPE tokenizer of its own."""
 
-    family: Literal["gpt2", "llama", "bert"] = "gpt2"
-    """Architecture. bert reads both ways: it can classify, and cannot write."""
+    family: Literal["gpt2", "llama", "t5", "bart", "bert"] = "gpt2"
+    """Architecture. t5 and bart have an encoder for prompts and a decoder for answers, of `layers` each. bert reads
+    both ways: it can classify, and cannot write.
+    """
     layers: int = Field(default=4, ge=1)
     """Transformer blocks."""
     width: int = Field(default=256, ge=8)
@@ -58,6 +60,8 @@ class LoraForm(Config):
     """Folder of a trained adapter to go on from; the reference is then that adapter, not the bare base."""
     unfrozen_layers: int | None = Field(default=None, ge=1)
     """Adapt the top layers only, on a trunk that every token crosses once, as in the hydra form; None adapts all."""
+    decoder_only: bool = False
+    """Of an encoder–decoder adapt the decoder alone: its encoder then reads each prompt once for all of a rollout."""
 
     @field_validator("adapter")
     @classmethod

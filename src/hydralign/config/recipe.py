@@ -141,7 +141,7 @@ class Recipe(Config):
         start = {"path": made, "new": None, "form": form}
         if isinstance(form, LoraForm) and isinstance(taught.form, LoraForm):
             # Rank, scale and targets are the adapter's own; which layers share a trunk is the recipe's to say.
-            going_on = {"adapter": made, "unfrozen_layers": form.unfrozen_layers}
+            going_on = {"adapter": made, **form.model_dump(include={"unfrozen_layers", "decoder_only"})}
             start = {"form": taught.form.model_copy(update=going_on)}
         shared = {"precision": self.model.precision, "pad_token": taught.pad_token or self.model.pad_token}
         return taught.model_copy(update={**start, **shared})

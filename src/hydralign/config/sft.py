@@ -23,6 +23,8 @@ class SFTConfig(SupervisedConfig):
     max_tokens: int | None = Field(default=None, ge=8)
     """Longest sequence; None is the model's context, but no more than 1,024, since memory grows with it."""
     packing: bool = True
-    """Fill each sequence with several demonstrations, which cannot see each other."""
+    """Fill each sequence with several demonstrations, which cannot see each other; an encoder–decoder reads each by
+    itself.
+    """
     too_long: Literal["cut", "split", "leave_out"] = "cut"
     """What happens to longer demonstrations: lose their end, become several, or are left out. Counted and reported."""

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hydralign.data.encoder_input import feeds_encoder
 from hydralign.data.tokens import encode_completions, encode_prompts
 from hydralign.types import Demonstration
 
@@ -91,15 +92,16 @@ def _encoded(
     records: Sequence[Demonstration], tokenizer: PreTrainedTokenizerBase, stop_ids: Sequence[int]
 ) -> Iterator[tuple[NDArray[np.int32], int]]:
     """Ids of each record, and how many of them are prompt."""
-    prompts = iter(encode_prompts(tokenizer, [record.prompt for record in records if record.prompt]))
-    # A text without a prompt begins as the tokenizer begins every text; a completion begins with nothing.
-    texts = iter(encode_prompts(tokenizer, [record.completion for record in records if not record.prompt]))
-    continued = [record for record in records if record.prompt]
+    # A text without a prompt begins as a decoder's tokenizer begins every text; an encoder reads a prompt of no words.
+    both = [bool(record.prompt) or feeds_encoder(tokenizer) for record in records]
+    continued = [record for record, has_prompt in zip(records, both, strict=True) if has_prompt]
+    alone = [record.completion for record, has_prompt in zip(records, both, strict=True) if not has_prompt]
+    prompts, texts = (iter(encode_prompts(tokenizer, some)) for some in ([one.prompt for one in continued], alone))
     completions = iter(
         encode_completions(tokenizer, [row.prompt for row in continued], [row.completion for row in continued])
     )
-    for record in records:
-        prompt, completion = (next(prompts), next(completions)) if record.prompt else ((), next(texts))
+    for has_prompt in both:
+        prompt, completion = (next(prompts), next(completions)) if has_prompt else ((), next(texts))
         end = () if _ends(completion, stop_ids, tokenizer) else (tokenizer.eos_token_id,)
         yield np.array([*prompt, *completion, *end], dtype=np.int32), len(prompt)
 

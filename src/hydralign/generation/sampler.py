@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from hydralign.data.detokenise import decode_completions
+from hydralign.data.encoder_input import feeds_encoder
 from hydralign.data.prompts import as_prompts
 from hydralign.errors import ConfigError, DataError, ModelError, NonFiniteError
 from hydralign.generation.keyed import drawn_lengths, keyed_uniforms
@@ -71,8 +72,8 @@ def encoded_prompts(policy: Policy, prompts: Sequence[Prompt | str]) -> list[Pro
 
 
 def check_context(policy: Policy, prompts: Sequence[Prompt], params: SamplingParams) -> None:
-    """Raise ConfigError unless the longest prompt and answer fit the context together, DataError for empty prompts,
-    TokenizerError for ids that the model cannot read.
+    """Raise ConfigError unless the longest prompt and answer fit the context, together or, with an encoder, each by
+    itself; DataError for empty prompts, TokenizerError for ids that the model cannot read.
     """
     empty = next((i for i, prompt in enumerate(prompts) if not prompt.token_ids), None)
     if empty is not None:
@@ -81,7 +82,14 @@ def check_context(policy: Policy, prompts: Sequence[Prompt], params: SamplingPar
             "begin it with a token such as the tokenizer's beginning-of-sequence token."
         )
     longest = max(len(prompt.token_ids) for prompt in prompts)
-    if longest + params.longest > policy.context:
+    if feeds_encoder(policy.tokenizer):
+        if max(longest, params.longest) > policy.context:
+            raise ConfigError(
+                f"The longest prompt has {longest} tokens and answers may have {params.longest}, but encoder and "
+                f"decoder have {policy.context} positions each: later tokens would have none. Shorten answers "
+                f"(max_new_tokens, lengths), or drop prompts with filter.max_tokens: {policy.context}."
+            )
+    elif longest + params.longest > policy.context:
         room = policy.context - params.longest
         drop = f", or drop prompts with filter.max_tokens: {room}" if room > 0 else ""
         raise ConfigError(

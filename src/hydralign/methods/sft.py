@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from hydralign.config.sft import SFTConfig
+from hydralign.data.encoder_input import feeds_encoder
 from hydralign.data.packing import TokenSequence, packed
 from hydralign.data.stream import Stream
 from hydralign.distributed import SINGLE_PROCESS, Distributed
@@ -27,6 +28,7 @@ from hydralign.methods.supervised import SupervisedTask, learn, steps_of
 from hydralign.micro_batches import longest_first, map_micro_batches
 from hydralign.models.policy import Policy
 from hydralign.tracking import Trackers
+from hydralign.types import TokenBatch
 
 Row = Sequence[TokenSequence]
 
@@ -52,7 +54,7 @@ def train(config: SFTConfig, parts: SFTParts, *, seed: int = 0) -> None:
     Raises ModelError when the model lets packed demonstrations see each other, and as `supervised.learn` does.
     """
     policy = parts.policy
-    if config.packing:
+    if packs(config, policy):
         require_apart(policy)
         rows = packed(parts.train, max_tokens_of(config, policy))
     else:
@@ -76,6 +78,11 @@ def train(config: SFTConfig, parts: SFTParts, *, seed: int = 0) -> None:
     learn(task, config, parts.folder, parts.records, processes=parts.processes)
 
 
+def packs(config: SFTConfig, policy: Policy) -> bool:
+    """Whether several sequences share a row; an encoder–decoder reads each by itself, whatever the settings say."""
+    return config.packing and not feeds_encoder(policy.tokenizer)
+
+
 def max_tokens_of(config: SFTConfig, policy: Policy) -> int:
     """The longest row in tokens. Raises DataError for more than the model's context."""
     longest = config.max_tokens or min(policy.context, LONGEST_ROW)
@@ -96,6 +103,10 @@ def language_loss(policy: Policy, rows: Sequence[Row], count: float) -> tuple[Te
 
 def token_losses(policy: Policy, rows: Sequence[Row]) -> tuple[Tensor, Tensor]:
     """(nll_N, row_N): −log p in nats of every learned token, row by row, and the row that it stands in."""
+    if feeds_encoder(policy.tokenizer):
+        split = [(row[0].ids[: row[0].learned_from], row[0].ids[row[0].learned_from :]) for row in rows]
+        batch = TokenBatch.of(*zip(*split, strict=True), pad_id=policy.tokenizer.pad_token_id, device=policy.device)
+        return -policy.branch.logprobs(batch)[batch.mask_BR], batch.response_index.row_N
     tokens_BT, positions_BT, learned_BT = _tensors(rows, policy.tokenizer.pad_token_id, policy.device)
     packed = any(len(row) > 1 for row in rows)
     logprobs_N = policy.branch.packed_logprobs(tokens_BT, positions_BT if packed else None, learned_BT)

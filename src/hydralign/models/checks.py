@@ -8,6 +8,7 @@ from hydralign.errors import ModelError
 from hydralign.models.backbones.slicing import named_architecture_errors
 from hydralign.models.branch import Branch
 from hydralign.models.outputs import allowed_gap, require_finite_outputs
+from hydralign.types import TokenBatch
 
 OTHER_ARCHITECTURES = (
     "Name a model of an architecture that can be read so, such as gpt2, llama, mistral, qwen2, qwen3, gemma2 or phi3; "
@@ -26,8 +27,7 @@ def check_readout(branch: Branch) -> None:
         f"values and log-probabilities start from its final states. {OTHER_ARCHITECTURES}",
     )
     with named, torch.no_grad(), backbone.autocast():
-        whole = model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT)).logits.float()
-        states_BTD = backbone.packed_states(ids_BT)
+        whole, states_BTD = backbone.own_logits(ids_BT)
     width = model.config.get_text_config().hidden_size
     if states_BTD.shape[-1] != width:
         raise ModelError(
@@ -76,18 +76,17 @@ def check_decoding(branch: Branch) -> None:
 
 def _decoding_gap(branch: Branch) -> tuple[float, float]:
     """Largest difference between decoded and plain states, and the largest plain state."""
-    device = branch.backbone.device
-    ids_BT = torch.arange(3 * 5, device=device).view(3, 5) % branch.vocabulary
-    with branch.backbone.autocast():
-        plain_BTD = branch.backbone.packed_states(ids_BT)
-    row_B, column_B = torch.arange(3, device=device), torch.tensor([3, 1, 2], device=device)
-    prompts = [ids[:n] for ids, n in zip(ids_BT.tolist(), column_B.tolist(), strict=True)]
-    decoding = branch.backbone.start(branch.head, prompts, 2)
-    gaps = [decoding.predict()[1] - plain_BTD[row_B, column_B - 1]]
-    for stays in ([0, 1, 2], [0, 2]):
-        decoding.keep(torch.tensor(stays, device=device))
-        row_B, column_B = row_B[stays], column_B[stays]
-        decoding.append(ids_BT[row_B, column_B], len(stays))
-        gaps.append(decoding.predict()[1] - plain_BTD[row_B, column_B])
-        column_B = column_B + 1
-    return float(torch.cat(gaps).abs().max()), float(plain_BTD.abs().max())
+    backbone = branch.backbone
+    ids_BT = (torch.arange(3 * 6).view(3, 6) % branch.vocabulary).tolist()
+    prompts = [ids[:length] for ids, length in zip(ids_BT, (3, 1, 2), strict=True)]
+    answers = [ids[len(prompt) : len(prompt) + 3] for ids, prompt in zip(ids_BT, prompts, strict=True)]
+    plain_B3D = backbone.hidden(TokenBatch.of(prompts, answers, device=backbone.device)).unflatten(0, (3, 3))
+    answers_B3, here_B = torch.tensor(answers, device=backbone.device), torch.arange(3, device=backbone.device)
+    decoding = backbone.start(branch.head, prompts, 3)
+    gaps = [decoding.predict()[1] - plain_B3D[:, 0]]
+    for step, stays in enumerate(([0, 1, 2], [0, 2])):
+        decoding.keep(torch.tensor(stays, device=backbone.device))
+        here_B = here_B[stays]
+        decoding.append(answers_B3[here_B, step], len(stays))
+        gaps.append(decoding.predict()[1] - plain_B3D[here_B, step + 1])
+    return float(torch.cat(gaps).abs().max()), float(plain_B3D.abs().max())

@@ -18,9 +18,8 @@ import torch
 from torch import Tensor
 
 from hydralign.errors import ModelError
-from hydralign.models.backbones.backbone import Backbone, Decoding
+from hydralign.models.backbones.backbone import Backbone, Decoding, Trunk
 from hydralign.models.backbones.rope import explain_rope_limit
-from hydralign.models.backbones.trunk import Trunk
 from hydralign.models.branch import Branch
 from hydralign.models.folders.adapters import save_adapter
 from hydralign.models.folders.loading import context_of, stop_ids_of

@@ -16,8 +16,8 @@ import torch
 from transformers import (
     MODEL_FOR_CAUSAL_LM_MAPPING,
     MODEL_FOR_MASKED_LM_MAPPING,
+    MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING,
     AutoConfig,
-    AutoModelForCausalLM,
     AutoModelForSequenceClassification,
 )
 
@@ -36,6 +36,7 @@ from hydralign.models.folders.loading import (
     own_tokenizer,
     prepare_tokenizer,
     require_language_model,
+    writing_kind,
 )
 from hydralign.models.folders.merged import adapter_config_of, base_path_of, load_tokenizer
 from hydralign.models.folders.weights import embedding_rows, require_ids_have_rows
@@ -99,7 +100,8 @@ class ModelSource:
         if isinstance(model.form, LoraForm) and model.form.adapter is not None:
             self._require_adapter(model.form.adapter)
         if writes and facts.tokenizer is not None:
-            prepare_tokenizer(facts.tokenizer, pad_token=model.pad_token, path=model.path)
+            encoder = facts.config.is_encoder_decoder
+            prepare_tokenizer(facts.tokenizer, pad_token=model.pad_token, path=model.path, encoder=encoder)
         return facts
 
     def _require_adapter(self, folder: str) -> None:
@@ -157,7 +159,8 @@ class ModelSource:
         if tokenizer is not None:
             require_rows_for_ids(tokenizer, config, f"Model {str(base)!r}", writes=writes)
         model = SimpleNamespace(config=config)
-        layers = getattr(text, "num_hidden_layers", None)
+        names = ("num_decoder_layers", "decoder_layers", "num_hidden_layers")
+        layers = next((n for n in (getattr(text, name, None) for name in names) if isinstance(n, int)), None)
         return ModelFacts(path, config, layers, context_of(model), explain_rope_limit(model), tokenizer)
 
     def maker(self, path: str) -> Any:
@@ -187,12 +190,13 @@ def require_kind(config: Any, path: str, *, writes: bool) -> None:
         require_classifier_kind(config, path)
         return
     require_language_model(config.architectures, (), path)
-    if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
+    has_encoder = config.is_encoder_decoder
+    if type(config) not in (MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING if has_encoder else MODEL_FOR_CAUSAL_LM_MAPPING):
         raise ModelError(
-            f"Model {path!r} is of type {config.model_type!r}: transformers has no causal language model of it, so it "
-            "could not be loaded to write. Name a causal language model, such as one of gpt2, llama, mistral or qwen3."
+            f"Model {path!r} is of type {config.model_type!r}: transformers has no language model of it, so it could "
+            "not be loaded to write. Name a language model, such as one of gpt2, llama, mistral, qwen3, t5 or bart."
         )
-    is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not getattr(config, "is_encoder_decoder", False)
+    is_encoder = type(config) in MODEL_FOR_MASKED_LM_MAPPING and not has_encoder
     if is_encoder and getattr(config, "is_decoder", None) is False:
         kind = (config.architectures or [f"model of type {config.model_type!r}"])[0]
         raise ModelError(
@@ -207,7 +211,7 @@ def require_rows_for_ids(tokenizer: Any, config: Any, subject: str, *, writes: b
     rows = embedding_rows(config)
     if rows is None or max(tokenizer.get_vocab().values(), default=0) < rows:
         return
-    model = _skeleton(AutoModelForCausalLM if writes else AutoModelForSequenceClassification, config)
+    model = _skeleton(writing_kind(config) if writes else AutoModelForSequenceClassification, config)
     if model is not None:
         require_ids_have_rows(tokenizer, model, subject)
 
@@ -241,7 +245,7 @@ def require_form(
 
 def _require_targets(facts: ModelFacts, form: LoraForm) -> None:
     """Raise ModelError when no linear layer of the model has one of the form's names."""
-    model = _skeleton(AutoModelForCausalLM, facts.config)
+    model = _skeleton(writing_kind(facts.config), facts.config)
     if model is None:
         return
     linear = list(linear_layers(model))

@@ -16,13 +16,14 @@ from hydralign.config.recipe import OUTPUT
 from hydralign.config.reward import Labels, RewardConfig
 from hydralign.config.sft import SFTConfig
 from hydralign.data.detokenise import decode_completions
+from hydralign.data.encoder_input import feeds_encoder
 from hydralign.data.packing import TokenSequence, packed
 from hydralign.data.tokens import encode_text
 from hydralign.distributed import Distributed
 from hydralign.evaluation.statistics import fewest_changes
 from hydralign.methods.reward import Pair
 from hydralign.methods.sampling import sampling_params
-from hydralign.methods.sft import max_tokens_of
+from hydralign.methods.sft import max_tokens_of, packs
 from hydralign.methods.supervised import steps_of
 from hydralign.models.folders.merged import adapter_config_of
 from hydralign.models.sizes import sizes_of
@@ -44,7 +45,7 @@ def plan_sft(recipe: Recipe, config: SFTConfig, processes: Distributed) -> list[
     """Lines about an sft section, with one sequence rendered: what is read, and what of it is learned."""
     loaded = sft_run.load_sft(recipe, config, processes)
     policy = loaded.policy
-    rows = len(packed(loaded.train, max_tokens_of(config, policy))) if config.packing else len(loaded.train)
+    rows = len(packed(loaded.train, max_tokens_of(config, policy))) if packs(config, policy) else len(loaded.train)
     sample = loaded.train[0]
     return [
         loaded.report,
@@ -94,7 +95,7 @@ def plan_ppo(recipe: Recipe, config: PPOConfig, processes: Distributed) -> list[
         *_repeated_lines(len(loaded.prompts.train), config.batch.prompts),
         *_start_lines(config.model or recipe.model),
         f"{parameter_line(policy.trained(), policy.frozen())}{_copied(config.model or recipe.model)}",
-        *_memory_of_ppo(recipe, config, loaded, processes),
+        *([] if feeds_encoder(policy.tokenizer) else _memory_of_ppo(recipe, config, loaded, processes)),
         f"answers    up to {sampling_params(config.sampling, recipe.seed).longest} tokens; context {policy.context}",
         *_reward_lines(loaded.terms, loaded.prompts.train, sampling_params(config.sampling, recipe.seed).longest),
         f"prompt     {held_out_prompts.prompt_preview(loaded.prompts.train[0], source)}",

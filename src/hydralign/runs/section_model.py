@@ -32,6 +32,6 @@ def load_or_make(
     if model.path is not None:
         return load(model.path, pad_token=model.pad_token, device=device, **settings)
     assert model.new is not None
-    tokenizer = train_tokenizer(texts, vocabulary=model.new.vocabulary)
+    tokenizer = train_tokenizer(texts, vocabulary=model.new.vocabulary, family=model.new.family)
     fresh = make(tokenizer, **model.new.model_dump(exclude={"vocabulary"}), seed=seed)
     return wrap(fresh.to(device), tokenizer, **settings)

@@ -20,7 +20,7 @@ from hydralign.distributed import Distributed
 from hydralign.errors import ConfigError, DataError
 from hydralign.evaluation.statistics import Difference, compare_paired
 from hydralign.methods.packing_check import require_apart
-from hydralign.methods.sft import SFTParts, held_out_losses, max_tokens_of, train
+from hydralign.methods.sft import SFTParts, held_out_losses, max_tokens_of, packs, train
 from hydralign.models import make_model
 from hydralign.models.folders.weights import require_ids_can_be_read
 from hydralign.models.forms.build import load_supervised_policy, make_supervised_policy
@@ -123,7 +123,7 @@ def load_sft(recipe: Recipe, config: SFTConfig, processes: Distributed) -> Loade
     )
     data = recount_special_tokens(data, policy.tokenizer) if data else load_demonstrations(source, policy.tokenizer)
     loaded = encode_demonstrations(config, data, policy, policy.stop_ids)
-    if config.packing:
+    if packs(config, policy):
         require_apart(policy)
     return loaded
 

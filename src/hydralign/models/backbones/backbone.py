@@ -8,9 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from hydralign.models.backbones.trunk import Trunk
 from hydralign.models.heads.token import TokenHead
-from hydralign.types import TokenBatch, TrunkStates
+from hydralign.types import TokenBatch, TrunkStates, TrunkUse
 
 
 class Decoding(Protocol):
@@ -30,6 +29,28 @@ class Decoding(Protocol):
 
     def trunk_states(self, lengths_B: Tensor) -> TrunkStates | None:
         """The trunk's states of all rows of the beginning, with so many real tokens each; None without a trunk."""
+
+
+class TrunkCollector(Protocol):
+    """Puts the trunk states of a batch together out of those of a few rows at a time."""
+
+    def add(self, index_B: Tensor, part: TrunkStates) -> None:
+        """Place the states of the rows `index_B`."""
+
+    def states(self) -> TrunkStates:
+        """The states of all rows."""
+
+
+class Trunk(Protocol):
+    """The frozen part below a cut, and a count of every position that crossed it."""
+
+    use: TrunkUse
+
+    def states(self, batch: TokenBatch) -> TrunkStates:
+        """The states of a batch that brings none."""
+
+    def collector(self, rows: int) -> TrunkCollector:
+        """Puts the states of so many rows together."""
 
 
 class Backbone(Protocol):
@@ -55,6 +76,17 @@ class Backbone(Protocol):
     def hidden(self, batch: TokenBatch) -> Tensor:
         """hidden_ND after the final norm, at the position before each real response token, row by row."""
 
+    def own_logits(self, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """(logits_BTV that the model itself gives, states_BTD that are read here) for rows of unequal lengths.
+
+        A trial of whether both are the same, of a few tokens.
+        """
+
+    def check_cut(self, top: int) -> int:
+        """The number of the first of the `top` layers that can be cut off. Raises ModelError unless both parts, one
+        after the other, give the whole model's states.
+        """
+
     def packed_states(self, tokens_BT: Tensor, positions_BT: Tensor | None = None) -> Tensor:
         """states_BTD of rows in which several texts may stand side by side, each with positions that begin anew."""
 
@@ -68,6 +100,6 @@ class Backbone(Protocol):
         """The same layers above a cut, with copies of what is trained in them."""
 
     def start(
-        self, head: TokenHead, prompt_ids: Sequence[Sequence[int]], new_tokens: int, *, trunk: Trunk | None = None
+        self, head: TokenHead, prompt_ids: Sequence[Sequence[int]], new_tokens: int, *, trunk: Any = None
     ) -> Decoding:
         """Begin sampling up to `new_tokens` tokens after each prompt; a `trunk`'s states are kept on the way."""

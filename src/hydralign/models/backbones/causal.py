@@ -17,8 +17,8 @@ from torch import Tensor, nn
 from hydralign.errors import ModelError
 from hydralign.models.backbones.decoding import CachedDecoding
 from hydralign.models.backbones.rope import explain_rope_limit, rope_limit
-from hydralign.models.backbones.slicing import copy_trained, layers_of, replace_input, slice_layers
-from hydralign.models.backbones.trunk import CausalTrunkStates, Trunk, lay_out, response_columns
+from hydralign.models.backbones.slicing import check_split, copy_trained, layers_of, replace_input, slice_layers
+from hydralign.models.backbones.trunk import CausalTrunkStates, CausalTrunk, lay_out, response_columns
 from hydralign.models.heads.token import TokenHead
 from hydralign.models.kernels import response_only
 from hydralign.models.kernels.tied_embedding import look_up
@@ -82,14 +82,23 @@ class CausalBackbone:
         with replace_input(self.entry, trunk_BTD):
             return self.body(inputs_embeds=trunk_BTD, use_cache=False).last_hidden_state
 
+    def own_logits(self, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """(logits_BTV that the model itself gives, states_BTD that are read here)."""
+        logits_BTV = self.model(input_ids=ids_BT, attention_mask=torch.ones_like(ids_BT)).logits.float()
+        return logits_BTV, self.packed_states(ids_BT)
+
+    def check_cut(self, top: int) -> int:
+        """See `slicing.check_split`."""
+        return check_split(self.model, top)
+
     def packed_states(self, tokens_BT: Tensor, positions_BT: Tensor | None = None) -> Tensor:
         """states_BTD of rows in which several texts may stand side by side, each with positions that begin anew."""
         inputs = {} if positions_BT is None else {"position_ids": positions_BT}
         return self.body(inputs_embeds=self.embed(tokens_BT), use_cache=False, **inputs).last_hidden_state
 
-    def trunk(self, layers: int, *, dtype: torch.dtype = torch.float32, offload: bool = False) -> Trunk:
+    def trunk(self, layers: int, *, dtype: torch.dtype = torch.float32, offload: bool = False) -> CausalTrunk:
         """The lowest `layers` layers, whose states are stored in this dtype, on the CPU with `offload`."""
-        return Trunk(self, layers, dtype=dtype, offload=offload)
+        return CausalTrunk(self, layers, dtype=dtype, offload=offload)
 
     def top(self, first: int) -> CausalBackbone:
         """The layers from `first` on, which read trunk states."""
@@ -103,7 +112,7 @@ class CausalBackbone:
         return CausalBackbone(self.model, precision=self.precision, body=body, entry=layers_of(body)[0])
 
     def start(
-        self, head: TokenHead, prompt_ids: Sequence[Sequence[int]], new_tokens: int, *, trunk: Trunk | None = None
+        self, head: TokenHead, prompt_ids: Sequence[Sequence[int]], new_tokens: int, *, trunk: CausalTrunk | None = None
     ) -> CachedDecoding:
         """Begin sampling up to `new_tokens` tokens after each prompt; a `trunk`'s states are kept on the way."""
         return CachedDecoding(self, head, prompt_ids, new_tokens, trunk=trunk)

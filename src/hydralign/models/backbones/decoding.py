@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hydralign.models.backbones.slicing import capture_output
-from hydralign.models.backbones.trunk import CausalTrunkStates, Trunk
+from hydralign.models.backbones.trunk import CausalTrunkStates, CausalTrunk
 from hydralign.models.heads.token import TokenHead
 from hydralign.models.kernels.cache import RoomyCache
 from hydralign.models.kernels.few_states import PACKED_FROM
@@ -37,7 +37,7 @@ class CachedDecoding:
         prompt_ids: Sequence[Sequence[int]],
         new_tokens: int,
         *,
-        trunk: Trunk | None = None,
+        trunk: CausalTrunk | None = None,
     ) -> None:
         self.backbone, self.head, self.trunk = backbone, head, trunk
         if new_tokens >= PACKED_FROM:

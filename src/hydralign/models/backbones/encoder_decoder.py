@@ -17,9 +17,18 @@ from hydralign.errors import ModelError
 from hydralign.models.backbones.encoder_decoder_decoding import EncoderDecoderDecoding
 from hydralign.models.backbones.encoder_decoder_trunk import EncoderDecoderStates, EncoderDecoderTrunk
 from hydralign.models.backbones.position_bias import shared_position_bias
-from hydralign.models.backbones.slicing import copy_trained, layers_of, replace_input, slice_layers
+from hydralign.models.backbones.slicing import (
+    UNCUT,
+    copy_trained,
+    layers_of,
+    named_architecture_errors,
+    replace_input,
+    slice_layers,
+    top_layers,
+)
 from hydralign.models.heads.token import TokenHead
 from hydralign.models.kernels.tied_embedding import look_up
+from hydralign.models.outputs import require_finite_outputs
 from hydralign.models.versions import cache_argument
 from hydralign.types import TokenBatch
 
@@ -101,6 +110,47 @@ class EncoderDecoderBackbone:
             encoder_attention_mask=encoder_mask(prompt_lengths_B, encoder_BQD.shape[1], encoder_BQD.device),
             **more,
         ).last_hidden_state
+
+    def own_logits(self, ids_BT: Tensor) -> tuple[Tensor, Tensor]:
+        """(logits_BTV that the model itself gives, states_BTD that are read here); every second prompt is cut short, so
+        that padding is seen through.
+        """
+        lengths_B = torch.tensor([ids_BT.shape[1] - row % 2 for row in range(len(ids_BT))])
+        prompts = [ids[:length] for ids, length in zip(ids_BT.tolist(), lengths_B.tolist(), strict=True)]
+        batch = TokenBatch.of(prompts, ids_BT.tolist(), device=ids_BT.device)
+        mask_BQ = (torch.arange(ids_BT.shape[1]) < lengths_B[:, None]).long().to(ids_BT.device)
+        inputs = {"input_ids": ids_BT, "attention_mask": mask_BQ, "decoder_input_ids": self.decoder_input(batch)}
+        return self.model(**inputs).logits.float(), self.states(batch)
+
+    def packed_states(self, tokens_BT: Tensor, positions_BT: Tensor | None = None) -> Tensor:
+        """An encoder–decoder reads texts in pairs: refused with a ModelError."""
+        raise ModelError(
+            f"{type(self.model).__name__} reads a prompt and an answer apart: texts cannot stand in one row. Give both "
+            "in a TokenBatch."
+        )
+
+    @torch.no_grad()
+    def check_cut(self, top: int) -> int:
+        """The number of the first of the `top` decoder layers that can be cut off.
+
+        Raises ModelError unless encoder, lower and upper layers, one after the other, give the whole model's states.
+        """
+        name = type(self.model).__name__
+        layers = top_layers(top, len(layers_of(self.decoder)), name)
+        rows = (torch.arange(2 * 12).view(2, 12) % len(self.model.get_input_embeddings().weight)).tolist()
+        batch = TokenBatch.of([rows[0], rows[1][:7]], rows, device=self.device)
+        why = f"what stands between its decoder's layers is not known here. {UNCUT}"
+        with named_architecture_errors(f"{name} cannot be run in two parts", why):
+            whole_ND = self.hidden(batch)
+            parts_ND = self.top(layers.start).hidden(batch.with_trunk(self.trunk(layers.start).states(batch)))
+        gap, scale = float((whole_ND - parts_ND).abs().max()), float(whole_ND.abs().max())
+        require_finite_outputs(scale, self.model)
+        if not gap <= 1e-5 * max(1.0, scale):
+            raise ModelError(
+                f"{name} cut below its top {top} decoder layers differs from the whole by {gap:.2g}: its layers share "
+                f"more than the states that they hand on, and every log-probability would be wrong. {UNCUT}"
+            )
+        return layers.start
 
     def trunk(self, layers: int, *, dtype: torch.dtype = torch.float32, offload: bool = False) -> EncoderDecoderTrunk:
         """The encoder and the decoder's lowest `layers` layers, whose states are stored in this dtype."""

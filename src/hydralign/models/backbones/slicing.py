@@ -39,6 +39,11 @@ def named_architecture_errors(what: str, why: str) -> Iterator[None]:
         raise ModelError(f"{what} ({type(error).__name__}: {cause}): {why}") from error
 
 
+def stack_of(model: Any) -> Any:
+    """The stack of layers that a model can be cut through: its body, or of an encoder–decoder the decoder."""
+    return model.get_decoder() if model.config.is_encoder_decoder else model.base_model
+
+
 def layer_path(body: nn.Module) -> str:
     """The dotted name of the body's list of layers. Raises ModelError when there is not exactly one."""
     config: Any = body.config

@@ -75,7 +75,7 @@ class CausalTrunkCollector:
         return CausalTrunkStates(self.states_BTD, self.lengths_B)
 
 
-class Trunk:
+class CausalTrunk:
     """The lowest `layers` layers of a model, and a count of every position that crossed them."""
 
     def __init__(

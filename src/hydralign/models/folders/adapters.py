@@ -62,7 +62,7 @@ def read_language_adapter(folder: str) -> Any:
             "weights: it can neither be merged nor trained further here. Train a LoRA adapter in its place, or name "
             "a whole model."
         )
-    if config.task_type not in (None, "CAUSAL_LM"):
+    if config.task_type not in (None, "CAUSAL_LM", "SEQ_2_SEQ_LM"):
         raise ModelError(
             f"{folder!r} is a PEFT adapter of type {kind} for {config.task_type}: only adapters of language models "
             "that merge into their weights can be started from. Merge it into its base, save the whole model and "

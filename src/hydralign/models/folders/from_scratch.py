@@ -29,6 +29,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
+from hydralign.data.encoder_input import mark_for_encoder
 from hydralign.errors import ModelError
 from hydralign.models.folders.loading import prepare_model
 
@@ -61,7 +62,10 @@ def train_tokenizer(texts: Iterable[str], *, vocabulary: int, family: str = "gpt
     if family in ENCODER_DECODERS:
         ends = tokenizer.token_to_id(EOS)
         tokenizer.post_processor = processors.TemplateProcessing(single=f"$A {EOS}", special_tokens=[(EOS, ends)])
-    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD)
+    trained = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token=EOS, pad_token=PAD)
+    if family in ENCODER_DECODERS:
+        mark_for_encoder(trained)
+    return trained
 
 
 def make_model(tokenizer: Any, *, family: str, layers: int, width: int, heads: int, context: int, seed: int = 0) -> Any:
@@ -80,7 +84,7 @@ def require_writing_family(family: str) -> None:
     if family == "bert":
         raise ModelError(
             "family='bert' cannot be a language model: it reads both ways, so it has no next token to predict. "
-            "Use gpt2 or llama to write, bert only to classify."
+            "Use gpt2, llama, t5 or bart to write, bert only to classify."
         )
 
 

@@ -1,4 +1,4 @@
-"""Load a transformers causal model and its tokenizer, with the checks that spare a user a wrong run.
+"""Load a transformers language model and its tokenizer, with the checks that spare a user a wrong run.
 
 No remote code, safetensors only; the network is used only when `path` is no local folder.
 """
@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
+from hydralign.data.encoder_input import mark_for_encoder
 from hydralign.errors import ModelError, TokenizerError
 from hydralign.models.backbones.rope import rope_limit
 from hydralign.models.fixed import freeze_fixed
@@ -124,14 +125,21 @@ def load_model(
     lacks a pad or an end-of-sequence token.
     """
     path = check_folder(os.fspath(path))
-    way_out = "Check that it is a causal language model with its tokenizer, saved by transformers."
-    model, encoder, report = read_model(
-        AutoModelForCausalLM, path, way_out, tokenizer=tokenizer, generation_config=read_generation_config(path)
-    )
+    way_out = "Check that it is a language model with its tokenizer, saved by transformers."
+    with loading(f"Model {path!r}", path, way_out):
+        kind = writing_kind(AutoConfig.from_pretrained(path, trust_remote_code=False))
+    generation = read_generation_config(path)
+    model, encoder, report = read_model(kind, path, way_out, tokenizer=tokenizer, generation_config=generation)
     require_language_model(model.config.architectures, report["unexpected_keys"], path)
-    prepare_tokenizer(encoder, pad_token=pad_token, path=tokenizer or path)
+    has_encoder = model.config.is_encoder_decoder
+    prepare_tokenizer(encoder, pad_token=pad_token, path=tokenizer or path, encoder=has_encoder)
     check_loaded(model, encoder, report, path)
     return prepare_model(model, encoder).to(device), encoder
+
+
+def writing_kind(config: Any) -> Any:
+    """The Auto class of a language model with this config."""
+    return AutoModelForSeq2SeqLM if config.is_encoder_decoder else AutoModelForCausalLM
 
 
 def read_model(
@@ -191,8 +199,12 @@ def require_language_model(architectures: Sequence[str] | None, unexpected: Iter
     )
 
 
-def prepare_tokenizer(tokenizer: Any, *, pad_token: str | None, path: str) -> None:
-    """Set the pad token in place if one is named; check that pad and end-of-sequence exist."""
+def prepare_tokenizer(tokenizer: Any, *, pad_token: str | None, path: str, encoder: bool = False) -> None:
+    """Set the pad token in place if one is named; check that pad and end-of-sequence exist. `encoder` says that the
+    model has one, which reads the prompts.
+    """
+    if encoder:
+        mark_for_encoder(tokenizer)
     if pad_token is not None:
         known = tokenizer.get_vocab()
         if pad_token not in known:
@@ -218,7 +230,9 @@ def prepare_model(model: Any, tokenizer: Any) -> Any:
     """Switch dropout off for good and tell the config which token pads."""
     model.config.pad_token_id = tokenizer.pad_token_id
     # The embedding that is marked as padding gets no gradient: where EOS pads, it could never be learned.
-    model.get_input_embeddings().padding_idx = None
+    stacks = (model.get_encoder(), model.get_decoder()) if model.config.is_encoder_decoder else (model,)
+    for embedding in (model.get_input_embeddings(), *(stack.get_input_embeddings() for stack in stacks)):
+        embedding.padding_idx = None
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     mend_generation_settings(model)

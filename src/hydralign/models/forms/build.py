@@ -12,7 +12,9 @@ import torch
 
 from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.errors import ConfigError, ModelError, did_you_mean
+from hydralign.models.backbones.backbone import Backbone
 from hydralign.models.backbones.causal import CausalBackbone
+from hydralign.models.backbones.encoder_decoder import EncoderDecoderBackbone
 from hydralign.models.bf16_speed import concrete_precision
 from hydralign.models.branch import Branch
 from hydralign.models.checks import check_decoding, check_readout
@@ -150,7 +152,7 @@ def make_policy(
     if not critic and (has_branch or value_head is not None):
         raise ConfigError(f"{VALUES_WITHOUT_CRITIC} Leave out value: branch and value_head, or use critic=True.")
     prepare_model(convert_to_fp32(model), tokenizer)
-    plain = Branch(CausalBackbone(model))
+    plain = Branch(backbone_of(model))
     check_readout(plain)
     check_decoding(plain)
     shared: dict[str, Any] = {
@@ -167,7 +169,7 @@ def make_policy(
 
 
 def _in_form(model: Any, tokenizer: Any, form: Form, shared: Mapping[str, Any], seed: int) -> ModelForm:
-    backbone = partial(CausalBackbone, precision=shared["precision"])
+    backbone = partial(backbone_of, precision=shared["precision"])
     if isinstance(form, FullForm):
         return make_full_form(model, backbone, **shared)
     more: dict[str, Any] = {"tokenizer": tokenizer, "seed": seed, **shared}
@@ -190,7 +192,7 @@ def make_supervised_policy(
     """
     precision = concrete_precision(precision, model.device)
     prepare_model(convert_to_fp32(model), tokenizer)
-    backbone = partial(CausalBackbone, precision=precision)
+    backbone = partial(backbone_of, precision=precision)
     shared: dict[str, Any] = {"precision": precision, "reference": False}
     if isinstance(form, LoraForm):
         made = make_lora_form(model, backbone, tokenizer=tokenizer, settings=form, seed=seed, **shared)
@@ -208,7 +210,7 @@ def make_frozen_policy(
     Takes the model over. Raises ModelError when it cannot be sampled, or the reference has other tokens.
     """
     precision = concrete_precision(precision, model.device)
-    plain = Branch(CausalBackbone(model.requires_grad_(False)))
+    plain = Branch(backbone_of(model.requires_grad_(False)))
     check_decoding(plain)
     other = plain if reference is None else reference.whole
     if other.vocabulary != plain.vocabulary:
@@ -220,10 +222,16 @@ def make_frozen_policy(
         store_matrices_in_bf16(model)
     # What the reference cannot say has no KL to it, so it is not said here.
     absent = {*absent_ids(tokenizer, plain.vocabulary), *other.head.absent_ids.tolist()}
-    backbone = partial(CausalBackbone, precision=precision)
+    backbone = partial(backbone_of, precision=precision)
     made = make_full_form(model, backbone, precision=precision, reference=False, absent_ids=tuple(sorted(absent)))
     check_readout(made.branch)
     return Policy(made, tokenizer, reference=BranchReference(made.branch if reference is None else other))
+
+
+def backbone_of(model: Any, **settings: Any) -> Backbone:
+    """The model as its architecture is read: with an encoder, or as one causal stack."""
+    kind = EncoderDecoderBackbone if model.config.is_encoder_decoder else CausalBackbone
+    return kind(model, **settings)
 
 
 def _form_of(form: Form | str | None) -> Form:

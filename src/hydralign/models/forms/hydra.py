@@ -17,7 +17,7 @@ import torch
 
 from hydralign.config.model import LoraForm
 from hydralign.errors import ModelError
-from hydralign.models.backbones.slicing import check_split, layers_of, modules_after_layers
+from hydralign.models.backbones.slicing import layers_of, modules_after_layers, stack_of
 from hydralign.models.branch import Branch
 from hydralign.models.fixed import freeze_fixed
 from hydralign.models.folders.loading import prepare_model
@@ -50,7 +50,7 @@ def make_hydra_form(
             "states=bf16 with precision=fp32: sampling would read exact states and training rounded ones, so "
             "answers would be off-policy. Use precision bf16, or states fp32."
         )
-    first = check_split(model, unfrozen_layers)
+    first = backbone(model).check_cut(unfrozen_layers)
     module = _train_top(model, first, adapters, seed)
     if adapters is not None:
         prepare_model(model, tokenizer)
@@ -77,8 +77,8 @@ def _train_top(model: Any, first: int, adapters: LoraForm | None, seed: int) -> 
         return adapt(model, adapters, seed=seed)
     model.requires_grad_(False)
     ids_BT = torch.zeros(1, 2, dtype=torch.long, device=model.device)
-    above = modules_after_layers(model.base_model, model.get_input_embeddings()(ids_BT))
-    for module in [*layers_of(model.base_model)[first:], *above]:
+    above = modules_after_layers(stack_of(model), model.get_input_embeddings()(ids_BT))
+    for module in [*layers_of(stack_of(model))[first:], *above]:
         module.requires_grad_(True)
     # A module above the layers may share a weight with the embeddings, which belong to the trunk.
     model.get_input_embeddings().requires_grad_(False)

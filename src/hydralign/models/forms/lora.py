@@ -16,7 +16,7 @@ from peft import LoraConfig, get_peft_model
 
 from hydralign.config.model import LoraForm
 from hydralign.errors import ModelError
-from hydralign.models.backbones.slicing import layers_of, top_layers
+from hydralign.models.backbones.slicing import layers_of, stack_of, top_layers
 from hydralign.models.branch import Branch
 from hydralign.models.fixed import freeze_fixed
 from hydralign.models.folders.adapters import ADAPTER, AdapterStart, load_adapter, read_language_adapter
@@ -25,7 +25,7 @@ from hydralign.models.folders.loading import prepare_model
 from hydralign.models.linear_layers import linear_layers
 from hydralign.models.policy import BranchReference, MakeBackbone, ModelForm
 from hydralign.models.precision import store_frozen_in_bf16
-from hydralign.models.versions import Conv1D
+from hydralign.models.versions import LORA_TARGETS, Conv1D
 
 
 def make_lora_form(
@@ -51,8 +51,11 @@ def make_lora_form(
         store_frozen_in_bf16(model)
     prepare_model(model, tokenizer)
     whole = Branch(backbone(model), absent_ids=absent_ids)
+    # With all that is trained in the decoder, the encoder is a trunk: what it makes of a prompt holds for a rollout.
+    dtype = torch.bfloat16 if precision == "bf16" else torch.float32
+    trunk = whole.backbone.trunk(0, dtype=dtype, offload=False) if settings.decoder_only else None
     own = BranchReference(whole, start.in_place if start else peft.disable_adapter) if reference else None
-    return ModelForm(peft, whole, whole, reference=own, reference_weights=start.copies if start else ())
+    return ModelForm(peft, whole, whole, trunk, reference=own, reference_weights=start.copies if start else ())
 
 
 def adapt(model: Any, settings: LoraForm, *, seed: int) -> Any:
@@ -63,19 +66,43 @@ def adapt(model: Any, settings: LoraForm, *, seed: int) -> Any:
     matrices are rounded afterwards. Raises ModelError when adapters and model do not fit each other, or a trained
     adapter changes other layers.
     """
-    top, kind = settings.unfrozen_layers, type(model).__name__
-    layers = None if top is None else list(top_layers(top, len(layers_of(model.base_model)), kind))
+    kind, parts = type(model).__name__, _adapted_parts(model, settings)
     model.requires_grad_(False)
     adapter = settings.adapter
     if adapter is None:
-        where, task = f"in {kind}", "CAUSAL_LM"
-        return place_adapters(model, settings, where, seed=seed, task_type=task, layers_to_transform=layers)
+        return place_adapters(model, settings, f"in {kind}", seed=seed, **_placement(model, settings, parts))
     require_adapter(adapter)
     peft = load_adapter(model, adapter, read_language_adapter(adapter), trained=True)
     freeze_fixed(model)
-    if layers is not None:
-        _require_within(model, peft, layers)
+    if parts is not None:
+        _require_within(peft, parts)
     return peft
+
+
+def _adapted_parts(model: Any, settings: LoraForm) -> list[Any] | None:
+    """The modules that adapters are to stay in, as the settings say; None for the whole model."""
+    kind, stack = type(model).__name__, stack_of(model)
+    if settings.decoder_only and not model.config.is_encoder_decoder:
+        raise ModelError(f"model.form.decoder_only: {kind} has no encoder to leave out. Leave the setting out.")
+    if settings.unfrozen_layers is not None:
+        layers = layers_of(stack)
+        return [layers[number] for number in top_layers(settings.unfrozen_layers, len(layers), kind)]
+    return [stack] if settings.decoder_only else None
+
+
+def _placement(model: Any, settings: LoraForm, parts: Sequence[Any] | None) -> dict[str, Any]:
+    """Where PEFT puts adapters: by the numbers of layers or, since encoder and decoder number theirs alike, by names."""
+    if not model.config.is_encoder_decoder:
+        last = 0 if parts is None else len(layers_of(model.base_model))
+        numbers = None if parts is None else list(range(last - len(parts), last))
+        return {"task_type": "CAUSAL_LM", "layers_to_transform": numbers}
+    if parts is None:
+        return {"task_type": "SEQ_2_SEQ_LM"}
+    inside = {id(module) for part in parts for module in part.modules()}
+    ends = tuple(settings.targets or LORA_TARGETS.get(model.config.model_type, ()))
+    linear = [name for name, module in linear_layers(model).items() if id(module) in inside]
+    named = [name for name in linear if any(name == end or name.endswith(f".{end}") for end in ends)]
+    return {"task_type": "SEQ_2_SEQ_LM", "target_modules": named or list(ends)}
 
 
 def require_adapter(folder: str) -> None:
@@ -87,14 +114,15 @@ def require_adapter(folder: str) -> None:
         )
 
 
-def _require_within(model: Any, peft: Any, layers: Sequence[int]) -> None:
-    """Raise ModelError when something is trained outside these layers."""
-    inside = {id(p) for number in layers for p in layers_of(model.base_model)[number].parameters()}
+def _require_within(peft: Any, parts: Sequence[Any]) -> None:
+    """Raise ModelError when something is trained outside of these modules, the decoder or its top layers."""
+    inside = {id(p) for part in parts for p in part.parameters()}
     outside = [name for name, p in peft.named_parameters() if p.requires_grad and id(p) not in inside]
     if outside:
         raise ModelError(
-            f"model.form: the adapter changes {outside[0]}, which is not in the top {len(layers)} layers: trunk and "
-            "output head must stay as they are to be shared. Leave unfrozen_layers out, or name another adapter."
+            f"model.form: the adapter changes {outside[0]}, which is not in the top {len(parts)} layers, or in the "
+            "decoder: what is shared must stay as it is. Leave unfrozen_layers and decoder_only out, or name another "
+            "adapter."
         )
 
 
@@ -126,9 +154,8 @@ def place_adapters(
         lora_alpha=settings.alpha,
         lora_dropout=0.0,
         bias="none",
-        target_modules=targets,
         fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
-        **placement,
+        **{"target_modules": targets, **placement},
     )
     linear = sorted({name.split(".")[-1] for name in linear_layers(model)})
     named = named_load_errors(
