@@ -35,7 +35,7 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True)
 class Pair:
-    """One comparison as the scorer reads it."""
+    """One comparison as the classifier reads it."""
 
     chosen: Ids
     rejected: Ids
@@ -43,7 +43,7 @@ class Pair:
 
 @dataclass(frozen=True)
 class Labelled:
-    """One text as the scorer reads it, and the column of its label."""
+    """One text as the classifier reads it, and the column of its label."""
 
     ids: Ids
     label: int
@@ -56,7 +56,7 @@ Row = TypeVar("Row", Pair, Labelled)
 class RewardParts(Generic[Row]):
     """What a run of reward training is made of: pairs on both sides, or labelled texts on both."""
 
-    scorer: SequenceClassifier
+    classifier: SequenceClassifier
     train: Sequence[Row]
     held_out: Sequence[Row]
     folder: Path
@@ -69,11 +69,11 @@ def train_on_pairs(config: RewardConfig, parts: RewardParts[Pair], *, seed: int 
     stream = Stream(tuple(parts.train), seed)
     task: SupervisedTask[Pair] = SupervisedTask(
         name="reward",
-        trained=parts.scorer.trained(),
+        trained=parts.classifier.trained(),
         steps=steps_of(config, len(parts.train)),
         batch=lambda step: stream.batch(step, config.batch.rows),
         count=len,
-        loss=partial(pair_loss, parts.scorer),
+        loss=partial(pair_loss, parts.classifier),
         measure=partial(_measure, parts, config.batch.micro_batch_size, judge_pairs),
         size=lambda pair: len(pair.chosen) + len(pair.rejected),
     )
@@ -96,33 +96,33 @@ def train_on_labels(
             seed=seed, iteration=step, rows=np.arange(len(drawn)), positions=2, stream=CROPS
         ).tolist()
         return [
-            cropped(text, crops, parts.scorer.tokenizer, *uniform) if copy else text
+            cropped(text, crops, parts.classifier.tokenizer, *uniform) if copy else text
             for (text, copy), uniform in zip(drawn, uniform_B2, strict=True)
         ]
 
     task: SupervisedTask[Labelled] = SupervisedTask(
         name="classifier",
-        trained=parts.scorer.trained(),
+        trained=parts.classifier.trained(),
         steps=steps_of(config, len(stream.rows)),
         batch=batch,
         count=len,
-        loss=partial(label_loss, parts.scorer),
+        loss=partial(label_loss, parts.classifier),
         measure=partial(_measure, parts, config.batch.micro_batch_size, judge_labels),
         size=lambda text: len(text.ids),
     )
     learn(task, config, parts.folder, parts.records, processes=parts.processes)
 
 
-def pair_loss(scorer: SequenceClassifier, pairs: Sequence[Pair], count: float) -> tuple[Tensor, dict[str, Tensor]]:
+def pair_loss(classifier: SequenceClassifier, pairs: Sequence[Pair], count: float) -> tuple[Tensor, dict[str, Tensor]]:
     """The pairwise logistic loss of these pairs ÷ `count`, and sums of wins (a tie is half of one), ties and margin."""
     both = [*(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]
-    chosen_B, rejected_B = scorer.outputs(both)[:, 0].split(len(pairs))
+    chosen_B, rejected_B = classifier.outputs(both)[:, 0].split(len(pairs))
     return pairwise_logistic_loss(chosen_B, rejected_B, count=count)
 
 
-def label_loss(scorer: SequenceClassifier, texts: Sequence[Labelled], count: float) -> tuple[Tensor, dict[str, Tensor]]:
+def label_loss(classifier: SequenceClassifier, texts: Sequence[Labelled], count: float) -> tuple[Tensor, dict[str, Tensor]]:
     """Σ cross-entropy in nats of these texts ÷ `count`, and the sum of those that were named rightly."""
-    logits_BC = scorer.outputs([text.ids for text in texts])
+    logits_BC = classifier.outputs([text.ids for text in texts])
     label_B = torch.tensor([text.label for text in texts], device=logits_BC.device)
     right = (logits_BC.detach().argmax(-1) == label_B).sum()
     return cross_entropy(logits_BC, label_B, reduction="sum") / count, {"accuracy": right}
@@ -151,14 +151,14 @@ def cropped_once(texts: Sequence[Labelled], crops: CropsConfig, tokenizer: Any, 
 
 @torch.no_grad()
 def outputs_of(
-    scorer: SequenceClassifier, rows: Sequence[Ids], micro_batch_size: int, processes: Distributed = SINGLE_PROCESS
+    classifier: SequenceClassifier, rows: Sequence[Ids], micro_batch_size: int, processes: Distributed = SINGLE_PROCESS
 ) -> Tensor:
     """logits_NC of all rows in order, float64 on the CPU, the same on every process. Raises NonFiniteError."""
     own = rows[processes.share(len(rows))]
-    logits_NC = torch.zeros(len(own), len(scorer.labels), dtype=torch.float64)
+    logits_NC = torch.zeros(len(own), len(classifier.labels), dtype=torch.float64)
 
     def read(few: list[int]) -> Tensor:
-        return scorer.outputs([own[row] for row in few]).double().cpu()
+        return classifier.outputs([own[row] for row in few]).double().cpu()
 
     for few, logits_BC in map_micro_batches(read, longest_first(map(len, own)), micro_batch_size, processes):
         logits_NC[few] = logits_BC
@@ -171,7 +171,7 @@ def outputs_of(
 
 @dataclass(frozen=True)
 class Judged:
-    """What a scorer made of given rows, one number per row."""
+    """What a classifier made of given rows, one number per row."""
 
     right_N: Tensor
     """1 where it was right, 0 where it was wrong, one half for a tie."""
@@ -193,11 +193,11 @@ class Judged:
 
 
 def judge_pairs(
-    scorer: SequenceClassifier, pairs: Sequence[Pair], micro_batch_size: int, processes: Distributed = SINGLE_PROCESS
+    classifier: SequenceClassifier, pairs: Sequence[Pair], micro_batch_size: int, processes: Distributed = SINGLE_PROCESS
 ) -> Judged:
-    """The scorer's choice in each comparison; σ(|margin|) is its confidence."""
+    """The classifier's choice in each comparison; σ(|margin|) is its confidence."""
     chosen_N, rejected_N = (
-        outputs_of(scorer, side, micro_batch_size, processes)[:, 0]
+        outputs_of(classifier, side, micro_batch_size, processes)[:, 0]
         for side in ([pair.chosen for pair in pairs], [pair.rejected for pair in pairs])
     )
     margin_N = chosen_N - rejected_N
@@ -206,13 +206,13 @@ def judge_pairs(
 
 
 def judge_labels(
-    scorer: SequenceClassifier,
+    classifier: SequenceClassifier,
     texts: Sequence[Labelled],
     micro_batch_size: int,
     processes: Distributed = SINGLE_PROCESS,
 ) -> Judged:
-    """The scorer's label for each text."""
-    return judge_logits(outputs_of(scorer, [text.ids for text in texts], micro_batch_size, processes), texts)
+    """The classifier's label for each text."""
+    return judge_logits(outputs_of(classifier, [text.ids for text in texts], micro_batch_size, processes), texts)
 
 
 def judge_logits(logits_NC: Tensor, texts: Sequence[Labelled]) -> Judged:
@@ -227,4 +227,4 @@ Judge = Callable[[SequenceClassifier, Any, int, Distributed], Judged]
 
 
 def _measure(parts: RewardParts[Row], micro_batch_size: int, judge: Judge) -> Mapping[str, float]:
-    return judge(parts.scorer, parts.held_out, micro_batch_size, parts.processes).metrics()
+    return judge(parts.classifier, parts.held_out, micro_batch_size, parts.processes).metrics()

@@ -15,8 +15,8 @@ from torch import Tensor
 from hydralign.errors import StartCheckError
 from hydralign.micro_batches import MicroBatcher
 from hydralign.models.policy import Policy
-from hydralign.rollout import keep_trunk_count, map_rows, reference_rows, require_finite_numbers
-from hydralign.types import Experience
+from hydralign.rollout import keep_trunk_count, map_rows, require_finite_numbers
+from hydralign.types import Experience, TokenBatch
 
 DRIFT_LIMITS = {"fp32": (1e-4, 1e-3), "bf16": (3e-2, 0.5)}
 """Largest allowed (mean, maximum) of |log-probability by decoding − by forward pass|, in nats."""
@@ -41,11 +41,15 @@ def check_start(
     """
     rows, fits = experience.rollout.rows, MicroBatcher.of(micro_batch_size)
     mask_BR, collected_with = rows.mask_BR, fits.rows
+
+    def read(few: TokenBatch) -> tuple[Tensor | None, ...]:
+        first_BR, again_BR = (policy.evaluate(few).logprobs_BR for _ in range(2))
+        # Kernels round by the shape of a batch: bits are compared between micro-batches of one size only.
+        return first_BR, again_BR, None if fits.rows == collected_with else policy.reference_logprobs(few)
+
     with torch.no_grad():
-        first_BR, again_BR = map_rows(lambda few: [policy.evaluate(few).logprobs_BR for _ in range(2)], rows, fits)
-    # Kernels round by the shape of a batch: bits are compared between micro-batches of one size only.
-    stored = fits.rows == collected_with
-    reference_BR = experience.ref_logprobs_BR if stored else reference_rows(policy, rows, fits)
+        first_BR, again_BR, reference_BR = map_rows(read, rows, fits)
+    reference_BR = experience.ref_logprobs_BR if reference_BR is None else reference_BR
     require_finite_numbers({"policy/logprobs": first_BR})
     mean_allowed, max_allowed = (limit * _logit_size(policy, experience) for limit in ROUNDING_LIMITS[policy.precision])
     allowed = f"allowed as rounding in {policy.precision}: {mean_allowed:.2g} on average and {max_allowed:.2g} at most"

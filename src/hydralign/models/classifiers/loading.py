@@ -38,8 +38,8 @@ def load_classifier(
 
 
 def longest_text(model: nn.Module, tokenizer: Any) -> int:
-    """Most tokens that the model can read: `context_of` it as far as its position table can be reached, and the
-    tokenizer's own limit.
+    """Most tokens that the model can read: the lesser of its context, as far as its position table is within reach, and
+    the tokenizer's own limit.
     """
     # RoBERTa and its kin number positions from padding_idx + 1, so that part of the table is out of reach.
     tables = (m for n, m in model.named_modules() if n.endswith("position_embeddings"))
