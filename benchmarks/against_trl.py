@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-OURS, OLD, NEW = "ppo_iteration.py", "peers/trl_old.py", "peers/trl_new.py"
+OURS, OLD, OLD_T5, NEW = "ppo_iteration.py", "peers/trl_old.py", "peers/trl_old_t5.py", "peers/trl_new.py"
 ABOVE_TOP = {"S": "10", "L": "6"}
 """Layers below the top two."""
 
@@ -55,6 +55,15 @@ def comparisons() -> list[Comparison]:
     listed.append(
         Comparison("S: all layers trained, TRL 0.11.4", ("--form", "full", *everything), OLD, everything, 1.5)
     )
+    shape = ("--geometry", "T")
+    ours = (*shape, "--family", "t5", "--form")
+    for name, form, theirs, time_bar, memory_bar in (
+        ("T5, top 2 of the decoder trained, TRL 0.11.4 with LoRA", ("hydra",), (), 3.0, 0.65),
+        ("T5, top 2 of the decoder trained, TRL 0.11.4 with all trained", ("hydra",), ("--full",), 4.0, None),
+        ("T5, LoRA in the decoder, TRL 0.11.4 with LoRA", ("lora", "--decoder-only"), (), 2.0, None),
+        ("T5, LoRA, TRL 0.11.4 with LoRA", ("lora",), (), 1.1, None),
+    ):
+        listed.append(Comparison(name, (*ours, *form), OLD_T5, (*shape, *theirs), time_bar, memory_bar))
     return listed
 
 
@@ -67,7 +76,7 @@ def main() -> None:
     parser.add_argument("--iters", type=int, default=3, help="counted iterations in each run")
     parser.add_argument("--only", default="", help="comparisons whose name holds this text")
     a = parser.parse_args()
-    interpreters = {OURS: sys.executable, OLD: a.trl_old, NEW: a.trl_new}
+    interpreters = {OURS: sys.executable, OLD: a.trl_old, OLD_T5: a.trl_old, NEW: a.trl_new}
     for comparison in comparisons():
         if a.only in comparison.name:
             print(json.dumps(compare(comparison, interpreters, a.pairs, a.iters)), flush=True)
@@ -88,7 +97,7 @@ def compare(comparison: Comparison, interpreters: dict[str, str], pairs: int, it
         "bar": comparison.time_bar,
         "memory": round(statistics.median(memory), 3),
         "memory_bar": comparison.memory_bar,
-        "times_floor": round(statistics.median(ours["times_floor"] for ours, _ in rows), 3),
+        "times_floor": round(statistics.median(ours["times_floor"] or 0.0 for ours, _ in rows), 3),
         "our_seconds": [round(ours["seconds"], 2) for ours, _ in rows],
         "their_seconds": [round(theirs["seconds"], 2) for _, theirs in rows],
         "our_mb": round(statistics.median(above(ours) for ours, _ in rows)),

@@ -12,8 +12,11 @@ import torch
 GEOMETRIES: dict[str, dict[str, int]] = {
     "S": {"layers": 12, "dim": 768, "heads": 12, "vocab": 50257, "q": 8, "r": 16, "batch": 16, "mini": 4},
     "L": {"layers": 8, "dim": 512, "heads": 8, "vocab": 50257, "q": 256, "r": 48, "batch": 8, "mini": 4},
+    "T": {"layers": 6, "dim": 512, "heads": 8, "vocab": 32128, "q": 256, "r": 48, "batch": 8, "mini": 4},
 }
-"""S: short film reviews on GPT-2 small. L: summaries, prompts longer than answers."""
+"""S: short film reviews on GPT-2 small. L: summaries, prompts longer than answers. T: the same on T5 small, with an
+encoder and a decoder of so many layers.
+"""
 
 
 def add_geometry(parser: argparse.ArgumentParser) -> None:

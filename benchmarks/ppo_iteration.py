@@ -1,12 +1,13 @@
 """Time PPO iterations on random weights and print one JSON line.
 
     python benchmarks/ppo_iteration.py --form hydra --geometry L
+    python benchmarks/ppo_iteration.py --form hydra --geometry T --family t5
     python benchmarks/ppo_iteration.py --form full --layers 12 --dim 768 --heads 12 --q 8 --r 16 --batch 16 --mini 4
 
 Answers never end early, rewards are random numbers, the first iteration is not counted. `seconds` is the median of
 whole iterations, `share` what each phase takes of it. `floor_gflop` is the arithmetic of a hydra iteration of this
 shape (benchmarks/geometry.py), `times_floor` the seconds over the time which that takes at `gflops`, the rate of a
-2048³ fp32 product, measured before and after the iterations. `peak_mb` is the peak resident size, `import_mb` what was
+2048³ fp32 product, measured before and after the iterations; neither is told of an encoder–decoder. `peak_mb` is the peak resident size, `import_mb` what was
 resident after imports.
 """
 
@@ -26,10 +27,11 @@ import torch
 from geometry import add_geometry, fill, floor_gflop, matrices, matrix_rate
 from separate import FullSizeReward, separate_policy
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
 
 from hydralign.config import FullForm, HydraForm, LoraForm
 from hydralign.config.model import Form
+from hydralign.data.encoder_input import mark_for_encoder
 from hydralign.generation.sampler import sample
 from hydralign.methods.advantages import estimate
 from hydralign.methods.policy_update import update
@@ -48,7 +50,8 @@ def main() -> None:
     parser.add_argument("--form", choices=["full", "lora", "hydra", "separate"], default="hydra")
     parser.add_argument("--value", choices=["head", "branch"], default="head", help="of the hydra form")
     parser.add_argument("--dtype", choices=["fp32", "bf16"], default="fp32")
-    parser.add_argument("--family", choices=["gpt2", "llama"], default="gpt2")
+    parser.add_argument("--family", choices=["gpt2", "llama", "t5"], default="gpt2")
+    parser.add_argument("--decoder-only", action="store_true", help="of an encoder–decoder adapt the decoder alone")
     add_geometry(parser)
     arguments = fill(parser.parse_args())
     import_mb = peak_mb()
@@ -129,7 +132,9 @@ def _told(
     total = seconds["total"]
     model = policy.model
     head = model.get_output_embeddings().weight.numel()
-    floor = floor_gflop(matrices(layers_of(model.base_model)[0]), head, arguments)
+    floor = None
+    if arguments.family != "t5":
+        floor = floor_gflop(matrices(layers_of(model.base_model)[0]), head, arguments)
     phases = {
         "sampling": seconds["sample"],
         "scoring": seconds.get("score", 0.0),
@@ -143,9 +148,9 @@ def _told(
         "optimizer_steps": stats["ppo/optimizer_steps"],
         "trunk_passes_per_token": stats.get("trunk_passes_per_token"),
         "trunk_pad_share": stats.get("trunk_pad_share"),
-        "floor_gflop": round(floor, 1),
+        "floor_gflop": floor and round(floor, 1),
         "gflops": round(rate, 1),
-        "times_floor": round(total / (floor / rate), 3),
+        "times_floor": floor and round(total / (floor / rate), 3),
     }
 
 
@@ -155,15 +160,36 @@ def build(arguments: argparse.Namespace) -> tuple[Policy, FullSizeReward | None]
     vocabulary = {str(i): i for i in range(a.vocab)}
     words = Tokenizer(models.WordLevel(vocabulary, unk_token="0"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0", eos_token="0")
-    model = make_model(tokenizer, family=a.family, layers=a.layers, width=a.dim, heads=a.heads, context=1024)
+    if a.family == "t5":
+        mark_for_encoder(tokenizer)
+        model = T5ForConditionalGeneration(t5_config(a))
+    else:
+        model = make_model(tokenizer, family=a.family, layers=a.layers, width=a.dim, heads=a.heads, context=1024)
     if a.form == "separate":
         return separate_policy(model, tokenizer, precision=a.dtype), FullSizeReward(model)
     forms: dict[str, Form] = {
         "full": FullForm(),
-        "lora": LoraForm(),
+        "lora": LoraForm(rank=32, alpha=32) if a.family == "t5" else LoraForm(),
         "hydra": HydraForm(unfrozen_layers=a.k, value=a.value),
     }
-    return make_policy(model, tokenizer, form=forms[a.form], precision=a.dtype), None
+    form = forms[a.form].model_copy(update={"decoder_only": True} if a.decoder_only else {})
+    return make_policy(model, tokenizer, form=form, precision=a.dtype), None
+
+
+def t5_config(a: argparse.Namespace) -> T5Config:
+    """The shape of T5's first version: a plain feed-forward block, tied embeddings."""
+    return T5Config(
+        vocab_size=a.vocab,
+        num_layers=a.layers,
+        d_model=a.dim,
+        d_kv=a.dim // a.heads,
+        num_heads=a.heads,
+        d_ff=4 * a.dim,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=0,
+        dropout_rate=0.0,
+    )
 
 
 def _time_optimizer(optimizer: torch.optim.Optimizer, clock: Clock) -> None:

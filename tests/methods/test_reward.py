@@ -19,6 +19,7 @@ from hydralign.methods.reward import (
     Labelled,
     Pair,
     RewardParts,
+    balanced_weights,
     cropped,
     judge_labels,
     judge_pairs,
@@ -206,3 +207,16 @@ def test_saved_classifier_gives_plain_transformers_the_same_scores(tokenizer: An
     for ours, theirs in zip(wanted, got, strict=True):
         assert theirs == pytest.approx(ours, abs=1e-5)
     assert isinstance(FORMS["lora"], LoraForm)
+
+
+def test_balanced_labels_weigh_the_same_in_all(tokenizer: Any) -> None:
+    texts = [Labelled((5, 6), 0), Labelled((7,), 0), Labelled((8, 9), 0), Labelled((10, 11, 12), 1)]
+    weights_C = balanced_weights(texts)
+    assert weights_C.tolist() == pytest.approx([4 / 6, 2.0])
+    judge = scorer(tokenizer, labels=("COMMON", "RARE"))
+    each = [float(label_loss(judge, [text], 1.0)[0].detach()) for text in texts]
+    weighted, numbers = label_loss(judge, texts, 4.0, weights_C)
+    assert float(weighted.detach()) == pytest.approx((sum(each[:3]) * 4 / 6 + each[3] * 2) / 4, abs=1e-5)
+    plain, same = label_loss(judge, texts, 4.0)
+    assert float(plain.detach()) == pytest.approx(sum(each) / 4, abs=1e-5)
+    assert numbers == same

@@ -48,6 +48,8 @@ class Labels(Config):
     """A label as it stands in the data: the name it gets. Without any, labels keep their names, sorted."""
     crops: CropsConfig | None = None
     """Also learn from pieces of each text."""
+    class_weights: Literal["balanced"] | None = None
+    """balanced: in the loss every label weighs as much as every other, however rare its texts are."""
     calibrate: bool = True
     """Divide the outputs by a temperature fitted on held-out rows, so that probabilities mean what they say."""
 

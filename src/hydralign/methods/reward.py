@@ -81,9 +81,16 @@ def train_on_pairs(config: RewardConfig, parts: RewardParts[Pair], *, seed: int 
 
 
 def train_on_labels(
-    config: RewardConfig, parts: RewardParts[Labelled], *, crops: CropsConfig | None = None, seed: int = 0
+    config: RewardConfig,
+    parts: RewardParts[Labelled],
+    *,
+    crops: CropsConfig | None = None,
+    balanced: bool = False,
+    seed: int = 0,
 ) -> None:
-    """Learn to name the label of each text, and of `crops` of it. Resumes and raises as `supervised.learn` does."""
+    """Learn to name the label of each text, and of `crops` of it; `balanced` gives every label the same weight in all.
+    Resumes and raises as `supervised.learn` does.
+    """
     copies = 1 + (crops.per_text if crops else 0)
     # Each text stands `copies` times in an epoch, once whole; which copy it is decides what becomes of it.
     stream = Stream(tuple((text, copy) for copy in range(copies) for text in parts.train), seed)
@@ -106,7 +113,7 @@ def train_on_labels(
         steps=steps_of(config, len(stream.rows)),
         batch=batch,
         count=len,
-        loss=partial(label_loss, parts.classifier),
+        loss=partial(label_loss, parts.classifier, weights_C=balanced_weights(parts.train) if balanced else None),
         measure=partial(_measure, parts, config.batch.micro_batch_size, judge_labels),
         size=lambda text: len(text.ids),
     )
@@ -120,12 +127,26 @@ def pair_loss(classifier: SequenceClassifier, pairs: Sequence[Pair], count: floa
     return pairwise_logistic_loss(chosen_B, rejected_B, count=count)
 
 
-def label_loss(classifier: SequenceClassifier, texts: Sequence[Labelled], count: float) -> tuple[Tensor, dict[str, Tensor]]:
-    """Σ cross-entropy in nats of these texts ÷ `count`, and the sum of those that were named rightly."""
+def balanced_weights(texts: Sequence[Labelled]) -> Tensor:
+    """weights_C of the labels, texts ÷ (labels · texts of the label): each weighs the same in all, and a text 1 on
+    average.
+    """
+    counts_C = torch.tensor([text.label for text in texts]).bincount().double()
+    return (len(texts) / (len(counts_C) * counts_C)).float()
+
+
+def label_loss(
+    classifier: SequenceClassifier, texts: Sequence[Labelled], count: float, weights_C: Tensor | None = None
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Σ cross-entropy in nats of these texts, each times the weight of its label, ÷ `count`; and the sum of those that
+    were named rightly.
+    """
     logits_BC = classifier.outputs([text.ids for text in texts])
     label_B = torch.tensor([text.label for text in texts], device=logits_BC.device)
     right = (logits_BC.detach().argmax(-1) == label_B).sum()
-    return cross_entropy(logits_BC, label_B, reduction="sum") / count, {"accuracy": right}
+    weights_C = None if weights_C is None else weights_C.to(logits_BC.device)
+    loss = cross_entropy(logits_BC, label_B, weight=weights_C, reduction="sum")
+    return loss / count, {"accuracy": right}
 
 
 def cropped(text: Labelled, crops: CropsConfig, tokenizer: Any, where: float, length: float) -> Labelled:

@@ -96,7 +96,8 @@ def run_reward(recipe: Recipe, step: Step, processes: Distributed) -> list[Diffe
         if isinstance(task, Comparisons):
             train_on_pairs(config, parts, seed=recipe.seed)
         else:
-            train_on_labels(config, parts, crops=task.crops, seed=recipe.seed)
+            balanced = task.class_weights == "balanced"
+            train_on_labels(config, parts, crops=task.crops, balanced=balanced, seed=recipe.seed)
         fitted = calibrated(loaded, task, micro, recipe.seed, processes) if isinstance(task, Labels) else None
         temperature, after = fitted or (None, judged())
         test: Judged | None = judge(classifier, loaded.test, micro, processes) if loaded.test else None

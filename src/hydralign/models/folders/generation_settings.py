@@ -24,6 +24,9 @@ TOKENS = ("eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_i
 SWITCHES = ("do_sample", "num_beams", "return_dict_in_generate", "use_cache")
 """Settings that say whether others have a meaning, so they are kept first."""
 
+SEARCHES = ("num_beams", "no_repeat_ngram_size", "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids")
+"""Settings that force or forbid tokens, or search for likely answers."""
+
 
 def read_generation_config(folder: str) -> GenerationConfig | None:
     """The generation config of a local model folder that transformers would not load as it is, without what does not
@@ -69,6 +72,17 @@ def mend_generation_settings(model: Any) -> None:
         setattr(model.config, name, None)
     if misplaced:
         say(f"The model's config holds settings of generation, which cannot be saved there. {_left_out(misplaced)}")
+
+
+def say_ignored_settings(model: Any) -> None:
+    """Name what a generation config asks of a decoder that sampling here does not do: answers come from the model's own
+    distribution, or what is learned from them would be about another one.
+    """
+    generation, usual = model.generation_config, GenerationConfig()
+    asked = [name for name in SEARCHES if getattr(generation, name, None) not in (None, 0, getattr(usual, name, None))]
+    if asked:
+        listed = ", ".join(f"{name}={getattr(generation, name)}" for name in asked)
+        say(f"The model's generation config asks for {listed}: left out, since answers are sampled as the model has them.")
 
 
 def why_unsaved(generation: GenerationConfig) -> str:

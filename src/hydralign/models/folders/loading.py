@@ -19,7 +19,7 @@ from hydralign.data.encoder_input import mark_for_encoder
 from hydralign.errors import ModelError, TokenizerError
 from hydralign.models.backbones.rope import rope_limit
 from hydralign.models.fixed import freeze_fixed
-from hydralign.models.folders.generation_settings import mend_generation_settings, read_generation_config
+from hydralign.models.folders.generation_settings import mend_generation_settings, read_generation_config, say_ignored_settings
 from hydralign.models.folders.load_errors import CONTEXTS, check_model_files, loading, named_load_errors
 from hydralign.models.folders.load_report import require_whole_load
 from hydralign.models.folders.tokenizers import NO_LIMIT, read_tokenizer
@@ -134,6 +134,8 @@ def load_model(
     has_encoder = model.config.is_encoder_decoder
     prepare_tokenizer(encoder, pad_token=pad_token, path=tokenizer or path, encoder=has_encoder)
     check_loaded(model, encoder, report, path)
+    if has_encoder:
+        say_ignored_settings(model)
     return prepare_model(model, encoder).to(device), encoder
 
 
