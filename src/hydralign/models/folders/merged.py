@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from os.path import expanduser
@@ -79,8 +80,11 @@ def merged(model: Any, adapter: Any, folder: str) -> Any:
     """The model with the adapter added to its weights, all of which learn as those of a loaded model do."""
     adapted = load_adapter(model, folder, adapter, trained=False)
     _require_untied(model, folder)
-    # PEFT froze the base.
-    whole = adapted.merge_and_unload().requires_grad_(True)
+    with warnings.catch_warnings():
+        # T5's config says that its head is tied, whatever the folder holds; PEFT corrects it here, with a warning.
+        warnings.filterwarnings("ignore", "Input and output embeddings are no longer tied")
+        # PEFT froze the base.
+        whole = adapted.merge_and_unload().requires_grad_(True)
     freeze_fixed(whole)
     return whole
 
