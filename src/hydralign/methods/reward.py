@@ -120,7 +120,9 @@ def pair_loss(classifier: SequenceClassifier, pairs: Sequence[Pair], count: floa
     return pairwise_logistic_loss(chosen_B, rejected_B, count=count)
 
 
-def label_loss(classifier: SequenceClassifier, texts: Sequence[Labelled], count: float) -> tuple[Tensor, dict[str, Tensor]]:
+def label_loss(
+    classifier: SequenceClassifier, texts: Sequence[Labelled], count: float
+) -> tuple[Tensor, dict[str, Tensor]]:
     """Σ cross-entropy in nats of these texts ÷ `count`, and the sum of those that were named rightly."""
     logits_BC = classifier.outputs([text.ids for text in texts])
     label_B = torch.tensor([text.label for text in texts], device=logits_BC.device)
@@ -193,7 +195,10 @@ class Judged:
 
 
 def judge_pairs(
-    classifier: SequenceClassifier, pairs: Sequence[Pair], micro_batch_size: int, processes: Distributed = SINGLE_PROCESS
+    classifier: SequenceClassifier,
+    pairs: Sequence[Pair],
+    micro_batch_size: int,
+    processes: Distributed = SINGLE_PROCESS,
 ) -> Judged:
     """The classifier's choice in each comparison; σ(|margin|) is its confidence."""
     chosen_N, rejected_N = (

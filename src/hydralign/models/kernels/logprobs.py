@@ -109,7 +109,9 @@ class _Reading(NamedTuple):
 
 def _stored(reading: _Reading, hidden_ND: Tensor, targets_N: Tensor, blocked_N: Tensor) -> tuple[Tensor, Tensor]:
     """One chunk through a head that autograd differentiates."""
-    chosen_N, entropy_N = _Read.apply(reading.head(hidden_ND), targets_N, blocked_N, reading.temperature, reading.stop_ids)
+    chosen_N, entropy_N = _Read.apply(
+        reading.head(hidden_ND), targets_N, blocked_N, reading.temperature, reading.stop_ids
+    )
     if not reading.entropy:
         return chosen_N, torch.zeros_like(chosen_N)
     return chosen_N, entropy_N if reading.entropy_gradient else entropy_N.detach()
@@ -199,7 +201,10 @@ def _passed(reading: _Reading, hidden_ND: Tensor, targets_N: Tensor, blocked_N: 
             if isinstance(slope, Tensor):
                 slope_N = torch.where(inside_N, slope.gather(1, at_N1).squeeze(1), slope_N)
             sums.add(logits_NB, head.weights(tokens) if learns else None, slope)
-        chosen_N, entropy_N = target_N - sums.log_mass_N, sums.entropy_N if reading.entropy else torch.zeros_like(target_N)
+        chosen_N, entropy_N = (
+            target_N - sums.log_mass_N,
+            sums.entropy_N if reading.entropy else torch.zeros_like(target_N),
+        )
         if not learns:
             return chosen_N, entropy_N
         scale = slope_N[:, None] if slope_N.dim() else head.slope(target_N)
