@@ -18,7 +18,7 @@ from hydralign.cli import main
 from hydralign.config import load_recipe
 from hydralign.runs import kinds
 from hydralign.runs.recipes import claim_folder, conflicts, run_section
-from hydralign.runs.standing import record_start
+from hydralign.runs.standing import prepare_folder
 from hydralign.runs.steps import Step
 from hydralign.testing import tiny_model
 
@@ -315,7 +315,7 @@ def copied(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 def pretend(recipe: Any, step: Step, processes: Any) -> list[Any]:
-    record_start(recipe, step)
+    prepare_folder(recipe, step)
     for place in ("model", "checkpoints/step-1"):
         (step.folder / place).mkdir(parents=True, exist_ok=True)
     (step.folder / "model/config.json").write_text(step.config.model_dump_json())

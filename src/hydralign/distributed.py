@@ -19,7 +19,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from hydralign.errors import ConfigError, HydralignError, NonFiniteError, first_line
+from hydralign.errors import ConfigError, HydralignError, NonFiniteError, describe_error
 from hydralign.streams import lasting
 
 Result = TypeVar("Result")
@@ -145,8 +145,8 @@ def launched_processes() -> Distributed:
             state = PartialState(cpu=not torch.cuda.is_available())
         except Exception as error:
             raise ConfigError(
-                f"the {count} processes could not meet at {place} ({type(error).__name__}: {first_line(error)}): each "
-                f"would train alone. Start all of them at once, with torchrun or accelerate launch. {_ALONE}"
+                f"the {count} processes could not meet at {place} ({describe_error(error)}): each would train "
+                f"alone. Start all of them at once, with torchrun or accelerate launch. {_ALONE}"
             ) from error
     return Distributed(rank=state.process_index, count=state.num_processes, device=state.device)
 

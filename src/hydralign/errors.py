@@ -22,7 +22,7 @@ Each class also inherits the builtin that a caller would have caught instead.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 
 class HydralignError(Exception):
@@ -97,10 +97,15 @@ def first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def shortened(value: object) -> str:
-    """The value as it stands in Python, cut to fit into a message."""
-    shown = repr(value)
-    return shown if len(shown) <= 60 else f"{shown[:60]}…"
+def describe_error(error: Exception) -> str:
+    """An error's class and the first line of what it says; the class alone when it says nothing."""
+    return f"{type(error).__name__}: {first_line(error)}" if str(error) else type(error).__name__
+
+
+def shortened(value: object, longest: int = 60, *, show: Callable[[object], str] = repr) -> str:
+    """The value as it stands in Python, or as `show` writes it (`ascii`, `str`), cut to fit into a message."""
+    shown = show(value)
+    return shown if len(shown) <= longest else f"{shown[:longest]}…"
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

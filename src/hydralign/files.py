@@ -98,14 +98,14 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         try:
             temporary.mkdir(parents=True)
             yield temporary
-            _sync_files(temporary)
+            _set_modes_and_sync(temporary)
             _put_in_place(temporary, folder)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
             raise
 
 
-def _sync_files(folder: Path) -> None:
+def _set_modes_and_sync(folder: Path) -> None:
     """fsync every file in a new folder, and give it the mode that the umask asks for: safetensors writes files that
     only the owner can read. The folder itself was made under the umask.
     """

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Literal
 
-from hydralign.errors import DataError, ModelError, first_line
+from hydralign.errors import DataError, ModelError, describe_error, shortened
 from hydralign.progress import say
 
 Kind = Literal["model", "dataset"]
@@ -88,7 +88,7 @@ def _ask(name: str, kind: Kind) -> str | None:
         status = getattr(error.response, "status_code", 0)
         return f"HTTP status {status}" if status >= 500 else None
     except Exception as error:  # the HTTP library's own, and whatever a proxy's settings bring about
-        return f"{type(error).__name__}: {first_line(error)[:200]}"
+        return shortened(describe_error(error), 200, show=str)
     return None
 
 

@@ -312,8 +312,10 @@ def _cell(value: Any) -> str:
     return str(value).replace("|", "\\|").replace("\n", " ")
 
 
-def as_json(value: Any) -> Any:
-    """`value` as JSON has it: tensors and numpy numbers as Python's, NaN and infinity as None, the rest as text."""
+def as_json(value: Any, *, strict: bool = False) -> Any:
+    """`value` as JSON has it: tensors and numpy numbers as Python's, NaN and infinity as None, the rest as text.
+    `strict` leaves the rest for `json` to refuse.
+    """
     value = value.tolist() if hasattr(value, "tolist") else value
     match value:
         case None | bool() | int() | str():
@@ -321,8 +323,8 @@ def as_json(value: Any) -> Any:
         case float():
             return value if math.isfinite(value) else None
         case Mapping():
-            return {str(key): as_json(item) for key, item in value.items()}
+            return {str(key): as_json(item, strict=strict) for key, item in value.items()}
         case list() | tuple():
-            return [as_json(item) for item in value]
+            return [as_json(item, strict=strict) for item in value]
         case _:
-            return str(value)
+            return value if strict else str(value)

@@ -210,6 +210,8 @@ def test_parse_overrides_refuses_what_it_cannot_read(arguments: list[str], said:
     [
         ("--stepz=1", "stepz", "Known here: "),
         ("--epochs=1", "epochs", "Did you mean sft.epochs or reward.epochs?"),
+        ("--ppo.learning_rate=1", "ppo.learning_rate", "Did you mean ppo.optimizer.learning_rate?"),
+        ("--data.prompts.percent=1", "data.prompts.percent", "Did you mean data.prompts.held_out.percent?"),
         ("--ppo.stepz=1", "ppo.stepz", "Did you mean 'steps'?"),
         ("--ppo.optimizer.learning_rat=1", "ppo.optimizer.learning_rat", "Did you mean 'learning_rate'?"),
         ("--model.form.rankk=1", "model.form.rankk", "Did you mean 'rank'?"),

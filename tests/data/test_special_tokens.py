@@ -31,7 +31,7 @@ def test_every_loader_counts_the_rows_that_spell_special_tokens(tokenizer: Any) 
         load_labelled(CONFIG, tokenizer, rows=[{"text": bad, "label": "x", "note": "<s>"}]),
     ):
         rows = 3 if len(loaded.train) == 3 else 1
-        assert loaded.report.spelled == {"</s>": rows, "<s>": rows}
+        assert loaded.report.special_tokens == {"</s>": rows, "<s>": rows}
         assert f"read as the real tokens: '</s>' in {rows} rows, '<s>' in {rows} rows." in loaded.report.describe()
 
 
@@ -44,24 +44,24 @@ def test_chats_count_by_what_their_authors_wrote(chat_tokenizer: Any) -> None:
         loaded = load_prompts(config, chat_tokenizer, seed=0, rows=[{"prompt": plain}, {"prompt": spelled}])
     finally:
         chat_tokenizer.chat_template = chat_tokenizer.chat_template.removeprefix("<s>")
-    assert loaded.report.spelled == {"</s>": 1}
+    assert loaded.report.special_tokens == {"</s>": 1}
 
 
 def test_rows_that_are_not_used_do_not_count(tokenizer: Any) -> None:
     config = PromptSourceConfig.model_validate({**ALL, "limit": 1})
     loaded = load_prompts(config, tokenizer, seed=0, rows=[{"prompt": "a"}, {"prompt": "b</s>"}])
-    assert loaded.report.spelled == {}
+    assert loaded.report.special_tokens == {}
     assert "Special" not in loaded.report.describe()
 
 
 def test_only_texts_that_become_tokens_count(tokenizer: Any, chat_tokenizer: Any) -> None:
     def spelled(load: Any, row: dict[str, Any], reader: Any = tokenizer, **more: Any) -> dict[str, int]:
         config = PromptSourceConfig if load is load_prompts else SourceConfig
-        return dict(load(config.model_validate(ALL | more), reader, rows=[row]).report.spelled)
+        return dict(load(config.model_validate(ALL | more), reader, rows=[row]).report.special_tokens)
 
     prompts = partial(load_prompts, seed=0)
     cut = PromptSourceConfig.model_validate({**ALL, "cut": {"min_tokens": 2, "max_tokens": 2}})
-    assert prompts(cut, tokenizer, rows=[{"text": "the film</s>"}]).report.spelled == {}
+    assert prompts(cut, tokenizer, rows=[{"text": "the film</s>"}]).report.special_tokens == {}
     assert spelled(load_demonstrations, {"text": "the film", "prompt": "</s> is not read"}) == {}
     assert spelled(load_labelled, {"text": "the film", "label": "a", "query": "</s>"}) == {}
     chats = [[{"role": "user", "content": "hi"}, {"role": "assistant", "content": text}] for text in "ab"]
@@ -81,5 +81,5 @@ def test_records_that_a_tokenizer_is_trained_on_are_counted_by_it() -> None:
         (load_labelled, [{"text": text, "label": "a"} for text in texts]),
     ):
         data: Any = load(CONFIG, rows=rows)
-        assert data.report.spelled == {}
-        assert recount_special_tokens(data, made).report.spelled == {"<eos>": 3}
+        assert data.report.special_tokens == {}
+        assert recount_special_tokens(data, made).report.special_tokens == {"<eos>": 3}

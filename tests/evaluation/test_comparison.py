@@ -39,7 +39,7 @@ def test_metrics_have_verdicts_and_facts_have_none() -> None:
     assert record["facts"]["kl"]["sentence"].endswith("changed.")
     told = [fact_sentence(fact) for fact in comparison.facts]
     assert not any("better" in sentence or "worse" in sentence for sentence in told)
-    assert "no change that is told from chance" in told[1]
+    assert "no change distinguishable from chance" in told[1]
 
 
 def test_gaps_leave_both_sides_of_their_metric_only() -> None:

@@ -321,6 +321,9 @@ def test_a_report_that_cannot_be_made_leaves_the_old_one(tmp_path: Path) -> None
     bad.record["metrics"]["score"]["verdict"] = "great"
     with pytest.raises(DataError, match="score: verdict 'great': a reader would not know"):
         write_report(tmp_path, bad)
+    bad = a_report(3.0)
+    with pytest.raises(TypeError, match="PosixPath is not JSON serializable"):
+        write_report(tmp_path, replace(bad, record={**bad.record, "about": {"model": Path("m")}}))
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == old
 
 

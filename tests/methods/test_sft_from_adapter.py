@@ -90,8 +90,8 @@ def test_plan_says_which_before_and_after_the_first_item_has_run(
     path.write_text(yaml.safe_dump(recipe))
     assert main(["sft", str(path), "--dry-run"]) == 0
     told = capsys.readouterr().out
-    assert f"start      the adapter that sft makes, trained further on its base {base}" in told
-    assert f"start      the adapter that sft makes, merged into its base {base}" in told
+    assert f"start      the adapter that sft/a makes, trained further on its base {base}" in told
+    assert f"start      the adapter that sft/b makes, merged into its base {base}" in told
     assert main(["sft", str(path)]) == 0
     assert (out / "sft/b/model/adapter_config.json").exists()
     assert (out / "sft/c/model/model.safetensors").exists()

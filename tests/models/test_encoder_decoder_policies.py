@@ -135,9 +135,7 @@ def test_the_first_token_s_gradient_is_that_of_its_own_log_probability(words: An
 @pytest.mark.parametrize(
     ("family", "form"), [("t5", "full"), ("flan-t5", "hydra"), ("mt5", "hydra"), ("bart", "full"), ("mbart", "hydra")]
 )
-def test_a_saved_folder_gives_transformers_the_same_logits(
-    family: str, form: str, words: Any, tmp_path: Path
-) -> None:
+def test_a_saved_folder_gives_transformers_the_same_logits(family: str, form: str, words: Any, tmp_path: Path) -> None:
     policy = new_policy(family, form, words)
     learnt(policy)
     policy.save(tmp_path / "model")

@@ -7,6 +7,7 @@ from hydralign.config import read_config
 from hydralign.config.data import DataConfig
 from hydralign.config.recipe import Recipe
 from hydralign.runs.kinds import SECTIONS, all_steps
+from hydralign.runs.same_settings import comparable_values
 
 
 def test_sections_of_recipe_commands_and_kinds_are_the_same_in_order() -> None:
@@ -28,3 +29,14 @@ def test_every_kind_of_data_is_read_by_a_section_that_has_none_of_its_own() -> N
         "compare": ["data.prompts", "ppo.rewards", "ppo.sampling"],
     }
     assert {key for keys in reads.values() for key in keys} >= {f"data.{kind}" for kind in DataConfig.model_fields}
+
+
+def test_settings_of_wording_change_no_result() -> None:
+    wordings = {name: section.wording for name, section in SECTIONS.items() if section.wording}
+    assert wordings == {"compare": ("title", "notes")}
+    assert [comparable_values(dict.fromkeys(names), "out") for names in wordings.values()] == [{}]
+
+
+def test_sections_that_train_make_a_model_and_can_be_trained_longer() -> None:
+    assert {name for name, one in SECTIONS.items() if one.trains} == {"sft", "reward", "ppo"}
+    assert all(one.trains == (one.grows_by is not None) for one in SECTIONS.values())

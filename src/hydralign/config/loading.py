@@ -101,7 +101,8 @@ def parse_overrides(arguments: Sequence[str]) -> list[tuple[str, Any]]:
                 "Write --section.key value, for example --ppo.steps 20."
             )
         if key.count(".") >= MAX_DEPTH:
-            raise ConfigError(f"--{key:.80} has more than {MAX_DEPTH} parts: no setting lies there. Shorten it.")
+            shown = shortened(key, 80, show=str)
+            raise ConfigError(f"--{shown} has more than {MAX_DEPTH} parts: no setting lies there. Shorten it.")
         value = text if equals else next(rest, "--")
         if not equals and value.startswith("--"):
             raise ConfigError(
@@ -150,7 +151,7 @@ def _overridden(node: Any, parts: Sequence[str], value: Any, key: str) -> Any:
         )
     if node is not None and not isinstance(node, dict):
         raise UnknownKeyError(
-            f"{key} is not a setting: {above} holds the value {shortened(node)}, which has no keys below it. "
+            f"{key} is not a setting: {above} holds the value {shortened(node, 80)}, which has no keys below it. "
             f"Set --{above} itself."
         )
     section = dict(node or {})
@@ -182,15 +183,16 @@ def _unusable_texts(value: Any, key: str = "") -> Iterator[str]:
     """
     if isinstance(value, str):
         if problem := _problem(value, nul=".replace" not in key):
-            yield f"{key}={shortened(value)} holds {problem}"
+            yield f"{key}={shortened(value, 80, show=ascii)} holds {problem}"
     elif isinstance(value, bytes):
-        yield f"{key}={shortened(value)} is binary (!!binary), and no setting is. Write it as text."
+        yield f"{key}={shortened(value, 80, show=ascii)} is binary (!!binary), and no setting is. Write it as text."
     elif isinstance(value, Mapping):
         for name, part in value.items():
             if isinstance(name, str) and (problem := _problem(name, nul=not key.endswith(".replace"))):
-                yield f"key {shortened(name)} of {key or 'the recipe'} holds {problem}"
+                yield f"key {shortened(name, 80, show=ascii)} of {key or 'the recipe'} holds {problem}"
             elif isinstance(name, bytes):
-                yield f"key {shortened(name)} of {key or 'the recipe'} is binary (!!binary). Write it as text."
+                shown = shortened(name, 80, show=ascii)
+                yield f"key {shown} of {key or 'the recipe'} is binary (!!binary). Write it as text."
             else:
                 yield from _unusable_texts(part, f"{key}.{name}" if key else str(name))
     elif isinstance(value, list | tuple):

@@ -44,22 +44,23 @@ def file_of(text: str) -> str:
 
 def require_path_fits(path: str, key: str) -> str:
     """The path; raises ValueError when it, or one of its parts, is longer than can be made."""
+    shown = f"{key}={shortened(path, 80, show=ascii)}"
     longest = max((len(part.encode()) for part in path.split("/")), default=0)
     if longest > LONGEST_NAME:
         raise ValueError(
-            f"{key}={shortened(path)} has a name of {longest} bytes in it: file systems take {LONGEST_NAME}, so it "
-            "could never be made. Shorten it."
+            f"{shown} has a name of {longest} bytes in it: file systems take {LONGEST_NAME}, so it could never be "
+            "made. Shorten it."
         )
     if len(path.encode()) > LONGEST_PATH:
         raise ValueError(
-            f"{key}={shortened(path)} is {len(path.encode())} bytes long: file systems take 4096 with the names of the "
-            f"files below it. Choose one of at most {LONGEST_PATH}."
+            f"{shown} is {len(path.encode())} bytes long: file systems take 4096 with the names of the files "
+            f"below it. Choose one of at most {LONGEST_PATH}."
         )
     folders = sum(part not in ("", ".") for part in path.split("/"))
     if folders > MOST_FOLDERS:
         raise ValueError(
-            f"{key}={shortened(path)} names {folders} folders inside each other: so many cannot be made. Choose one of "
-            f"at most {MOST_FOLDERS}."
+            f"{shown} names {folders} folders inside each other: so many cannot be made. Choose one of at most "
+            f"{MOST_FOLDERS}."
         )
     return path
 

@@ -147,7 +147,7 @@ def _sentences(group: Sequence[tuple[_Place, ErrorDetails]]) -> list[str]:
         return causes
     place, error = group[0]
     wanted = " or ".join(dict.fromkeys(_wanted(error) for _, error in group)) + _tagged_section(place, error["input"])
-    return [f"{place.key}={shortened(error['input'])} cannot be used: it sets {_meaning(place)}. Give {wanted}."]
+    return [f"{place.key}={shortened(error['input'], 80)} cannot be used: it sets {_meaning(place)}. Give {wanted}."]
 
 
 def _keys_below(fields: Mapping[str, FieldInfo], name: str) -> list[str]:
@@ -168,8 +168,9 @@ def _cause(place: _Place, error: ErrorDetails) -> str | None:
         return re.sub(r"\bmodel\.", f"{key}.", cause) if key.endswith(".model") else cause
     if kind in _UNKNOWN_KEY:
         known = place.section.model_fields if place.section else {}
-        below = " or ".join(_keys_below(known, key))
-        advice = f"Did you mean {below}?" if below else did_you_mean(key.rpartition(".")[2], known)
+        above, dot, name = key.rpartition(".")
+        below = " or ".join(f"{above}{dot}{nearer}" for nearer in _keys_below(known, name))
+        advice = f"Did you mean {below}?" if below else did_you_mean(name, known)
         return f"{key} is not a setting: it would be ignored, and a default used in its place. {advice}"
     if kind == "missing":
         return f"{key} is missing: it sets {_meaning(place)}, and has no default. Add it."

@@ -78,7 +78,7 @@ class _StrictLoader(yaml.SafeLoader):
         if isinstance(value, int) and abs(value) > LARGEST_INTEGER:
             raise _line_error(
                 node,
-                f"the number {node.value:.40} is beyond {LARGEST_INTEGER}: no setting holds it. "
+                f"the number {shortened(node.value, 40, show=str)} is beyond {LARGEST_INTEGER}: no setting holds it. "
                 "Give a smaller one, or put it in quotes as text.",
             )
         return value
@@ -108,8 +108,8 @@ def _require_decimal(node: yaml.Node) -> None:
         base, why = (60, "parts between colons") if ":" in node.value else (8, "the leading zero")
         raise _line_error(
             node,
-            f"{node.value:.40} would be read to base {base}, because of {why}. Write the decimal number "
-            "without, or put it in quotes as text.",
+            f"{shortened(node.value, 40, show=str)} would be read to base {base}, because of {why}. Write the decimal "
+            "number without, or put it in quotes as text.",
         )
 
 
@@ -119,8 +119,8 @@ _UNKNOWN_TAG = re.compile(r"could not determine a constructor for the tag '(.*)'
 def _unbuildable(reason: str) -> str:
     """The sentence on YAML that is well-formed and makes no settings."""
     if tag := _UNKNOWN_TAG.fullmatch(reason):
-        name = tag[1].replace("tag:yaml.org,2002:", "!!")
-        return f"the tag {name:.80} is not known, so its value cannot be read. Remove it, or put the value in quotes."
+        name = shortened(tag[1].replace("tag:yaml.org,2002:", "!!"), 80, show=str)
+        return f"the tag {name} is not known, so its value cannot be read. Remove it, or put the value in quotes."
     if reason == "found unhashable key":
         return (
             "a list or section stands where a key belongs, so no setting has that name. Write the key as plain text; "

@@ -5,13 +5,7 @@ instead of its source, if wanted) and return a `DataSet`: both sides of the spli
 what a new tokenizer is made from. `Stream` makes batches. `choose_rows` takes a few rows where not all are wanted.
 """
 
-from hydralign.data.loading import (
-    load_comparisons,
-    load_demonstrations,
-    load_labelled,
-    load_prompts,
-    training_texts,
-)
+from hydralign.data.loading import load_comparisons, load_demonstrations, load_labelled, load_prompts, training_texts
 from hydralign.data.report import DataReport, DataSet
 from hydralign.data.stream import PromptStream, Stream
 from hydralign.data.subsets import choose_rows, fingerprint

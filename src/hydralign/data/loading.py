@@ -221,7 +221,7 @@ def _load(
         dropped=dict(dropped),
         columns=tuple(dict.fromkeys(name for part in gathered for name in part.table.columns)),
         shortened=sum(one.shortened for part in gathered for one in part.candidates),
-        spelled=count_special_tokens((one.texts for one in (*sides.train, *sides.held_out)), tokenizer),
+        special_tokens=count_special_tokens((one.texts for one in (*sides.train, *sides.held_out)), tokenizer),
     )
     if not sides.train:
         raise DataError(

@@ -18,7 +18,7 @@ class DataReport:
     train: int
     held_out: int
     dropped: Mapping[str, int]
-    spelled: Mapping[str, int] = field(default_factory=dict)
+    special_tokens: Mapping[str, int] = field(default_factory=dict)
     """Special tokens of the tokenizer that texts spell out, and in how many of the rows that were used."""
 
     withheld: tuple[str, ...] = ()
@@ -45,8 +45,8 @@ class DataReport:
         used = f"{self.source}: {self.rows_read:,} rows read, {f'{self.kept:,} {purpose}' if purpose else sides}."
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
         lines = [used, f"Left out: {reasons}."] if reasons else [used]
-        if self.spelled:
-            counts = ", ".join(f"{token!r} in {count:,} rows" for token, count in self.spelled.items())
+        if self.special_tokens:
+            counts = ", ".join(f"{token!r} in {count:,} rows" for token, count in self.special_tokens.items())
             lines.append(f"Special tokens spelled out in texts, which are read as the real tokens: {counts}.")
         if self.shortened:
             lines.append(

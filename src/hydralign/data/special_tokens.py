@@ -38,4 +38,4 @@ def recount_special_tokens(data: DataSet[Record], tokenizer: PreTrainedTokenizer
     For records that were loaded without a tokenizer, so of texts, not of chats.
     """
     counts = count_special_tokens(map(texts_of, (*data.train, *data.held_out)), tokenizer)
-    return replace(data, report=replace(data.report, spelled=counts))
+    return replace(data, report=replace(data.report, special_tokens=counts))

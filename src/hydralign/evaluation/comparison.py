@@ -123,7 +123,7 @@ def fact_sentence(difference: Difference) -> str:
     sentence = difference.sentence()
     if difference.metric == gap_name(truncated=True):
         sentence += " A log-probability gap in nats; no KL, since top-k or top-p cut off what is sampled."
-    changed = "changed" if difference.verdict != "not distinguishable" else "no change that is told from chance"
+    changed = "changed" if difference.verdict != "not distinguishable" else "no change distinguishable from chance"
     return sentence.replace(f": {difference.verdict}.", f": {changed}.", 1)
 
 

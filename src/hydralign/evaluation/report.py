@@ -75,9 +75,12 @@ class AnswerPair:
 class Report:
     """What a report is made of.
 
-    `record` becomes report.json: `metrics` (exactly one of them primary), `facts`, `about` and `notes`. `values` holds
-    each metric's numbers per prompt, before and after, NaN where it does not apply. `pairs` are all held-out prompts.
-    `history` is the rows of the training run's metrics.jsonl, each with its `step`.
+    `record` becomes report.json: numbers, texts, lists and mappings alone. Each of its `metrics` and `facts`, by name,
+    has `before` and `after` (`mean`, `median`, `std`), `difference` (`mean`, `ci_low`, `ci_high`), `n`, and the `unit`
+    that n counts unless that is prompts; a metric also `verdict`, `sentence`, `confidence`, `higher_is_better` and
+    `primary`, true of exactly one. `about` maps titles to texts, `notes` lists texts. `values` holds each metric's
+    numbers per prompt, before and after, NaN where it does not apply. `pairs` are all held-out prompts. `history` is
+    the rows of the training run's metrics.jsonl, each with its `step`.
     """
 
     title: str
@@ -91,10 +94,11 @@ def write_report(folder: Path, report: Report) -> tuple[Path, Path]:
     """Write report.json and report.html into `folder`, each whole or not at all; returns both paths, JSON first.
 
     The page stays below 2 MB: texts beyond 3000 characters are cut, and say so. NaN and infinity become null in JSON.
-    Raises DataError for a record without exactly one primary metric, an unknown verdict, or values that are not paired.
+    Raises DataError for a record without exactly one primary metric, an unknown verdict, or values that are not paired,
+    and TypeError for an object in the record that JSON does not have.
     """
     page = _page(report)
-    record = json.dumps(as_json(report.record), indent=2, ensure_ascii=False, allow_nan=False)
+    record = json.dumps(as_json(report.record, strict=True), indent=2, ensure_ascii=False, allow_nan=False)
     paths = folder / "report.json", folder / "report.html"
     for path, text in zip(paths, (record + "\n", page), strict=True):
         write_text(path, text, errors="backslashreplace")  # lone surrogates, valid JSON this way

@@ -214,7 +214,10 @@ class Judged:
 
 
 def judge_pairs(
-    classifier: SequenceClassifier, pairs: Sequence[Pair], micro_batch_size: int, processes: Distributed = SINGLE_PROCESS
+    classifier: SequenceClassifier,
+    pairs: Sequence[Pair],
+    micro_batch_size: int,
+    processes: Distributed = SINGLE_PROCESS,
 ) -> Judged:
     """The classifier's choice in each comparison; σ(|margin|) is its confidence."""
     chosen_N, rejected_N = (

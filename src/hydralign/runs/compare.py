@@ -33,7 +33,7 @@ from hydralign.rewards.combine import RewardTerm
 from hydralign.runs.held_out_prompts import choose_prompts, load_or_measure_answers, print_comparison, required_prompts
 from hydralign.runs.provenance import held_out_source, reward_results
 from hydralign.runs.section_files import RESULT, read_lines, write_json
-from hydralign.runs.standing import record_start
+from hydralign.runs.standing import prepare_folder
 from hydralign.runs.steps import Step
 from hydralign.types import Prompt, SamplingParams
 
@@ -60,7 +60,7 @@ def run_compare(recipe: Recipe, step: Step, processes: Distributed) -> list[Diff
     config, folder = step.config, step.folder
     loaded = load_comparison(recipe, config, processes)
     if processes.main:
-        record_start(recipe, step)
+        prepare_folder(recipe, step)
     processes.barrier()
 
     def answers(policy: Policy, label: str) -> Answers:
@@ -116,15 +116,14 @@ def load_comparison(recipe: Recipe, config: CompareConfig, processes: Distribute
     after = load_frozen_policy(after_path, reference=before, **shared)
     require_same_tokens(before.tokenizer, after.tokenizer)
     terms = build_terms(score, processes.device)
-    # A judge may be called as a reward is: its place in the report tells them apart.
+    # A judge may be called as a reward is: its place in the report keeps them apart.
     judges = tuple(
         replace(judge, name=f"judge/{judge.name}", weight=0.0)
         for judge in (build_terms(config.judges, processes.device) if config.judges else ())
     )
     seed = recipe.seed if config.seed is None else config.seed
     params = sampling_params(sampling, seed)
-    told = [[term.name for term in some] for some in (terms, judges)]
-    require_shares(config, *told, truncated=params.truncated)
+    require_shares(config, [term.name for term in terms], [judge.name for judge in judges], truncated=params.truncated)
     names = {f"reward/{judge.name}": judge.name for judge in judges}
     if len(terms) == 1 and judges:
         names[f"reward/{terms[0].name}"] = ""  # a single reward is the score
@@ -180,8 +179,8 @@ def require_shares(
 def _shape(params: SamplingParams) -> str:
     """What is made of the model's distribution before a token is drawn."""
     cuts = {"top-k": params.top_k, "top-p": params.top_p if params.top_p < 1 else 0}
-    told = [f"{name} {value:g}" for name, value in cuts.items() if value]
-    return ", ".join([f"temperature {params.temperature:g}", *told])
+    shown = [f"{name} {value:g}" for name, value in cuts.items() if value]
+    return ", ".join([f"temperature {params.temperature:g}", *shown])
 
 
 def _shares(config: CompareConfig) -> list[Share]:

@@ -1,7 +1,7 @@
 """The source files behind a reward function: its own, and those of the user's that it imports, found without running.
 
 Modules are looked for where Python would: in the folder of the reward file, in the working folder, then along
-`sys.path`. What lies in the standard library, among installed packages or in this package is left out: versions tell
+`sys.path`. What lies in the standard library, among installed packages or in this package is left out: versions say
 about those. Imports by a name that is only known at run time are not seen.
 """
 

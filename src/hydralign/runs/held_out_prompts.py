@@ -30,8 +30,8 @@ def choose_prompts(prompts: DataSet[Prompt], count: int, *, at_least: int) -> tu
     if len(held_out) < at_least:
         raise DataError(
             f"{len(held_out)} prompts are held out, at least {at_least} are needed: whether training helped could not "
-            "be told from chance. Set data.prompts.held_out, such as {by: hash, percent: 5}, or name more prompts.\n"
-            f"{prompts.report.describe()}"
+            "be distinguished from chance. Set data.prompts.held_out, such as {by: hash, percent: 5}, or name more "
+            f"prompts.\n{prompts.report.describe()}"
         )
     return held_out
 

@@ -152,9 +152,7 @@ def _base_files(folder: Path) -> dict[str, Path]:
         apart = base.is_dir() and base.resolve() != folder.resolve()
     except (OSError, ValueError, KeyError, TypeError, RuntimeError):
         return {}
-    if not apart:
-        return {}
-    return {f"base/{name}": file for name, file in _files(str(base)).items()}
+    return {f"base/{name}": file for name, file in _files(str(base)).items()} if apart else {}
 
 
 def _content(path: Path, before: Mapping[str, Any]) -> dict[str, Any]:

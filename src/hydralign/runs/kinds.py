@@ -37,9 +37,9 @@ def _compare_reads(recipe: Recipe, config: CompareConfig) -> list[str]:
 SECTIONS: dict[str, Section] = {
     section.name: section
     for section in (
-        Section("sft", _sft_reads, check_sft, plan_sft, run_sft, grows_by="epochs"),
-        Section("reward", _reward_reads, check_reward, plan_reward, run_reward, grows_by="epochs"),
-        Section("ppo", _ppo_reads, check_ppo, plan_ppo, run_ppo, grows_by="steps"),
+        Section("sft", _sft_reads, check_sft, plan_sft, run_sft, "language model", "epochs"),
+        Section("reward", _reward_reads, check_reward, plan_reward, run_reward, "classifier", "epochs"),
+        Section("ppo", _ppo_reads, check_ppo, plan_ppo, run_ppo, "language model", "steps"),
         Section(
             "compare",
             _compare_reads,

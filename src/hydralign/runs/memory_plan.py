@@ -280,8 +280,8 @@ def memory_lines(own: MemoryPlan, form: Form, others: Mapping[str, MemoryPlan], 
     for name, (size, note) in rows.items():
         if size:
             lines.append(f"           {name:<12}{size / MB:>12,.1f}   {note}")
-    told = ", ".join(f"{name} {size / MB:,.0f}" for name, size in phases.items())
-    lines.append(f"           {'peak':<12}{own.peak / MB:>12,.1f}   the most that lives at once: {told}")
+    by_phase = ", ".join(f"{name} {size / MB:,.0f}" for name, size in phases.items())
+    lines.append(f"           {'peak':<12}{own.peak / MB:>12,.1f}   the most that lives at once: {by_phase}")
     lines.append("           rewards that are models come on top; peaks of other forms on this model:")
     for name, plan in others.items():
         lines.append(f"           {plan.peak / MB:>24,.1f}   {name}")

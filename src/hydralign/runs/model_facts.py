@@ -7,7 +7,7 @@ known is None: its check waits until the model is loaded.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -22,7 +22,6 @@ from transformers import (
 )
 
 from hydralign.config.model import HydraForm, LoraForm, ModelConfig
-from hydralign.config.reward import RewardConfig
 from hydralign.errors import ModelError
 from hydralign.models.backbones.rope import explain_rope_limit
 from hydralign.models.backbones.slicing import ARCHITECTURE_ERRORS, top_layers
@@ -44,6 +43,7 @@ from hydralign.models.forms.build import adapter_as_base
 from hydralign.models.forms.lora import require_adapter
 from hydralign.models.linear_layers import linear_layers
 from hydralign.runs.same_settings import comparable_text
+from hydralign.runs.steps import Step
 
 
 @dataclass(frozen=True)
@@ -59,8 +59,6 @@ class ModelFacts:
     context_note: str = ""
     """Why the context ends there, as a clause; empty where it is simply the model's."""
     tokenizer: Any = None
-    made_by: RewardConfig | None = None
-    """The reward section that makes it, if one does."""
 
     @property
     def vocabulary(self) -> int | None:
@@ -75,14 +73,14 @@ class ModelFacts:
 
 @dataclass(frozen=True)
 class ModelSource:
-    """Looks models up: in folders, and among what the earlier sections of a recipe make (folder: their settings).
+    """Looks models up: in folders, and among what the earlier steps of a recipe make (folder: step).
 
-    Folders are named as `comparable_text` tells them from the recipe's `output`.
+    Folders are named as `comparable_text` shows them, from the recipe's `output`.
     """
 
     recipe_model: ModelConfig
     output: str
-    made: Mapping[str, Any]
+    made: Mapping[str, Step]
     labels: dict[str, Sequence[str]] = field(default_factory=dict)
     """Labels of the classifiers that are yet to be made, by folder, as far as they were found in data."""
 
@@ -110,7 +108,7 @@ class ModelSource:
         if maker is None:
             require_adapter(folder)
         elif not self._makes_adapter(maker):
-            form = "a classifier" if isinstance(maker, RewardConfig) else f"form {self._start_of(maker).form.type}"
+            form = "a classifier" if maker.section.makes == "classifier" else f"form {self._start_of(maker).form.type}"
             raise ModelError(
                 f"model.form.adapter={folder!r} will be a whole model ({form}), not an adapter: there would be nothing "
                 "to go on from. Name it under model.path, or train it with model.form: {type: lora}."
@@ -125,12 +123,12 @@ class ModelSource:
         if there if maker is None else self._makes_adapter(maker):
             raise adapter_as_base(model.path)
 
-    def _makes_adapter(self, maker: Any) -> bool:
-        """Whether a section with these settings saves an adapter, not a whole model."""
-        return not isinstance(maker, RewardConfig) and isinstance(self._start_of(maker).form, LoraForm)
+    def _makes_adapter(self, maker: Step) -> bool:
+        """Whether a step saves an adapter, not a whole model."""
+        return maker.section.makes == "language model" and isinstance(self._start_of(maker).form, LoraForm)
 
-    def _start_of(self, maker: Any) -> ModelConfig:
-        return maker.model or self.recipe_model
+    def _start_of(self, maker: Step) -> ModelConfig:
+        return maker.config.model or self.recipe_model
 
     def of_path(self, path: str, *, writes: bool = True) -> ModelFacts:
         """Facts on the model in a folder, or on the one that an earlier section makes there. Raises ModelError.
@@ -139,14 +137,12 @@ class ModelSource:
         """
         maker = self.maker(path)
         if maker is not None:
-            start = self._start_of(maker)
-            is_reward = isinstance(maker, RewardConfig)
-            if is_reward and writes:
+            if maker.section.makes == "classifier" and writes:
                 raise ModelError(
                     f"{path!r} will be a reward model or a classifier, which scores texts and writes none. Name a "
                     "language model; to use it as a reward, name it in ppo.rewards."
                 )
-            return replace(self.of_config(start, writes=not is_reward), made_by=maker if is_reward else None)
+            return self.of_config(self._start_of(maker), writes=maker.section.makes == "language model")
         where = check_folder(path)
         adapter = adapter_config_of(where)
         base = where if adapter is None else base_path_of(adapter, path)
@@ -163,8 +159,8 @@ class ModelSource:
         layers = next((n for n in (getattr(text, name, None) for name in names) if isinstance(n, int)), None)
         return ModelFacts(path, config, layers, context_of(model), explain_rope_limit(model), tokenizer)
 
-    def maker(self, path: str) -> Any:
-        """The settings of the earlier section that will make this folder; None when it is there, or nobody makes it."""
+    def maker(self, path: str) -> Step | None:
+        """The earlier step that will make this folder; None when it is there, or nobody makes it."""
         return None if Path(path).expanduser().exists() else self.made.get(comparable_text(path, self.output))
 
 

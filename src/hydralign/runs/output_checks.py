@@ -11,9 +11,6 @@ from hydralign.config import Recipe
 from hydralign.config.paths import paths_of
 from hydralign.errors import RunFolderError
 
-_MADE_FOLDERS = ("model", "checkpoints")
-"""Folders that sections make in their own."""
-
 
 def check_output(recipe: Recipe, titles: Iterable[str]) -> None:
     """Raise RunFolderError unless the output folder, and the folders in it for each title, can be made and written.
@@ -23,16 +20,13 @@ def check_output(recipe: Recipe, titles: Iterable[str]) -> None:
     output = Path(recipe.output).expanduser()
     _require_writable(output)
     for title in titles:
-        for folder in (output / title, *(output / title / name for name in _MADE_FOLDERS)):
+        for folder in (output / title, output / title / "model", output / title / "checkpoints"):
             _require_writable(folder)
     place = Path(os.path.realpath(output))
     for name, text in sorted(paths_of(recipe)):
-        read = Path(text).expanduser()
-        if not read.is_dir():
-            continue
-        same = place == Path(os.path.realpath(read))
-        if same or place.is_relative_to(os.path.realpath(read)):
-            where = "is" if same else "lies in"
+        read = Path(os.path.realpath(Path(text).expanduser()))
+        if read.is_dir() and place.is_relative_to(read):
+            where = "is" if place == read else "lies in"
             raise RunFolderError(
                 f"output={recipe.output!r} {where} {text!r}, which {name} reads: results would lie among what is read, "
                 "or replace it. Name a folder of its own, such as runs/first."

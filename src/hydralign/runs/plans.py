@@ -108,7 +108,7 @@ def _fewer(there: int, wanted: int) -> str:
 
 
 def _verdict_lines(held_out: int) -> list[str]:
-    """A warning where so few rows are held out that no result could be told from chance."""
+    """A warning where so few rows are held out that no result could be distinguished from chance."""
     needed = fewest_changes(0.95)
     if held_out >= needed:
         return []
@@ -145,23 +145,24 @@ def _start_lines(model: ModelConfig) -> list[str]:
 def later_lines(recipe: Recipe, step: Step, missing: Sequence[Path], steps: Sequence[Step]) -> list[str]:
     """What can be said of a step that starts from what an earlier one has not made yet; `steps` are the recipe's."""
     lines = [f"later      {step.title} waits for {', '.join(map(str, missing))}, which an earlier section makes"]
-    start: Any = None if isinstance(step.config, RewardConfig) else getattr(step.config, "model", None)
-    taught = _start_of_maker(recipe, steps, start)
-    awaited = [comparable_text(str(path), recipe.output) for path in missing]
-    if taught and isinstance(taught.form, LoraForm) and comparable_text(start.path, recipe.output) in awaited:
-        how = "trained further on" if isinstance(start.form, LoraForm) else "merged into"
+    start: Any = step.config.model if step.section.makes == "language model" else None
+    maker = _maker_of_adapter(recipe, steps, start)
+    if maker and maker.folder / "model" in missing:
+        further = isinstance(step.config, SFTConfig) and isinstance(start.form, LoraForm)
+        first = maker
         for _ in steps:
-            earlier = _start_of_maker(recipe, steps, taught)
-            taught = earlier if earlier and isinstance(earlier.form, LoraForm) else taught
-        lines.append(f"start      the adapter that sft makes, {how} its base {taught.path}")
+            first = _maker_of_adapter(recipe, steps, first.config.model) or first
+        base = (first.config.model or recipe.model).path
+        how = "trained further on" if further else "merged into"
+        lines.append(f"start      the adapter that {maker.title} makes, {how} its base {base}")
     return lines
 
 
-def _start_of_maker(recipe: Recipe, steps: Sequence[Step], model: ModelConfig | None) -> ModelConfig | None:
-    """What the step starts from that makes this model's folder; None when no step makes it."""
+def _maker_of_adapter(recipe: Recipe, steps: Sequence[Step], model: ModelConfig | None) -> Step | None:
+    """The step that makes this model's folder, if that will be a language model's adapter."""
     folder = model and model.path and comparable_text(model.path, recipe.output)
-    makers = (step for step in steps if step.section.trains and folder == f"{OUTPUT}/{step.title}/model")
-    return next((step.config.model or recipe.model for step in makers), None)
+    makers = (one for one in steps if one.section.makes == "language model" and folder == f"{OUTPUT}/{one.title}/model")
+    return next((one for one in makers if isinstance((one.config.model or recipe.model).form, LoraForm)), None)
 
 
 def _memory_of_ppo(recipe: Recipe, config: PPOConfig, loaded: ppo_run.LoadedPPO, processes: Distributed) -> list[str]:

@@ -1,4 +1,4 @@
-"""A recipe's ppo section from beginning to end: build the parts, answer held-out prompts, train, answer again, tell.
+"""A recipe's ppo section from beginning to end: build the parts, answer held-out prompts, train, answer again, report.
 
 Held-out evaluation is part of the run: the same prompts are answered before and after with the same random numbers,
 and the paired interval is printed and stored.
@@ -58,8 +58,7 @@ def run_ppo(recipe: Recipe, step: Step, processes: Distributed) -> list[Differen
     with open_section(recipe, step, processes) as records:
 
         def evaluate(done: int, _: Policy) -> None:
-            held_out_means = partial(means, done)
-            log_held_out(records, done, held_out_means, every=config.evaluation.every, steps=config.steps)
+            log_held_out(records, done, partial(means, done), every=config.evaluation.every, steps=config.steps)
 
         rows = fingerprint(held_out)
         before = load_or_measure_answers(folder / "before.json", rows, partial(answers, "before"), processes)

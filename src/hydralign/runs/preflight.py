@@ -74,10 +74,9 @@ def _check_step(recipe: Recipe, steps: Sequence[Step], step: Step, processes: Di
     place = steps.index(step)
     folders = {f"{OUTPUT}/{one.title}/model": one for one in steps}
     _check_order(recipe, step, folders, steps[place:])
-    made = {folder: one.config for folder, one in folders.items() if one in steps[:place]}
+    made = {folder: one for folder, one in folders.items() if one in steps[:place]}
     require_trackers(getattr(step.config, "trackers", ()))
-    tasks = {folder: getattr(config, "task", None) for folder, config in made.items()}
-    labels = {folder: _labels_of(recipe, made[folder]) for folder, task in tasks.items() if isinstance(task, Labels)}
+    labels = {folder: _labels_of(recipe, one.config) for folder, one in made.items()}
     step.section.check(recipe, step.config, ModelSource(recipe.model, recipe.output, made, labels), processes)
 
 
@@ -173,14 +172,15 @@ def _check_labels(task: Labels, data: DataSet[Any], others: Sequence[Sequence[An
         reward_run.require_known_labels(rows, columns)
 
 
-def _labels_of(recipe: Recipe, config: RewardConfig) -> Sequence[str]:
-    """The labels of the classifier that a section makes; none when its data do not tell."""
-    assert isinstance(config.task, Labels)
+def _labels_of(recipe: Recipe, config: Any) -> Sequence[str]:
+    """The labels of the classifier that a section makes; none of anything else, or when data do not show them."""
+    if not isinstance(getattr(config, "task", None), Labels):
+        return []
     if config.task.names:
         return list(dict.fromkeys(config.task.names.values()))
     try:
         data, whole = read_head(load_labelled, reward_run.reward_source(recipe, config))
-    except HydralignError:  # told where that section itself is checked
+    except HydralignError:  # raised where that section itself is checked
         return []
     return sorted({row.label for row in data.train}) if whole else []
 

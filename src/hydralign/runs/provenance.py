@@ -38,7 +38,7 @@ def reward_results(terms: Sequence[Any]) -> tuple[dict[str, str], list[str]]:
 
 
 def _judged(result: Path) -> dict[str, Any] | None:
-    """The judgement on test rows, or else on held-out ones, told by `side`; None where the file has no accuracy."""
+    """The judgement on test rows, or else on held-out ones, named by `side`; None where the file has no accuracy."""
     try:
         record = read_object(result) or {}
         side = "test" if record.get("test") else "held_out"
@@ -49,15 +49,15 @@ def _judged(result: Path) -> dict[str, Any] | None:
 
 
 def _accuracy(judged: dict[str, Any]) -> str:
-    told = (
+    sentence = (
         f"accuracy {judged['accuracy']:.3f} on {judged['n']:,} {judged['side']} rows (95 % interval "
         f"{judged['ci_low']:.3f} to {judged['ci_high']:.3f})"
     )
     if baseline := judged.get("baseline"):
-        told += f"; {baseline['answer']} gives {baseline['accuracy']:.3f}"
+        sentence += f"; {baseline['answer']} gives {baseline['accuracy']:.3f}"
     if "balanced_accuracy" in judged:
-        told += f"; balanced accuracy {judged['balanced_accuracy']:.3f}"
-    return told
+        sentence += f"; balanced accuracy {judged['balanced_accuracy']:.3f}"
+    return sentence
 
 
 def _described(source: str | Sequence[str], split: str) -> str:

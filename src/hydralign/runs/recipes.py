@@ -299,7 +299,7 @@ def conflicts(stored: Recipe, recipe: Recipe, output: Path) -> list[str]:
     }
     differences = diff(old.model_copy(update={"data": old.data.model_copy(update=free)}), new)
     for title, step in wanted.items():
-        # The stored recipe may have been without the section for a while; its own folder tells what made it.
+        # The stored recipe may have been without the section for a while; its own folder says what made it.
         before = stored_config(stored, step) or comparable(made.get(title, step).config, stored.output)
         before = same_precision(before, step.config)
         if longer := growth(stored, step):

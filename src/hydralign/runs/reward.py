@@ -1,11 +1,11 @@
-"""A recipe's reward section from beginning to end: load, measure, train, calibrate, measure again, save, tell."""
+"""A recipe's reward section from beginning to end: load, measure, train, calibrate, measure again, save, report."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -54,8 +54,13 @@ from hydralign.types import LabelledText, Preference
 EQUAL = "have answers that are equal as the model reads them"
 EMPTY = "have no token that the model could read"
 
-Start = tuple[SequenceClassifier, DataSet[Any], Callable[[Sequence[Any]], tuple[list[Any], int]]]
-"""A classifier, the data, and what makes of records the rows that can be used, and counts those that were too long."""
+
+class _Start(NamedTuple):
+    """A classifier, data, and what makes of records the rows that can be used, and counts those that were too long."""
+
+    classifier: SequenceClassifier
+    data: DataSet[Any]
+    encode_rows: Callable[[Sequence[Any]], tuple[list[Any], int]]
 
 
 @dataclass(frozen=True)
@@ -181,14 +186,15 @@ def reward_record(judged: Judged, labels: Sequence[str] = ()) -> dict[str, Any]:
 
 def sentence(judged: Judged, labels: Sequence[str] = ()) -> str:
     """Accuracy, interval, ties and calibration in one line; baseline and recalls in the next; then what to doubt."""
-    told = reward_record(judged, labels)
-    ties = f", {told['ties']} ties counted as half right" if told["ties"] else ""
-    margin = "" if told["margin"] is None else f", mean margin {told['margin']:.2f}"
+    record = reward_record(judged, labels)
+    ties = f", {record['ties']} ties counted as half right" if record["ties"] else ""
+    margin = "" if record["margin"] is None else f", mean margin {record['margin']:.2f}"
     lines = [
-        f"accuracy {told['accuracy']:.3f} (95 % interval {told['ci_low']:.3f} to {told['ci_high']:.3f}, n = "
-        f"{told['n']:,}{ties}){margin}, loss {told['loss']:.3f}, calibration error {told['calibration']['error']:.3f}.",
+        f"accuracy {record['accuracy']:.3f} (95 % interval {record['ci_low']:.3f} to {record['ci_high']:.3f}, n = "
+        f"{record['n']:,}{ties}){margin}, loss {record['loss']:.3f}, calibration error "
+        f"{record['calibration']['error']:.3f}.",
         baselines.describe_classes(baseline_of(judged, labels), recalls_of(judged, labels)),
-        *(f"Warning: {doubt}" for doubt in told["warnings"]),
+        *(f"Warning: {doubt}" for doubt in record["warnings"]),
     ]
     return "\n".join(lines)
 
@@ -197,11 +203,11 @@ def load_reward(recipe: Recipe, config: RewardConfig, processes: Distributed) ->
     """Everything that a reward section needs, with every check that can be made before the first step."""
     pairs = isinstance(config.task, Comparisons)
     start, load = (_start_on_pairs, load_comparisons) if pairs else (_start_on_labels, load_labelled)
-    classifier, data, encode = start(recipe, config, reward_source(recipe, config), processes)
+    classifier, data, encode_rows = start(recipe, config, reward_source(recipe, config), processes)
     chosen = choose_rows(data.held_out, config.evaluation.rows)
     judged = load(without_held_out(config.test), classifier.tokenizer) if config.test else None
     sides = {"train": data.train, "held out": chosen, "test": judged.train if judged else ()}
-    encoded = {side: encode(records) for side, records in sides.items()}
+    encoded = {side: encode_rows(records) for side, records in sides.items()}
     rows = {side: usable for side, (usable, _) in encoded.items()}
     cut = {side: too_long for side, (_, too_long) in encoded.items()}
     left_out = sum(len(sides[side]) - len(rows[side]) for side in sides)
@@ -229,14 +235,14 @@ def data_kind(config: RewardConfig) -> str:
     return "comparisons" if isinstance(config.task, Comparisons) else "labelled"
 
 
-def _start_on_pairs(recipe: Recipe, config: RewardConfig, source: SourceConfig, processes: Distributed) -> Start:
+def _start_on_pairs(recipe: Recipe, config: RewardConfig, source: SourceConfig, processes: Distributed) -> _Start:
     new = (config.model or recipe.model).new is not None
     data: DataSet[Preference] | None = load_comparisons(source) if new else None
     texts = [row.prompt + row.chosen for row in data.train] if data else []
     classifier = _classifier(recipe, config, ("score",), texts, processes)
     tokenizer = classifier.tokenizer
     data = recount_special_tokens(data, tokenizer) if data else load_comparisons(source, tokenizer)
-    return classifier, data, partial(_pairs, classifier=classifier)
+    return _Start(classifier, data, partial(_pairs, classifier=classifier))
 
 
 def without_held_out(source: SourceConfig) -> SourceConfig:
@@ -248,16 +254,11 @@ def _pairs(records: Sequence[Preference], classifier: SequenceClassifier) -> tup
     """The comparisons as token ids without those that are EQUAL, and how many were too long. Columns chosen_finished
     and rejected_finished say whether an answer ended by itself (EOS follows); without them, both did.
     """
-    pairs, cut, end = [], 0, chat_end(classifier.tokenizer)
+    tokenizer = classifier.tokenizer
+    pairs, cut, end = [], 0, chat_end(tokenizer)
     for record in records:
         sides = [
-            encode(
-                classifier.tokenizer,
-                record.prompt,
-                end.sub("", answer),
-                _is_finished(record, side),
-                classifier.max_tokens,
-            )
+            encode(tokenizer, record.prompt, end.sub("", answer), _is_finished(record, side), classifier.max_tokens)
             for side, answer in (("chosen", record.chosen), ("rejected", record.rejected))
         ]
         if sides[0].ids != sides[1].ids:
@@ -278,7 +279,7 @@ def _is_finished(record: Preference, side: str) -> bool:
     return finished
 
 
-def _start_on_labels(recipe: Recipe, config: RewardConfig, source: SourceConfig, processes: Distributed) -> Start:
+def _start_on_labels(recipe: Recipe, config: RewardConfig, source: SourceConfig, processes: Distributed) -> _Start:
     assert isinstance(config.task, Labels)
     path = (config.model or recipe.model).path
     data = load_labelled(source, load_tokenizer(path) if path else None)
@@ -286,8 +287,8 @@ def _start_on_labels(recipe: Recipe, config: RewardConfig, source: SourceConfig,
     names = tuple(dict.fromkeys(columns.values()))
     classifier = _classifier(recipe, config, names, [row.text for row in data.train], processes)
     column_of = {label: names.index(name) for label, name in columns.items()}
-    encode = partial(_labelled, column_of=column_of, classifier=classifier)
-    return classifier, recount_special_tokens(data, classifier.tokenizer), encode
+    encode_rows = partial(_labelled, column_of=column_of, classifier=classifier)
+    return _Start(classifier, recount_special_tokens(data, classifier.tokenizer), encode_rows)
 
 
 def label_columns(task: Labels, found: Sequence[str]) -> dict[str, str]:
@@ -326,7 +327,7 @@ def require_known_labels(records: Sequence[LabelledText], known: Collection[str]
     if unknown:
         raise DataError(
             f"held-out or test rows have labels that training rows lack: {', '.join(map(repr, sorted(unknown)))}. "
-            "They cannot be told right. Leave them out, or train on them too."
+            "No answer about them could be right. Leave them out, or train on them too."
         )
 
 

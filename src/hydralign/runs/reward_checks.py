@@ -10,7 +10,7 @@ from transformers import PretrainedConfig
 
 from hydralign.config import rewards as config
 from hydralign.config.data import RESERVED_COLUMNS
-from hydralign.config.reward import Labels, RewardConfig
+from hydralign.config.reward import Labels
 from hydralign.errors import ModelError
 from hydralign.models.classifiers.labels import (
     are_independent,
@@ -63,9 +63,9 @@ def _name(term: config.RewardTerm, models: ModelSource) -> str:
 def _labels(term: config.ClassifierRewardConfig, models: ModelSource) -> list[str] | None:
     """The labels of the term's classifier; None where they are known only once it is made, or loaded from the hub."""
     maker, problem_type = models.maker(term.path), None
-    if isinstance(maker, RewardConfig):
+    if maker is not None and maker.section.makes == "classifier":
         found = models.labels.get(comparable_text(term.path, models.output))
-        labels = (list(found) if found else None) if isinstance(maker.task, Labels) else ["score"]
+        labels = (list(found) if found else None) if isinstance(maker.config.task, Labels) else ["score"]
     elif maker is not None:
         raise ModelError(f"{term.path!r} will be a language model: it has no labels to read. Name a classifier.")
     else:
@@ -87,11 +87,11 @@ def _require_scores(term: config.ModelRewardConfig, models: ModelSource) -> None
     """Raise ModelError unless the term's model is, or will be, a reward model."""
     maker = models.maker(term.path)
     if maker is not None:
-        if not isinstance(maker, RewardConfig) or isinstance(maker.task, Labels):
-            kind = "a classifier" if isinstance(maker, RewardConfig) else "a language model"
+        if maker.section.makes != "classifier" or isinstance(maker.config.task, Labels):
             raise ModelError(
-                f"{term.path!r} will be {kind}, which has no single score: what the reward is would be a guess. Use a "
-                "reward of type classifier and name the label, or a reward section whose task is comparisons."
+                f"{term.path!r} will be a {maker.section.makes}, which has no single score: what the reward is would "
+                "be a guess. Use a reward of type classifier and name the label, or a reward section whose task is "
+                "comparisons."
             )
         return
     where = check_folder(term.path, whole=True)

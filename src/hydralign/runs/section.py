@@ -12,7 +12,7 @@ from hydralign.config import Recipe
 from hydralign.distributed import Distributed
 from hydralign.progress import say
 from hydralign.runs.section_files import write_json
-from hydralign.runs.standing import record_start
+from hydralign.runs.standing import prepare_folder
 from hydralign.runs.steps import Step
 from hydralign.tracking import Trackers, open_trackers
 
@@ -28,7 +28,7 @@ def open_section(recipe: Recipe, step: Step, processes: Distributed) -> Iterator
         processes.barrier()
         yield Trackers()
         return
-    record_start(recipe, step)
+    prepare_folder(recipe, step)
     trackers = open_trackers(step.folder, step.config.trackers, step.folder.parent.name, step.config.model_dump())
     processes.barrier()
     try:

@@ -1,4 +1,4 @@
-"""A recipe's sft section from beginning to end: load, measure, train, measure again, save, tell."""
+"""A recipe's sft section from beginning to end: load, measure, train, measure again, save, report."""
 
 from __future__ import annotations
 
@@ -34,16 +34,22 @@ from hydralign.types import Demonstration
 
 
 @dataclass(frozen=True)
-class LoadedSFT:
-    """What an sft section works with."""
+class EncodedDemonstrations:
+    """What an sft section reads, as a policy reads it."""
 
-    policy: Policy
     train: tuple[TokenSequence, ...]
     held_out: tuple[TokenSequence, ...]
     report: str
     """What became of every row that was read, in a paragraph."""
     measured: str
     """Fingerprint of the demonstrations behind `held_out`."""
+
+
+@dataclass(frozen=True)
+class LoadedSFT(EncodedDemonstrations):
+    """What an sft section works with."""
+
+    policy: Policy
 
 
 def run_sft(recipe: Recipe, step: Step, processes: Distributed) -> list[Difference]:
@@ -122,15 +128,15 @@ def load_sft(recipe: Recipe, config: SFTConfig, processes: Distributed) -> Loade
         seed=recipe.seed,
     )
     data = recount_special_tokens(data, policy.tokenizer) if data else load_demonstrations(source, policy.tokenizer)
-    loaded = encode_demonstrations(config, data, policy, policy.stop_ids)
+    encoded = encode_demonstrations(config, data, policy, policy.stop_ids)
     if packs(config, policy):
         require_apart(policy)
-    return loaded
+    return LoadedSFT(**vars(encoded), policy=policy)
 
 
 def encode_demonstrations(
     config: SFTConfig, data: DataSet[Demonstration], policy: Any, stop_ids: Sequence[int]
-) -> LoadedSFT:
+) -> EncodedDemonstrations:
     """The demonstrations as the policy, or one of which these facts are known, will read them.
 
     Raises DataError, with what became of all rows, unless some are to learn and some to measure, and TokenizerError
@@ -154,4 +160,4 @@ def encode_demonstrations(
     require_ids_can_be_read(ids, policy.tokenizer, policy.vocabulary, "A demonstration")
     learned = sum(sequence.learned for sequence in train)
     report += f"\n{len(train):,} sequences with {learned:,} tokens to learn; {len(held_out):,} to measure."
-    return LoadedSFT(policy, train, held_out, report, fingerprint(chosen))
+    return EncodedDemonstrations(train, held_out, report, fingerprint(chosen))

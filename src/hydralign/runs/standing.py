@@ -40,10 +40,10 @@ class Standing:
     """Inputs with other contents than the section was made with."""
 
 
-def record_start(recipe: Recipe, step: Step) -> None:
-    """Store what the step is about to run with: OUT/recipe.yaml, its config.yaml and its inputs.json.
+def prepare_folder(recipe: Recipe, step: Step) -> None:
+    """Make the step's folder ready to run in: store OUT/recipe.yaml, its config.yaml and its inputs.json.
 
-    Without results, measurements of before and after that other settings or inputs gave are deleted first.
+    In a folder without results, measurements of before and after that other settings or inputs gave are deleted first.
     """
     folder = step.folder
     stored = stored_config(recipe, step)
@@ -86,7 +86,7 @@ def standing(recipe: Recipe, step: Step) -> Standing:
 
     Raises RunFolderError when a training's result is damaged.
     """
-    section, folder = step.section, step.folder
+    section, folder, output = step.section, step.folder, recipe.output.rstrip("/")
     done = (folder / RESULT).exists()
     if not has_results(folder):
         begun = not section.trains and (folder / CONFIG).exists()
@@ -97,7 +97,7 @@ def standing(recipe: Recipe, step: Step) -> Standing:
     elif done:
         read_result(folder)
     if changed:
-        shown = [line.replace(OUTPUT, recipe.output.rstrip("/")) for line in changed]
+        shown = [line.replace(OUTPUT, output) for line in changed]
         then = "and a run would stop here" if section.trains else "and to be made again"
         return Standing("stale", f"stale {then}, because {'; '.join(shown[:12])}", tuple(shown))
     if longer := growth(recipe, step):
@@ -111,11 +111,7 @@ def standing(recipe: Recipe, step: Step) -> Standing:
         return Standing("started", "to be gone on with from its newest checkpoint")
     if _is_reworded(step):
         return Standing("reworded", "finished, and its report to be written again with another title or other notes")
-    note = (
-        f" (not there any more, so not compared: {', '.join(gone).replace(OUTPUT, recipe.output.rstrip('/'))})"
-        if gone
-        else ""
-    )
+    note = f" (not there any more, so not compared: {', '.join(gone).replace(OUTPUT, output)})" if gone else ""
     if read_record(folder) is None:
         note = " (made before inputs were recorded: whether they changed is not known)"
     return Standing("finished", f"finished{note}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from hydralign.config import Recipe
 from hydralign.distributed import Distributed
@@ -29,9 +29,10 @@ class Section:
     """Describes beforehand, in lines, what a run would do."""
     run: Callable[[Recipe, Step, Distributed], list[Difference]]
     """Runs a step of it into its folder; the model that it trains is saved in `model/` there."""
+    makes: Literal["language model", "classifier"] | None = None
+    """What kind of model it trains; None of one that trains nothing, whose result can be measured again."""
     grows_by: str | None = None
-    """The setting that says how long it trains; None of a section that trains nothing, whose result can be measured
-    again."""
+    """The setting that says how long it trains."""
     wording: tuple[str, ...] = ()
     """Settings that change the words of its report alone."""
     reports: tuple[str, ...] = ()
@@ -40,7 +41,7 @@ class Section:
     @property
     def trains(self) -> bool:
         """Whether hours may lie in its result."""
-        return self.grows_by is not None
+        return self.makes is not None
 
     def steps(self, recipe: Recipe) -> list[Step]:
         """The section's steps in order, one for each item where it is a list; none when the recipe lacks it."""

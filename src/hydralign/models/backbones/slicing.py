@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hydralign.errors import HydralignError, ModelError
+from hydralign.errors import HydralignError, ModelError, describe_error
 from hydralign.micro_batches import is_out_of_memory
 from hydralign.models.folders.loading import context_of
 from hydralign.models.outputs import require_finite_outputs
@@ -35,8 +35,7 @@ def named_architecture_errors(what: str, why: str) -> Iterator[None]:
     except ARCHITECTURE_ERRORS as error:
         if is_out_of_memory(error) or isinstance(error, HydralignError):
             raise
-        cause = str(error).splitlines()[0] if str(error) else "no message"
-        raise ModelError(f"{what} ({type(error).__name__}: {cause}): {why}") from error
+        raise ModelError(f"{what} ({describe_error(error)}): {why}") from error
 
 
 def stack_of(model: Any) -> Any:

@@ -19,7 +19,11 @@ from hydralign.data.encoder_input import mark_for_encoder
 from hydralign.errors import ModelError, TokenizerError
 from hydralign.models.backbones.rope import rope_limit
 from hydralign.models.fixed import freeze_fixed
-from hydralign.models.folders.generation_settings import mend_generation_settings, read_generation_config, say_ignored_settings
+from hydralign.models.folders.generation_settings import (
+    mend_generation_settings,
+    read_generation_config,
+    say_ignored_settings,
+)
 from hydralign.models.folders.load_errors import CONTEXTS, check_model_files, loading, named_load_errors
 from hydralign.models.folders.load_report import require_whole_load
 from hydralign.models.folders.tokenizers import NO_LIMIT, read_tokenizer

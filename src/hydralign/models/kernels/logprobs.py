@@ -71,8 +71,8 @@ def token_logprobs(
     passing = head.frozen or not torch.is_grad_enabled()
     most = chunk_rows or (PASSING_ROWS if passing else max(1, STORED_ELEMENTS // head.vocabulary))
     chunks = -(-len(targets_N) // most)
-    reading = _Reading(head, temperature, stop_ids, entropy, entropy_gradient)
-    read: Callable[..., tuple[Tensor, Tensor]] = partial(_passed if passing else _stored, reading)
+    how = _Reading(head, temperature, stop_ids, entropy, entropy_gradient)
+    read: Callable[..., tuple[Tensor, Tensor]] = partial(_passed if passing else _stored, how)
     if chunks > 1 and not passing:
         read = partial(checkpoint, read, use_reentrant=False)
     pieces = (x.split(-(-len(targets_N) // chunks)) for x in (hidden_ND, targets_N, blocked_N))
@@ -107,12 +107,12 @@ class _Reading(NamedTuple):
     entropy_gradient: bool
 
 
-def _stored(reading: _Reading, hidden_ND: Tensor, targets_N: Tensor, blocked_N: Tensor) -> tuple[Tensor, Tensor]:
+def _stored(how: _Reading, hidden_ND: Tensor, targets_N: Tensor, blocked_N: Tensor) -> tuple[Tensor, Tensor]:
     """One chunk through a head that autograd differentiates."""
-    chosen_N, entropy_N = _Read.apply(reading.head(hidden_ND), targets_N, blocked_N, reading.temperature, reading.stop_ids)
-    if not reading.entropy:
+    chosen_N, entropy_N = _Read.apply(how.head(hidden_ND), targets_N, blocked_N, how.temperature, how.stop_ids)
+    if not how.entropy:
         return chosen_N, torch.zeros_like(chosen_N)
-    return chosen_N, entropy_N if reading.entropy_gradient else entropy_N.detach()
+    return chosen_N, entropy_N if how.entropy_gradient else entropy_N.detach()
 
 
 class _Read(torch.autograd.Function):
@@ -122,12 +122,7 @@ class _Read(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        logits_NV: Tensor,
-        targets_N: Tensor,
-        blocked_N: Tensor,
-        temperature: float,
-        stop_ids: Sequence[int],
+        ctx: Any, logits_NV: Tensor, targets_N: Tensor, blocked_N: Tensor, temperature: float, stop_ids: Sequence[int]
     ) -> tuple[Tensor, Tensor]:
         chosen_N, entropy_N = (logits_NV.new_empty(len(targets_N)) for _ in range(2))
         for row_n in _few_rows(logits_NV):
@@ -172,7 +167,7 @@ def _few_rows(matrix_NV: Tensor) -> list[slice]:
     return [slice(start, start + count) for start in range(0, len(matrix_NV), count)]
 
 
-def _passed(reading: _Reading, hidden_ND: Tensor, targets_N: Tensor, blocked_N: Tensor) -> tuple[Tensor, Tensor]:
+def _passed(how: _Reading, hidden_ND: Tensor, targets_N: Tensor, blocked_N: Tensor) -> tuple[Tensor, Tensor]:
     """One chunk through a head that only passes gradients on, with these formed on the spot.
 
     Each result of a token depends on its own state alone, so its gradient is one vector of width D: with e the
@@ -180,7 +175,7 @@ def _passed(reading: _Reading, hidden_ND: Tensor, targets_N: Tensor, blocked_N: 
     entropy. The vocabulary is read in blocks, each block's weights once for both products, under a running maximum
     as in flash attention (Dao et al. 2022), so that many states at once need no whole rows of logits.
     """
-    head, entropy_gradient = reading.head, reading.entropy_gradient
+    head, entropy_gradient = how.head, how.entropy_gradient
     learns = torch.is_grad_enabled() and hidden_ND.requires_grad
     with torch.no_grad():
         sums = _Softmax(hidden_ND, states=learns, spread=learns and entropy_gradient)
@@ -188,9 +183,9 @@ def _passed(reading: _Reading, hidden_ND: Tensor, targets_N: Tensor, blocked_N: 
         elements = BLOCK_ELEMENTS["cpu" if hidden_ND.device.type == "cpu" else "other"]
         for tokens in head.blocks(max(1024, elements // len(targets_N))):
             raw_NB = head.block(hidden_ND, tokens)
-            stops = [stop - tokens.start for stop in reading.stop_ids if stop in tokens]
+            stops = [stop - tokens.start for stop in how.stop_ids if stop in tokens]
             logits_NB = apply_temperature_and_min_length(
-                raw_NB, temperature=reading.temperature, stop_ids=stops, blocked_N=blocked_N
+                raw_NB, temperature=how.temperature, stop_ids=stops, blocked_N=blocked_N
             )
             inside_N = (targets_N >= tokens.start) & (targets_N < tokens.stop)
             at_N1 = (targets_N - tokens.start).clamp(0, len(tokens) - 1)[:, None]
@@ -199,12 +194,15 @@ def _passed(reading: _Reading, hidden_ND: Tensor, targets_N: Tensor, blocked_N: 
             if isinstance(slope, Tensor):
                 slope_N = torch.where(inside_N, slope.gather(1, at_N1).squeeze(1), slope_N)
             sums.add(logits_NB, head.weights(tokens) if learns else None, slope)
-        chosen_N, entropy_N = target_N - sums.log_mass_N, sums.entropy_N if reading.entropy else torch.zeros_like(target_N)
+        chosen_N, entropy_N = (
+            target_N - sums.log_mass_N,
+            sums.entropy_N if how.entropy else torch.zeros_like(target_N),
+        )
         if not learns:
             return chosen_N, entropy_N
         scale = slope_N[:, None] if slope_N.dim() else head.slope(target_N)
-        chosen_ND = (head.weights(targets_N).float() * scale - sums.mean_ND) / reading.temperature
-        entropy_ND = sums.entropy_ND / reading.temperature if entropy_gradient else None
+        chosen_ND = (head.weights(targets_N).float() * scale - sums.mean_ND) / how.temperature
+        entropy_ND = sums.entropy_ND / how.temperature if entropy_gradient else None
     chosen_N = _Formed.apply(hidden_ND, chosen_N, chosen_ND)
     return chosen_N, entropy_N if entropy_ND is None else _Formed.apply(hidden_ND, entropy_N, entropy_ND)
 
