@@ -55,15 +55,16 @@ def comparisons() -> list[Comparison]:
     listed.append(
         Comparison("S: all layers trained, TRL 0.11.4", ("--form", "full", *everything), OLD, everything, 1.5)
     )
-    shape = ("--geometry", "T")
-    ours = (*shape, "--family", "t5", "--form")
-    for name, form, theirs, time_bar, memory_bar in (
-        ("T5, top 2 of the decoder trained, TRL 0.11.4 with LoRA", ("hydra",), (), 3.0, 0.65),
-        ("T5, top 2 of the decoder trained, TRL 0.11.4 with all trained", ("hydra",), ("--full",), 4.0, None),
-        ("T5, LoRA in the decoder, TRL 0.11.4 with LoRA", ("lora", "--decoder-only"), (), 2.0, None),
-        ("T5, LoRA, TRL 0.11.4 with LoRA", ("lora",), (), 1.1, None),
-    ):
-        listed.append(Comparison(name, (*ours, *form), OLD_T5, (*shape, *theirs), time_bar, memory_bar))
+    t5 = ("--geometry", "T")
+    listed += [
+        Comparison(name, (*t5, "--family", "t5", "--form", *form), OLD_T5, (*t5, *theirs), time_bar, memory_bar)
+        for name, form, theirs, time_bar, memory_bar in (
+            ("T5, top 2 of the decoder trained, TRL 0.11.4 with LoRA", ("hydra",), (), 3.0, 0.65),
+            ("T5, top 2 of the decoder trained, TRL 0.11.4 with all trained", ("hydra",), ("--full",), 4.0, None),
+            ("T5, LoRA in the decoder, TRL 0.11.4 with LoRA", ("lora", "--decoder-only"), (), 2.0, None),
+            ("T5, LoRA, TRL 0.11.4 with LoRA", ("lora",), (), 1.1, None),
+        )
+    ]
     return listed
 
 

@@ -7,8 +7,8 @@
 Answers never end early, rewards are random numbers, the first iteration is not counted. `seconds` is the median of
 whole iterations, `share` what each phase takes of it. `floor_gflop` is the arithmetic of a hydra iteration of this
 shape (benchmarks/geometry.py), `times_floor` the seconds over the time which that takes at `gflops`, the rate of a
-2048³ fp32 product, measured before and after the iterations; neither is told of an encoder–decoder. `peak_mb` is the peak resident size, `import_mb` what was
-resident after imports.
+2048³ fp32 product, measured before and after the iterations; both are left out for an encoder–decoder. `peak_mb` is
+the peak resident size, `import_mb` what was resident after imports.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Encoder–decoders as policies in every form: start checks, one trunk, invariances, folders, and what an update moves."""
+"""Encoder–decoders as policies in every form: start checks, one trunk, invariances, folders, what an update moves."""
 
 from __future__ import annotations
 

@@ -21,7 +21,7 @@ PROMPTS = [[5, 6, 7, 8, 0], [9, 10, 0], [3, 4, 5, 6, 7, 8, 9, 0]]
 # Longer than the distance from which on T5 tells no further apart.
 ANSWERS = [[11, 12, 13, 0], [14, 15], [16, 17, 18, 19, 20, *range(30, 45)]]
 BATCH = TokenBatch.of(PROMPTS, ANSWERS, pad_id=99)
-TOLERANCE = {"atol": 2e-5, "rtol": 1e-5}
+TOLERANCE: dict[str, Any] = {"atol": 2e-5, "rtol": 1e-5}
 
 
 def own_states(model: Any) -> Tensor:
@@ -86,7 +86,8 @@ def test_decoding_meets_the_states_of_a_plain_pass_and_keeps_the_trunk_s(family:
     with torch.no_grad():
         plain_ND = backbone.hidden(BATCH)
         decoding = backbone.start(TokenHead(model), PROMPTS, 20, trunk=trunk)
-        here, states = torch.arange(3), {}
+        here = torch.arange(3)
+        states: dict[tuple[int, int], Tensor] = {}
         for position in range(20):
             hidden_BD = decoding.predict()[1]
             states |= {(int(row), position): hidden_BD[place] for place, row in enumerate(here)}

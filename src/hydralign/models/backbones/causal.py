@@ -18,7 +18,7 @@ from hydralign.errors import ModelError
 from hydralign.models.backbones.decoding import CachedDecoding
 from hydralign.models.backbones.rope import explain_rope_limit, rope_limit
 from hydralign.models.backbones.slicing import check_split, copy_trained, layers_of, replace_input, slice_layers
-from hydralign.models.backbones.trunk import CausalTrunkStates, CausalTrunk, lay_out, response_columns
+from hydralign.models.backbones.trunk import CausalTrunk, CausalTrunkStates, lay_out, response_columns
 from hydralign.models.heads.token import TokenHead
 from hydralign.models.kernels import response_only
 from hydralign.models.kernels.tied_embedding import look_up

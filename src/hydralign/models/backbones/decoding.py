@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from hydralign.models.backbones.slicing import capture_output
-from hydralign.models.backbones.trunk import CausalTrunkStates, CausalTrunk
+from hydralign.models.backbones.trunk import CausalTrunk, CausalTrunkStates
 from hydralign.models.heads.token import TokenHead
 from hydralign.models.kernels.cache import RoomyCache
 from hydralign.models.kernels.few_states import PACKED_FROM

@@ -75,7 +75,8 @@ class EncoderDecoderDecoding:
     def keep(self, index_B: Tensor) -> None:
         """Drop all other rows from caches and states; `index_B` rises."""
         self.cache.batch_select_indices(index_B)
-        self.encoder_BQD, self.hidden_BD = self.encoder_BQD[index_B], self.hidden_BD[index_B]
+        self.encoder_BQD = self.encoder_BQD[index_B]
+        self.hidden_BD: Tensor = self.hidden_BD[index_B]
         self.lengths_B, self.place_B = self.lengths_B[index_B.cpu()], self.place_B[index_B]
 
     def trunk_states(self, lengths_B: Tensor) -> EncoderDecoderStates | None:

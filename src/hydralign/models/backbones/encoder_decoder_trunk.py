@@ -76,8 +76,8 @@ class EncoderDecoderTrunk:
     ) -> None:
         """Kept states have this dtype; with `offload` they lie on the CPU."""
         self._backbone, self.dtype, self.offload = backbone, dtype, offload
-        self.body: Any = slice_layers(backbone.decoder, 0, layers) if layers else None
-        self.last = layers_of(self.body)[-1] if layers else None
+        self.body = slice_layers(backbone.decoder, 0, layers) if layers else None
+        self.last = None if self.body is None else layers_of(self.body)[-1]
         self.use = TrunkUse()
 
     def count(self, real: int, pad: int) -> None:

@@ -82,9 +82,7 @@ def say_ignored_settings(model: Any) -> None:
     asked = [name for name in SEARCHES if getattr(generation, name, None) not in (None, 0, getattr(usual, name, None))]
     if asked:
         listed = ", ".join(f"{name}={getattr(generation, name)}" for name in asked)
-        say(
-            f"The model's generation config asks for {listed}: left out, since answers are sampled as the model has them."
-        )
+        say(f"The model's generation config asks for {listed}: ignored, since answers are drawn from the model itself.")
 
 
 def why_unsaved(generation: GenerationConfig) -> str:

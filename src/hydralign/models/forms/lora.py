@@ -91,7 +91,7 @@ def _adapted_parts(model: Any, settings: LoraForm) -> list[Any] | None:
 
 
 def _placement(model: Any, settings: LoraForm, parts: Sequence[Any] | None) -> dict[str, Any]:
-    """Where PEFT puts adapters: by the numbers of layers or, since encoder and decoder number theirs alike, by names."""
+    """Where PEFT puts adapters: by numbers of layers or, as encoder and decoder number theirs alike, by names."""
     if not model.config.is_encoder_decoder:
         last = 0 if parts is None else len(layers_of(model.base_model))
         numbers = None if parts is None else list(range(last - len(parts), last))
