@@ -195,7 +195,7 @@ def test_gemma3n_whose_layers_share_keys_and_four_streams_is_refused(top: int) -
     sizes = {"hidden_size_per_layer_input": 8, "vocab_size_per_layer_input": 300, "laurel_rank": 4}
     per_layer = {"intermediate_size": [64] * 5, "activation_sparsity_pattern": [0.0] * 5, "layer_types": MIXED}
     model = new_model("gemma3n_text", **sizes, **per_layer, num_kv_shared_layers=2)
-    with pytest.raises(ModelError, match="cannot be run in two parts"):
+    with pytest.raises(ModelError, match="cannot be run in two parts|has 3 lists of 3 layers"):
         check_split(model, top)
 
 

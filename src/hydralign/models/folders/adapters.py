@@ -45,16 +45,16 @@ def read_language_adapter(folder: str) -> Any:
     require_float_weights(weights)
     require_finite_file(weights)
     way_out = (
-        "what the adapter changes is unknown. Save the adapter again with save_pretrained of PEFT, or install the "
+        "What the adapter changes is unknown. Save the adapter again with save_pretrained of PEFT, or install the "
         "version of PEFT that wrote it."
     )
     with named_load_errors(f"{about} cannot be read", way_out):
         config = PeftConfig.from_pretrained(folder)
     base = config.base_model_name_or_path
     if config.peft_type is None:
-        raise ModelError(f"{about} names no peft_type: {way_out}")
+        raise ModelError(f"{about} cannot be read: it names no peft_type. {way_out}")
     if base is not None and not isinstance(base, str):
-        raise ModelError(f"{about} has base_model_name_or_path={base!r:.80}, which is no path: {way_out}")
+        raise ModelError(f"{about} cannot be read: base_model_name_or_path is {base!r:.80}, no path. {way_out}")
     kind = getattr(config.peft_type, "value", config.peft_type)
     if config.is_prompt_learning or config.is_adaption_prompt:
         raise ModelError(

@@ -21,10 +21,13 @@ class FewStates:
 
     def __init__(self, linear: Any) -> None:
         self.linear = linear
-        self.applies = type(linear) is nn.Linear and [name for name, _ in linear.named_parameters()] == ["weight"]
-        """Whether it is such a layer."""
         self.packed: tuple[int, Tensor] | None = None
         """(version of the weights, the copy of them)."""
+
+    @property
+    def applies(self) -> bool:
+        """Whether it is such a layer."""
+        return type(self.linear) is nn.Linear and self.linear.bias is None
 
     def __call__(self, hidden_ND: Tensor) -> Tensor:
         """product_NV."""
