@@ -25,6 +25,7 @@ from hydralign.data import DataSet, choose_rows, load_comparisons, load_demonstr
 from hydralign.data.table_cache import cached_tables
 from hydralign.distributed import Distributed
 from hydralign.errors import ConfigError, HydralignError, TokenizerError
+from hydralign.evaluation.rouge import reference_texts, require_reference_columns
 from hydralign.generation.sampler import check_context
 from hydralign.methods.sampling import sampling_params
 from hydralign.methods.sft import max_tokens_of
@@ -215,11 +216,14 @@ def check_compare(recipe: Recipe, config: CompareConfig, models: ModelSource, pr
         with errors_naming(name):
             sides.append(models.of_path(path))
     prompts, whole = _prompts(recipe, sides[0])
+    chosen = choose_rows(prompts.held_out, config.prompts) if prompts else ()
     if prompts and whole:
         held_out_prompts.choose_prompts(prompts, config.prompts, at_least=max(2, processes.count))
+        reference_texts(chosen, config.references)
     for facts in sides:
-        _check_length(facts, choose_rows(prompts.held_out, config.prompts) if prompts else [], sampling, recipe.seed)
+        _check_length(facts, chosen, sampling, recipe.seed)
     columns = columns_of(prompts, whole=whole)
+    require_reference_columns(config.references, columns)
     names = check_terms(score, columns, models)
     judges = [f"judge/{name}" for name in check_terms(config.judges, columns, models)]
     compare_run.require_shares(config, names, judges, truncated=sampling_params(sampling, recipe.seed).truncated)
