@@ -22,9 +22,7 @@ def recipe(tmp_path: Path, tokenizer: Any) -> dict[str, Any]:
     for seed, name in enumerate(("old", "new")):
         tiny_model(tokenizer, seed=seed).save_pretrained(tmp_path / name)
         tokenizer.save_pretrained(tmp_path / name)
-    rows = [
-        {"prompt": f"this {n} and", "short": "that" if n % 4 else ""} for n in range(2 * ROWS)
-    ]
+    rows = [{"prompt": f"this {n} and", "short": "that" if n % 4 else ""} for n in range(2 * ROWS)]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (tmp_path / "rule.py").write_text("def length(completions):\n    return [float(len(c)) for c in completions]\n")
     return {

@@ -19,7 +19,7 @@ from hydralign.config.data import RESERVED_COLUMNS, HashSplit, LastSplit, Source
 from hydralign.config.model import HydraForm
 from hydralign.config.paths import paths_of
 from hydralign.config.recipe import OUTPUT
-from hydralign.config.reward import Labels, RewardConfig
+from hydralign.config.reward import Labels, RewardConfig, RewardTestConfig
 from hydralign.config.sft import SFTConfig
 from hydralign.data import DataSet, choose_rows, load_comparisons, load_demonstrations, load_labelled, load_prompts
 from hydralign.data.table_cache import cached_tables
@@ -32,7 +32,7 @@ from hydralign.methods.sft import max_tokens_of
 from hydralign.models.folders.from_scratch import train_tokenizer
 from hydralign.models.forms.build import VALUES_WITHOUT_CRITIC
 from hydralign.runs import compare as compare_run
-from hydralign.runs import held_out_prompts
+from hydralign.runs import held_out_prompts, reward_tests
 from hydralign.runs import reward as reward_run
 from hydralign.runs import sft as sft_run
 from hydralign.runs.model_facts import ModelFacts, ModelSource, require_form
@@ -153,24 +153,43 @@ def check_reward(recipe: Recipe, config: RewardConfig, models: ModelSource, proc
         return
     if whole:
         reward_run.require_enough_rows(data.train, data.held_out, data.report.describe())
-    others = [choose_rows(data.held_out, config.evaluation.rows)]
-    if config.test is not None:
-        tests, _ = read_rows(load, reward_run.without_held_out(config.test), facts)
-        others.append(tests.train if tests else ())
+    chosen = choose_rows(data.held_out, config.evaluation.rows)
+    tests = [(test, _test_rows(test, load, facts)) for test in reward_tests.tests_of(config)]
     if isinstance(config.task, Labels):
-        _check_labels(config.task, data, others, whole=whole)
+        _check_labels(config.task, data, chosen, tests, whole=whole)
     else:
-        reward_run.require_finished([data.train, *others])
+        reward_run.require_finished([data.train, chosen, *(rows for _, rows in tests)])
 
 
-def _check_labels(task: Labels, data: DataSet[Any], others: Sequence[Sequence[Any]], *, whole: bool) -> None:
+def _test_rows(test: RewardTestConfig, load: Callable[..., DataSet[Any]], facts: ModelFacts) -> Sequence[Any]:
+    """Rows to test on; none when only a tokenizer that is not at hand could read them."""
+    data, whole = read_rows(load, reward_tests.without_held_out(test), facts)
+    if data is None:
+        return ()
+    columns = {name for record in data.train for name in record.columns} if whole else data.report.columns
+    reward_tests.require_group_column(test, columns)
+    return data.train
+
+
+def _check_labels(
+    task: Labels,
+    data: DataSet[Any],
+    held_out: Sequence[Any],
+    tests: Sequence[tuple[RewardTestConfig, Sequence[Any]]],
+    *,
+    whole: bool,
+) -> None:
     """Raise DataError for labels that have no name, or that only rows to measure have."""
     found = [row.label for row in data.train]
     if not whole and len(set(found)) < 2:
         return  # rows may be sorted by label
     columns = reward_run.label_columns(task, found)
-    for rows in others if whole or task.names else ():
-        reward_run.require_known_labels(rows, columns)
+    if not whole and not task.names:
+        return
+    reward_run.require_known_labels(held_out, columns)
+    for test, rows in tests:
+        own = reward_tests.own_label_columns(test, tuple(dict.fromkeys(columns.values())))
+        reward_run.require_known_labels(rows, own or columns)
 
 
 def _labels_of(recipe: Recipe, config: Any) -> Sequence[str]:
