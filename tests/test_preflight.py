@@ -236,6 +236,12 @@ CASES: dict[str, tuple[str, Any, str, list[str]]] = {
     ),
     "share of nothing": ("compare.shares.0.of", "judge/THOSE", "compare", ["'judge/THOSE'", "judge/THIS"]),
     "share's name": ("compare.shares.0.name", "score", "compare", ["second metric"]),
+    "column of human answers": (
+        "compare.references",
+        ["reference", "referense"],
+        "compare",
+        ["'referense'", "Columns here: prompt, reference"],
+    ),
     "context of a comparison": ("compare.sampling", {"max_new_tokens": 60}, "compare", ["context holds 64"]),
     "another tokenizer's model": ("compare.before", "IN/empty", "compare", ["no config.json"]),
 }

@@ -209,6 +209,13 @@ def test_white_space_and_empty_answers_are_kept(tmp_path: Path) -> None:
     assert "same␍line" in text
 
 
+def test_a_humans_answer_stands_below_both_sides(tmp_path: Path) -> None:
+    pairs = [AnswerPair("p", "old", "new", 1.0, 2.0, "a < b"), AnswerPair("p", "old", "new", 1.0, 2.0)]
+    _, _, page = written(tmp_path, replace(a_report(), pairs=pairs))
+    assert page.within("human") == "A human’s answera < b" * 4  # in each group but Most lost, which is empty
+    assert "ROUGE" not in page.within("reading")
+
+
 def test_texts_of_any_kind_stay_texts(tmp_path: Path) -> None:
     record, text, page = written(tmp_path, a_report(text=HOSTILE))
     plain = written(tmp_path, a_report())[2]
@@ -271,7 +278,7 @@ def test_curves_are_drawn_for_what_was_logged(tmp_path: Path) -> None:
 
 def test_page_stays_below_two_megabytes_and_says_what_it_cut(tmp_path: Path) -> None:
     size = LONGEST_TEXT + 1234
-    pairs = [AnswerPair('"' * size, "'" * size, "\x00" * size, i, 40 - 2 * i) for i in range(40)]
+    pairs = [AnswerPair('"' * size, "'" * size, "\x00" * size, i, 40 - 2 * i, "&" * size) for i in range(40)]
     report = a_report()
     values = {f"reward/{i}": report.values["score"] for i in range(12)}
     history = [{"step": i, "objective/kl": math.sin(i), "ppo/mean_scores": i} for i in range(20_000)]

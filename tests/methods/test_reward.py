@@ -31,7 +31,8 @@ from hydralign.methods.reward import (
 )
 from hydralign.models.classifiers.training import SequenceClassifier, wrap_classifier
 from hydralign.models.folders.from_scratch import make_classifier
-from hydralign.runs.reward import label_columns, reward_record, sentence
+from hydralign.runs.reward import label_columns
+from hydralign.runs.reward_record import reward_record, sentence
 from hydralign.tracking import JsonLines, Trackers
 from tests.conftest import FORMS
 

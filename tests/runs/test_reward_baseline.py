@@ -13,7 +13,8 @@ from hydralign.config import Recipe
 from hydralign.distributed import SINGLE_PROCESS
 from hydralign.methods.reward import Judged
 from hydralign.runs.kinds import all_steps
-from hydralign.runs.reward import reward_record, run_reward, sentence
+from hydralign.runs.reward import run_reward
+from hydralign.runs.reward_record import reward_record, sentence
 from hydralign.testing import tiny_model
 
 LABELS = ("fine", "offensive")

@@ -78,7 +78,7 @@ def test_rows_to_test_on_may_be_chosen_by_tokens(start: dict[str, Any], tmp_path
     section = {"task": {"type": "labels"}, "test": source} | ({"model": start} if start else {})
     parts = loaded(tmp_path, LABELLED, tokenizer, **section)
     lengths = [len(parts.classifier.tokenizer(row["text"]).input_ids) for row in LABELLED]
-    assert 2 < len(parts.test) == sum(length <= 12 for length in lengths) < 12
+    assert 2 < len(parts.tests[0].rows) == sum(length <= 12 for length in lengths) < 12
 
 
 def test_model_without_a_tokenizer_is_named_before_its_tokens_are_counted(tmp_path: Path, tokenizer: Any) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from hydralign.config.base import Config
 from hydralign.config.ppo import SamplingConfig
@@ -37,6 +37,9 @@ class CompareConfig(Config):
     """Further opinions, each a metric of its own, which nothing was trained on."""
     shares: tuple[ShareConfig, ...] = ()
     """Shares of answers above a bound."""
+    references: tuple[Annotated[str, Field(min_length=1)], ...] = ()
+    """Columns of the prompts that hold an answer of a human, one name or several. With them ROUGE-1, 2 and L of every
+    answer are metrics: F measure, words stemmed, L over the whole text, the best of a prompt's references."""
     sampling: SamplingConfig | None = None
     """How answers are sampled; None is as ppo does. With top_k or top_p no KL is reported: the answers are then no
     samples of the distribution that it is of, and their log-probability gap goes by another name."""
@@ -52,3 +55,8 @@ class CompareConfig(Config):
     """Sentences to stand at the top of the report, such as where its labels come from."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of both models; auto is bf16 where this machine multiplies it clearly faster than fp32."""
+
+    @field_validator("references", mode="before")
+    @classmethod
+    def _one_or_several(cls, references: Any) -> Any:
+        return (references,) if isinstance(references, str) else references

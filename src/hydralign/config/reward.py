@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from hydralign.config.base import Config
 from hydralign.config.data import SourceConfig
@@ -54,6 +54,18 @@ class Labels(Config):
     """Divide the outputs by a temperature fitted on held-out rows, so that probabilities mean what they say."""
 
 
+class RewardTestConfig(SourceConfig):
+    """Rows to test on. Nothing is held out of them: all are judged."""
+
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][\w.-]*$")
+    """What the results are called; needed where there are several."""
+    names: dict[str, str] = Field(default_factory=dict)
+    """A label as it stands in these rows: the name that the trained labels have for it. Without any, these rows have
+    the labels of the training rows."""
+    by: str | None = Field(default=None, min_length=1)
+    """A column: accuracy is also given for each value in it, such as each kind of case in a suite of tests."""
+
+
 class RewardConfig(SupervisedConfig):
     """A reward model or a text classifier, saved as a plain sequence-classification folder."""
 
@@ -65,9 +77,31 @@ class RewardConfig(SupervisedConfig):
     """Where it starts; None is the recipe's model, with the weights that the sft section made when there is one."""
     data: SourceConfig | None = None
     """None is the recipe's data.comparisons or data.labelled."""
-    test: SourceConfig | None = None
-    """Further rows, judged once at the end; nothing is trained, chosen or calibrated on them."""
+    test: RewardTestConfig | tuple[RewardTestConfig, ...] | None = None
+    """Further rows, judged once at the end; nothing is trained, chosen or calibrated on them. A list when there are
+    several sources."""
     max_tokens: int | None = Field(default=None, ge=8)
     """Longest text; of longer ones the beginning is cut off, counted and reported. None is the model's context."""
     freeze_layers: int = Field(default=0, ge=0)
     """Embeddings and this many blocks from below keep their weights."""
+
+    @field_validator("test", mode="before")
+    @classmethod
+    def _from_any_source(cls, test: Any) -> Any:
+        """Take a plain source made in Python, too."""
+        plain = isinstance(test, SourceConfig) and not isinstance(test, RewardTestConfig)
+        return test.model_dump() if plain else test
+
+    @model_validator(mode="after")
+    def _tests_can_be_told_apart(self) -> RewardConfig:
+        if isinstance(self.test, tuple):
+            names = [one.name for one in self.test]
+            if not names or not all(names) or len(set(names)) < len(names):
+                raise ValueError(
+                    f"test is a list with the names {names}: results on each are kept under its name. Give every item "
+                    "of test another name, or leave test out."
+                )
+        tests = self.test if isinstance(self.test, tuple) else (self.test,)
+        if isinstance(self.task, Comparisons) and any(test and test.names for test in tests):
+            raise ValueError("test.names renames labels, and a task of comparisons has none. Leave names out.")
+        return self

@@ -23,6 +23,7 @@ from markupsafe import Markup
 
 from hydralign.errors import DataError
 from hydralign.evaluation.figures import LARGE, Floats, change_histogram, curve, histograms, interval_strip
+from hydralign.evaluation.rouge import ROUGE
 from hydralign.evaluation.statistics import Verdict, decimals
 from hydralign.files import write_text
 from hydralign.tracking import as_json
@@ -41,6 +42,9 @@ _WORDS = {
     "logprob_gap": ("log-probability gap to the reference (no KL: top-k or top-p)", "nats per answer"),
     "tokens": ("answer length", "tokens"),
     "finished": ("answers that ended by themselves", "share"),
+    "rouge-1": ("ROUGE-1 to the human answer", ""),
+    "rouge-2": ("ROUGE-2 to the human answer", ""),
+    "rouge-l": ("ROUGE-L to the human answer", ""),
     "distinct-2": ("different word pairs (distinct-2)", "share"),
 }
 """Metrics in plain words, with their units. Others keep their names."""
@@ -69,6 +73,8 @@ class AnswerPair:
     after: str
     before_score: float
     after_score: float
+    human: str = ""
+    """A human's answer to the prompt; empty where none is known."""
 
 
 @dataclass(frozen=True)
@@ -168,6 +174,7 @@ def _page(report: Report) -> str:
         curves=list(_curve_panels(report.history)),
         groups=list(_groups(report.pairs, higher_is_better=primary["higher_is_better"])),
         prompts=len(report.pairs),
+        with_rouge=any(key in ROUGE for key in report.record["metrics"]),
         longest=LONGEST_TEXT,
         about=report.record.get("about", {}),
     )

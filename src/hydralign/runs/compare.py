@@ -22,6 +22,7 @@ from hydralign.errors import ConfigError, TokenizerError
 from hydralign.evaluation.comparison import FACTS, Comparison, Share, check_shares, compare_answers, comparison_record
 from hydralign.evaluation.held_out import Answers, answer_held_out
 from hydralign.evaluation.report import AnswerPair, Report, write_report
+from hydralign.evaluation.rouge import ROUGE, describe_rouge, reference_texts, rouge
 from hydralign.evaluation.statistics import Difference
 from hydralign.generation.sampler import check_context
 from hydralign.methods.sampling import sampling_params
@@ -53,6 +54,8 @@ class LoadedComparison:
     names: dict[str, str]
     """Metric as the answers call it: as the report does."""
     params: SamplingParams
+    references: tuple[tuple[str, ...], ...] = ()
+    """Human answers to each prompt; empty where none are asked for."""
 
 
 def run_compare(recipe: Recipe, step: Step, processes: Distributed) -> list[Difference]:
@@ -80,6 +83,7 @@ def run_compare(recipe: Recipe, step: Step, processes: Distributed) -> list[Diff
     rows = fingerprint(loaded.prompts)
     before = load_or_measure_answers(folder / "before.json", rows, partial(answers, loaded.before, "before"), processes)
     after = load_or_measure_answers(folder / "after.json", rows, partial(answers, loaded.after, "after"), processes)
+    before, after = (_with_rouge(side, loaded.references) for side in (before, after))
     shares = _shares(config)
     comparison = compare_answers(before, after, shares=shares, confidence=config.confidence)
     if processes.main:
@@ -89,7 +93,8 @@ def run_compare(recipe: Recipe, step: Step, processes: Distributed) -> list[Diff
         n, wanted = len(loaded.prompts), config.prompts
         fewer = [f"{n:,} held-out prompts are all there are of the {wanted:,} wanted."] if n < wanted else []
         record = comparison_record(comparison) | {"about": about, "notes": [*config.notes, *fewer, *doubts]}
-        page = write_report(folder.parent, _report(recipe, config, record, before, after, shares))[1]
+        shown = _report(recipe, config, record, before, after, loaded.references)
+        page = write_report(folder.parent, shown)[1]
         write_json(folder / RESULT, record)
         print_comparison(comparison)
         say(f"{conclusion(comparison)} The report lies in {page}.")
@@ -131,7 +136,8 @@ def load_comparison(recipe: Recipe, config: CompareConfig, processes: Distribute
     prompts = choose_prompts(data, config.prompts, at_least=max(2, processes.count))
     for policy in (before, after):
         check_context(policy, prompts, params)
-    return LoadedComparison(before, after, prompts, (*terms, *judges), names, params)
+    references = reference_texts(prompts, config.references)
+    return LoadedComparison(before, after, prompts, (*terms, *judges), names, params, references)
 
 
 def require_same_tokens(before: Any, after: Any) -> None:
@@ -173,7 +179,7 @@ def require_shares(
     several = [f"reward/{name}" for name in rewards] if len(rewards) > 1 else []
     other_gap = gap_name(truncated=not truncated)
     facts = [name for name in FACTS if name != other_gap]
-    check_shares(_shares(config), ["score", *several, *judges, *facts])
+    check_shares(_shares(config), ["score", *several, *judges, *(ROUGE if config.references else ()), *facts])
 
 
 def _shape(params: SamplingParams) -> str:
@@ -200,17 +206,26 @@ def required_settings(ppo: PPOConfig | None, config: CompareConfig) -> tuple[str
     return str(config.before), str(config.after), sampling, score
 
 
+def _with_rouge(answers: Answers, references: Sequence[Sequence[str]]) -> Answers:
+    """The answers with ROUGE among their metrics, where there are human answers to compare them with."""
+    if not references:
+        return answers
+    scores = rouge([sample["response"] for sample in answers.samples], references)
+    return replace(answers, metrics=answers.metrics | scores)
+
+
 def _report(
     recipe: Recipe,
     config: CompareConfig,
     record: dict[str, Any],
     before: Answers,
     after: Answers,
-    shares: Sequence[Share],
+    references: Sequence[Sequence[str]],
 ) -> Report:
+    humans = [next(iter(texts), "") for texts in references] or [""] * len(before.samples)
     pairs = [
-        AnswerPair(old["query"], old["response"], new["response"], old["score"], new["score"])
-        for old, new in zip(before.samples, after.samples, strict=True)
+        AnswerPair(old["query"], old["response"], new["response"], old["score"], new["score"], human)
+        for old, new, human in zip(before.samples, after.samples, humans, strict=True)
     ]
     shown = {name: (before.metrics[name], after.metrics[name]) for name in before.metrics}
     history = Path(recipe.output).expanduser() / "ppo" / "metrics.jsonl"
@@ -231,6 +246,7 @@ def _about(recipe: Recipe, config: CompareConfig, loaded: LoadedComparison) -> d
         "answers": f"{lengths} tokens, {_shape(params)}, the same random numbers on both sides",
         "score": " + ".join(f"{term.weight:g} × {term.name}" for term in loaded.terms if term.weight),
         "judges": ", ".join(term.name.removeprefix("judge/") for term in loaded.terms if not term.weight) or "none",
+        **({"ROUGE": describe_rouge(config.references, loaded.references)} if config.references else {}),
         "seed": str(params.seed),
         "recipe": str(Path(recipe.output) / "recipe.yaml"),
         "versions": ", ".join(f"{name} {version(name)}" for name in ("hydralign", "torch", "transformers")),

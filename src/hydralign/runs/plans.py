@@ -36,6 +36,7 @@ from hydralign.runs import ppo as ppo_run
 from hydralign.runs import reward as reward_run
 from hydralign.runs import sft as sft_run
 from hydralign.runs.memory_plan import MB, Stored, Work, memory_lines, other_forms, plan_memory
+from hydralign.runs.reward_tests import LoadedTest
 from hydralign.runs.same_settings import comparable_text
 from hydralign.runs.steps import Step
 from hydralign.types import Prompt
@@ -75,10 +76,18 @@ def plan_reward(recipe: Recipe, config: RewardConfig, processes: Distributed) ->
         loaded.report,
         f"steps      {steps_of(config, rows):,}, each of {config.batch.rows} rows; an epoch has {rows:,} rows",
         *_verdict_lines(len(loaded.held_out)),
+        *(_test_line(test) for test in loaded.tests),
         *_form_lines(config.model or recipe.model, frozen=config.freeze_layers),
         *size_lines(classifier.trained(), classifier.frozen(), config.optimizer.type),
         *(f"{side}: {_end(classifier.tokenizer, ids)!r} (the end; {len(ids)} tokens)" for side, ids in shown.items()),
     ]
+
+
+def _test_line(test: LoadedTest) -> str:
+    """A source to test on: its rows, and the groups among them."""
+    groups = f", accuracy by {test.config.by} ({len(set(test.groups))} values)" if test.config.by else ""
+    called = f" of {test.config.name}" if test.config.name else ""
+    return f"test       {len(test.rows):,} rows{called}{groups}"
 
 
 def plan_ppo(recipe: Recipe, config: PPOConfig, processes: Distributed) -> list[str]:

@@ -19,19 +19,20 @@ from hydralign.config.data import RESERVED_COLUMNS, HashSplit, LastSplit, Source
 from hydralign.config.model import HydraForm
 from hydralign.config.paths import paths_of
 from hydralign.config.recipe import OUTPUT
-from hydralign.config.reward import Labels, RewardConfig
+from hydralign.config.reward import Labels, RewardConfig, RewardTestConfig
 from hydralign.config.sft import SFTConfig
 from hydralign.data import DataSet, choose_rows, load_comparisons, load_demonstrations, load_labelled, load_prompts
 from hydralign.data.table_cache import cached_tables
 from hydralign.distributed import Distributed
 from hydralign.errors import ConfigError, HydralignError, TokenizerError
+from hydralign.evaluation.rouge import reference_texts, require_reference_columns
 from hydralign.generation.sampler import check_context
 from hydralign.methods.sampling import sampling_params
 from hydralign.methods.sft import max_tokens_of
 from hydralign.models.folders.from_scratch import train_tokenizer
 from hydralign.models.forms.build import VALUES_WITHOUT_CRITIC
 from hydralign.runs import compare as compare_run
-from hydralign.runs import held_out_prompts
+from hydralign.runs import held_out_prompts, reward_tests
 from hydralign.runs import reward as reward_run
 from hydralign.runs import sft as sft_run
 from hydralign.runs.model_facts import ModelFacts, ModelSource, require_form
@@ -152,24 +153,43 @@ def check_reward(recipe: Recipe, config: RewardConfig, models: ModelSource, proc
         return
     if whole:
         reward_run.require_enough_rows(data.train, data.held_out, data.report.describe())
-    others = [choose_rows(data.held_out, config.evaluation.rows)]
-    if config.test is not None:
-        tests, _ = read_rows(load, reward_run.without_held_out(config.test), facts)
-        others.append(tests.train if tests else ())
+    chosen = choose_rows(data.held_out, config.evaluation.rows)
+    tests = [(test, _test_rows(test, load, facts)) for test in reward_tests.tests_of(config)]
     if isinstance(config.task, Labels):
-        _check_labels(config.task, data, others, whole=whole)
+        _check_labels(config.task, data, chosen, tests, whole=whole)
     else:
-        reward_run.require_finished([data.train, *others])
+        reward_run.require_finished([data.train, chosen, *(rows for _, rows in tests)])
 
 
-def _check_labels(task: Labels, data: DataSet[Any], others: Sequence[Sequence[Any]], *, whole: bool) -> None:
+def _test_rows(test: RewardTestConfig, load: Callable[..., DataSet[Any]], facts: ModelFacts) -> Sequence[Any]:
+    """Rows to test on; none when only a tokenizer that is not at hand could read them."""
+    data, whole = read_rows(load, reward_tests.without_held_out(test), facts)
+    if data is None:
+        return ()
+    columns = {name for record in data.train for name in record.columns} if whole else data.report.columns
+    reward_tests.require_group_column(test, columns)
+    return data.train
+
+
+def _check_labels(
+    task: Labels,
+    data: DataSet[Any],
+    held_out: Sequence[Any],
+    tests: Sequence[tuple[RewardTestConfig, Sequence[Any]]],
+    *,
+    whole: bool,
+) -> None:
     """Raise DataError for labels that have no name, or that only rows to measure have."""
     found = [row.label for row in data.train]
     if not whole and len(set(found)) < 2:
         return  # rows may be sorted by label
     columns = reward_run.label_columns(task, found)
-    for rows in others if whole or task.names else ():
-        reward_run.require_known_labels(rows, columns)
+    if not whole and not task.names:
+        return
+    reward_run.require_known_labels(held_out, columns)
+    for test, rows in tests:
+        own = reward_tests.own_label_columns(test, tuple(dict.fromkeys(columns.values())))
+        reward_run.require_known_labels(rows, own or columns)
 
 
 def _labels_of(recipe: Recipe, config: Any) -> Sequence[str]:
@@ -215,11 +235,14 @@ def check_compare(recipe: Recipe, config: CompareConfig, models: ModelSource, pr
         with errors_naming(name):
             sides.append(models.of_path(path))
     prompts, whole = _prompts(recipe, sides[0])
+    chosen = choose_rows(prompts.held_out, config.prompts) if prompts else ()
     if prompts and whole:
         held_out_prompts.choose_prompts(prompts, config.prompts, at_least=max(2, processes.count))
+        reference_texts(chosen, config.references)
     for facts in sides:
-        _check_length(facts, choose_rows(prompts.held_out, config.prompts) if prompts else [], sampling, recipe.seed)
+        _check_length(facts, chosen, sampling, recipe.seed)
     columns = columns_of(prompts, whole=whole)
+    require_reference_columns(config.references, columns)
     names = check_terms(score, columns, models)
     judges = [f"judge/{name}" for name in check_terms(config.judges, columns, models)]
     compare_run.require_shares(config, names, judges, truncated=sampling_params(sampling, recipe.seed).truncated)

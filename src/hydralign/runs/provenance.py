@@ -30,27 +30,32 @@ def reward_results(terms: Sequence[Any]) -> tuple[dict[str, str], list[str]]:
             continue
         title = f"reward model {folder.parent}"
         judged = _judged(result)
-        if title in accuracies or judged is None:
+        if title in accuracies or not judged:
             continue
-        accuracies[title] = _accuracy(judged)
-        warnings += [f"{title}: {warning}" for warning in judged.get("warnings", [])]
+        accuracies[title] = "\n".join(_accuracy(side, one) for side, one in judged.items())
+        for side, one in judged.items():
+            where = title if len(judged) == 1 else f"{title}, {side} rows"
+            warnings += [f"{where}: {warning}" for warning in one.get("warnings", [])]
     return accuracies, warnings
 
 
-def _judged(result: Path) -> dict[str, Any] | None:
-    """The judgement on test rows, or else on held-out ones, named by `side`; None where the file has no accuracy."""
+def _judged(result: Path) -> dict[str, dict[str, Any]]:
+    """The judgements on rows to test on by their names, or else that on held-out ones; none where the file has no
+    accuracy.
+    """
     try:
         record = read_object(result) or {}
-        side = "test" if record.get("test") else "held_out"
-        judged = dict(record[side]) | {"side": side.replace("_", "-")}
+        tests = {"test": record["test"]} if record.get("test") else record.get("tests") or {}
+        judged = {side: dict(one) for side, one in (tests or {"held-out": record["held_out"]}).items()}
     except (ValueError, KeyError, TypeError, AttributeError):
-        return None
-    return judged if {"accuracy", "ci_low", "ci_high", "n"} <= judged.keys() else None
+        return {}
+    complete = all({"accuracy", "ci_low", "ci_high", "n"} <= one.keys() for one in judged.values())
+    return judged if complete else {}
 
 
-def _accuracy(judged: dict[str, Any]) -> str:
+def _accuracy(side: str, judged: dict[str, Any]) -> str:
     sentence = (
-        f"accuracy {judged['accuracy']:.3f} on {judged['n']:,} {judged['side']} rows (95 % interval "
+        f"accuracy {judged['accuracy']:.3f} on {judged['n']:,} {side} rows (95 % interval "
         f"{judged['ci_low']:.3f} to {judged['ci_high']:.3f})"
     )
     if baseline := judged.get("baseline"):

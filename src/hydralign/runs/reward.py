@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, NamedTuple
 
 import torch
 
 from hydralign.config import Recipe
-from hydralign.config.data import NoSplit, SourceConfig
+from hydralign.config.data import SourceConfig
 from hydralign.config.reward import Comparisons, Labels, RewardConfig
 from hydralign.data import DataSet, choose_rows, fingerprint, load_comparisons, load_labelled
 from hydralign.data.special_tokens import recount_special_tokens
 from hydralign.distributed import Distributed
 from hydralign.errors import ConfigError, DataError
 from hydralign.evaluation import baselines
-from hydralign.evaluation.calibration import (
-    calibration_bins,
-    divide_by_temperatures_of_others,
-    expected_calibration_error,
-    fit_temperature,
-    temperature_doubt,
-)
-from hydralign.evaluation.statistics import Difference, compare_paired, wilson
+from hydralign.evaluation.calibration import divide_by_temperatures_of_others, fit_temperature, temperature_doubt
+from hydralign.evaluation.statistics import Difference, compare_paired
 from hydralign.methods.reward import (
     Judged,
     Labelled,
@@ -45,6 +39,8 @@ from hydralign.progress import say
 from hydralign.rewards.classifier import encode_for_classifier
 from hydralign.rewards.reward_model import chat_end, encode
 from hydralign.runs.reward_account import describe_reward_rows
+from hydralign.runs.reward_record import baseline_of, reward_record, sentence
+from hydralign.runs.reward_tests import EncodedRows, LoadedTest, describe_test, load_tests, records_of_tests
 from hydralign.runs.section import load_or_measure_numbers, open_section
 from hydralign.runs.section_files import RESULT, write_json
 from hydralign.runs.section_model import load_or_make
@@ -60,7 +56,7 @@ class _Start(NamedTuple):
 
     classifier: SequenceClassifier
     data: DataSet[Any]
-    encode_rows: Callable[[Sequence[Any]], tuple[list[Any], int]]
+    encode_rows: Callable[..., EncodedRows]
 
 
 @dataclass(frozen=True)
@@ -72,7 +68,7 @@ class LoadedReward:
     """What became of every row that was read, in a paragraph."""
     train: Sequence[Pair] | Sequence[Labelled]
     held_out: Sequence[Pair] | Sequence[Labelled]
-    test: Sequence[Pair] | Sequence[Labelled] = ()
+    tests: Sequence[LoadedTest] = ()
     cut: Mapping[str, int] = field(default_factory=dict)
     """Rows whose beginning was cut off, by side."""
     measured: str = ""
@@ -105,20 +101,20 @@ def run_reward(recipe: Recipe, step: Step, processes: Distributed) -> list[Diffe
             train_on_labels(config, parts, crops=task.crops, balanced=balanced, seed=recipe.seed)
         fitted = calibrated(loaded, task, micro, recipe.seed, processes) if isinstance(task, Labels) else None
         temperature, after = fitted or (None, judged())
-        test: Judged | None = judge(classifier, loaded.test, micro, processes) if loaded.test else None
+        tests = [(one, judge(classifier, one.rows, micro, processes)) for one in loaded.tests if one.rows]
     difference = compare_paired("held-out accuracy", before, after.right_N.tolist(), unit="rows")
     baseline = baseline_of(after, classifier.labels)
     if processes.main:
         classifier.save(folder / "model")
-        sides = {"held_out": after, "test": test}
-        record: dict[str, Any] = {side: rows and reward_record(rows, classifier.labels) for side, rows in sides.items()}
+        record: dict[str, Any] = {"held_out": reward_record(after, classifier.labels)}
+        record |= records_of_tests(tests, classifier.labels)
         record |= {"temperature": temperature, "before": {"accuracy": difference.before_mean}}
         record |= {"cut": dict(loaded.cut), "sentence": baselines.verdict_sentence(difference, baseline)}
         write_json(folder / RESULT, record)
         say(record["sentence"])
-        for side, rows in sides.items():
-            if rows:
-                say(f"On {side.replace('_', '-')} rows: {sentence(rows, classifier.labels)}")
+        say(f"On held-out rows: {sentence(after, classifier.labels)}")
+        for test, judgement in tests:
+            say(describe_test(test, judgement, classifier.labels))
         say(f"The model lies in {folder / 'model'}.")
     processes.barrier()
     return [difference, *([baseline.above] if baseline.above else [])]
@@ -150,72 +146,22 @@ def calibrated(
     return temperature, judge_logits(divided_NC[: len(loaded.held_out)], texts[: len(loaded.held_out)])
 
 
-def baseline_of(judged: Judged, labels: Sequence[str]) -> baselines.Baseline:
-    """What an answer that does not read the rows achieves on them: the commonest label, or guessing between two."""
-    if judged.label_N is None:
-        return baselines.guessing_baseline(judged.right_N.numpy())
-    return baselines.majority_baseline(judged.label_N.numpy(), judged.right_N.numpy(), labels)
-
-
-def recalls_of(judged: Judged, labels: Sequence[str]) -> tuple[baselines.ClassRecall, ...]:
-    """Recall of each label; none for comparisons."""
-    if judged.label_N is None or judged.choice_N is None:
-        return ()
-    return baselines.class_recalls(judged.label_N.numpy(), judged.choice_N.numpy(), labels)
-
-
-def reward_record(judged: Judged, labels: Sequence[str] = ()) -> dict[str, Any]:
-    """The judgement as plain JSON: accuracy with Wilson interval, baseline, classes, ties, loss, margin, calibration,
-    and warnings.
-    """
-    right, n = float(judged.right_N.sum()), len(judged.right_N)
-    low, high = wilson(right, n)
-    bins = calibration_bins(judged.confidence_N.numpy(), judged.right_N.numpy())
-    return {
-        "accuracy": right / n,
-        "ci_low": low,
-        "ci_high": high,
-        "n": n,
-        "ties": int((judged.right_N == 0.5).sum()),
-        "loss": float(judged.loss_N.mean()),
-        "margin": None if judged.margin_N is None else float(judged.margin_N.mean()),
-        **baselines.baseline_record(right / n, baseline_of(judged, labels), recalls_of(judged, labels)),
-        "calibration": {"error": expected_calibration_error(bins), "bins": [asdict(one) for one in bins]},
-    }
-
-
-def sentence(judged: Judged, labels: Sequence[str] = ()) -> str:
-    """Accuracy, interval, ties and calibration in one line; baseline and recalls in the next; then what to doubt."""
-    record = reward_record(judged, labels)
-    ties = f", {record['ties']} ties counted as half right" if record["ties"] else ""
-    margin = "" if record["margin"] is None else f", mean margin {record['margin']:.2f}"
-    lines = [
-        f"accuracy {record['accuracy']:.3f} (95 % interval {record['ci_low']:.3f} to {record['ci_high']:.3f}, n = "
-        f"{record['n']:,}{ties}){margin}, loss {record['loss']:.3f}, calibration error "
-        f"{record['calibration']['error']:.3f}.",
-        baselines.describe_classes(baseline_of(judged, labels), recalls_of(judged, labels)),
-        *(f"Warning: {doubt}" for doubt in record["warnings"]),
-    ]
-    return "\n".join(lines)
-
-
 def load_reward(recipe: Recipe, config: RewardConfig, processes: Distributed) -> LoadedReward:
     """Everything that a reward section needs, with every check that can be made before the first step."""
     pairs = isinstance(config.task, Comparisons)
     start, load = (_start_on_pairs, load_comparisons) if pairs else (_start_on_labels, load_labelled)
     classifier, data, encode_rows = start(recipe, config, reward_source(recipe, config), processes)
     chosen = choose_rows(data.held_out, config.evaluation.rows)
-    judged = load(without_held_out(config.test), classifier.tokenizer) if config.test else None
-    sides = {"train": data.train, "held out": chosen, "test": judged.train if judged else ()}
-    encoded = {side: encode_rows(records) for side, records in sides.items()}
-    rows = {side: usable for side, (usable, _) in encoded.items()}
-    cut = {side: too_long for side, (_, too_long) in encoded.items()}
-    left_out = sum(len(sides[side]) - len(rows[side]) for side in sides)
-    report = describe_reward_rows(data, judged, {EQUAL if pairs else EMPTY: left_out})
-    require_enough_rows(rows["train"], rows["held out"], report)
+    tests = load_tests(config, partial(load, tokenizer=classifier.tokenizer), encode_rows, classifier.labels)
+    train, held_out = encode_rows(data.train), encode_rows(chosen)
+    used = [(data.train, train.rows), (chosen, held_out.rows), *((test.data.train, test.rows) for test in tests)]
+    left_out = sum(len(records) - len(rows) for records, rows in used)
+    report = describe_reward_rows(data, tests, {EQUAL if pairs else EMPTY: left_out})
+    require_enough_rows(train.rows, held_out.rows, report)
+    cut = {"train": train.cut, "held out": held_out.cut, **{test.side: test.cut for test in tests}}
     if counts := ", ".join(f"{count:,} of {side}" for side, count in cut.items() if count):
         report += f"\nLonger than {classifier.max_tokens:,} tokens, so cut at the beginning: {counts}."
-    return LoadedReward(classifier, report, rows["train"], rows["held out"], rows["test"], cut, fingerprint(chosen))
+    return LoadedReward(classifier, report, train.rows, held_out.rows, tests, cut, fingerprint(chosen))
 
 
 def reward_source(recipe: Recipe, config: RewardConfig) -> SourceConfig:
@@ -245,18 +191,13 @@ def _start_on_pairs(recipe: Recipe, config: RewardConfig, source: SourceConfig, 
     return _Start(classifier, data, partial(_pairs, classifier=classifier))
 
 
-def without_held_out(source: SourceConfig) -> SourceConfig:
-    """The source with nothing held out: all of its rows are judged."""
-    return source.model_copy(update={"held_out": NoSplit()})
-
-
-def _pairs(records: Sequence[Preference], classifier: SequenceClassifier) -> tuple[list[Pair], int]:
-    """The comparisons as token ids without those that are EQUAL, and how many were too long. Columns chosen_finished
-    and rejected_finished say whether an answer ended by itself (EOS follows); without them, both did.
+def _pairs(records: Sequence[Preference], classifier: SequenceClassifier) -> EncodedRows:
+    """The comparisons as token ids without those that are EQUAL. Columns chosen_finished and rejected_finished say
+    whether an answer ended by itself (EOS follows); without them, both did.
     """
     tokenizer = classifier.tokenizer
-    pairs, cut, end = [], 0, chat_end(tokenizer)
-    for record in records:
+    pairs, places, cut, end = [], [], 0, chat_end(tokenizer)
+    for place, record in enumerate(records):
         sides = [
             encode(tokenizer, record.prompt, end.sub("", answer), _is_finished(record, side), classifier.max_tokens)
             for side, answer in (("chosen", record.chosen), ("rejected", record.rejected))
@@ -264,7 +205,8 @@ def _pairs(records: Sequence[Preference], classifier: SequenceClassifier) -> tup
         if sides[0].ids != sides[1].ids:
             cut += any(side.cut for side in sides)
             pairs.append(Pair(sides[0].ids, sides[1].ids))
-    return pairs, cut
+            places.append(place)
+    return EncodedRows(pairs, places, cut)
 
 
 def _is_finished(record: Preference, side: str) -> bool:
@@ -311,14 +253,15 @@ def label_columns(task: Labels, found: Sequence[str]) -> dict[str, str]:
 
 def _labelled(
     records: Sequence[LabelledText], column_of: Mapping[str, int], classifier: SequenceClassifier
-) -> tuple[list[Labelled], int]:
-    """The texts that have tokens, as ids with their columns, and how many were too long: those keep their end."""
+) -> EncodedRows:
+    """The texts that have tokens, as ids with their columns. Those that are too long keep their end."""
     tokenizer = classifier.tokenizer
     tokenizer.truncation_side = "left"
     encoded = [encode_for_classifier(tokenizer, record.text, classifier.max_tokens) for record in records]
     require_known_labels(records, column_of)
     rows = [Labelled(one.ids, column_of[record.label]) for one, record in zip(encoded, records, strict=True)]
-    return [row for row in rows if row.ids], sum(one.cut > 0 for one in encoded)
+    places = [place for place, row in enumerate(rows) if row.ids]
+    return EncodedRows([rows[place] for place in places], places, sum(one.cut > 0 for one in encoded))
 
 
 def require_known_labels(records: Sequence[LabelledText], known: Collection[str]) -> None:
@@ -327,7 +270,8 @@ def require_known_labels(records: Sequence[LabelledText], known: Collection[str]
     if unknown:
         raise DataError(
             f"held-out or test rows have labels that training rows lack: {', '.join(map(repr, sorted(unknown)))}. "
-            "No answer about them could be right. Leave them out, or train on them too."
+            "No answer about them could be right. Leave them out, train on them too, or say in test.names what rows to "
+            "test on call the labels."
         )
 
 
