@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors", "reproducible"),
     ("types", "config", "files", "streams"),
     ("algorithms", "tracking", "progress", "distributed"),
-    ("micro_batches", "hub"),
+    ("micro_batches", "hub", "encoder_input"),
     ("data", "models"),
     ("training", "generation", "rewards"),
     ("rollout",),

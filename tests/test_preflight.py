@@ -184,7 +184,6 @@ CASES: dict[str, tuple[str, Any, str, list[str]]] = {
     "model of ppo": ("ppo.model", {"path": "IN/gone"}, "ppo", ["gone", "does not exist"]),
     "classifier as a policy": ("ppo.model", {"path": "IN/judge"}, "ppo", ["GPT2ForSequenceClassification", "to score"]),
     "encoder as a policy": ("ppo.model", {"path": "IN/encoder"}, "ppo", ["BertForSequenceClassification", "to score"]),
-    "encoder and decoder as a policy": ("ppo.model", {"path": "IN/t5"}, "ppo", ["'t5'", "no causal language model"]),
     "encoder without a head as a policy": ("ppo.model", {"path": "IN/bare_encoder"}, "ppo", ["BertModel", "both ways"]),
     "filler of gaps as a policy": ("ppo.model", {"path": "IN/gap_filler"}, "ppo", ["BertForMaskedLM", "both ways"]),
     "tokens without a row, of a reward term": (

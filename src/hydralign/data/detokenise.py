@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from hydralign.data.encoder_input import feeds_encoder
+from hydralign.encoder_input import feeds_encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from hydralign.data.encoder_input import feeds_encoder
 from hydralign.data.tokens import encode_completions, encode_prompts
+from hydralign.encoder_input import feeds_encoder
 from hydralign.types import Demonstration
 
 if TYPE_CHECKING:

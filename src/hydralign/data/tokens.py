@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from hydralign.data.detokenise import decode_completion
-from hydralign.data.encoder_input import feeds_encoder
+from hydralign.encoder_input import feeds_encoder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

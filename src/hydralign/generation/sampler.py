@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from hydralign.data.detokenise import decode_completions
-from hydralign.data.encoder_input import feeds_encoder
 from hydralign.data.prompts import as_prompts
+from hydralign.encoder_input import feeds_encoder
 from hydralign.errors import ConfigError, DataError, ModelError, NonFiniteError
 from hydralign.generation.keyed import drawn_lengths, keyed_uniforms
 from hydralign.models.folders.weights import require_ids_can_be_read

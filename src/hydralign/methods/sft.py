@@ -18,10 +18,10 @@ import torch
 from torch import Tensor
 
 from hydralign.config.sft import SFTConfig
-from hydralign.data.encoder_input import feeds_encoder
 from hydralign.data.packing import TokenSequence, packed
 from hydralign.data.stream import Stream
 from hydralign.distributed import SINGLE_PROCESS, Distributed
+from hydralign.encoder_input import feeds_encoder
 from hydralign.errors import DataError, NonFiniteError
 from hydralign.methods.packing_check import require_apart
 from hydralign.methods.supervised import SupervisedTask, learn, steps_of

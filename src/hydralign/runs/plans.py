@@ -16,10 +16,10 @@ from hydralign.config.recipe import OUTPUT
 from hydralign.config.reward import Labels, RewardConfig
 from hydralign.config.sft import SFTConfig
 from hydralign.data.detokenise import decode_completions
-from hydralign.data.encoder_input import feeds_encoder
 from hydralign.data.packing import TokenSequence, packed
 from hydralign.data.tokens import encode_text
 from hydralign.distributed import Distributed
+from hydralign.encoder_input import feeds_encoder
 from hydralign.evaluation.statistics import fewest_changes
 from hydralign.methods.reward import Pair
 from hydralign.methods.sampling import sampling_params

@@ -29,7 +29,7 @@ from transformers import (
     T5ForConditionalGeneration,
 )
 
-from hydralign.data.encoder_input import mark_for_encoder
+from hydralign.encoder_input import mark_for_encoder
 from hydralign.errors import ModelError
 from hydralign.models.folders.loading import prepare_model
 

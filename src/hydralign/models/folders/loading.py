@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSeq2SeqLM
 
-from hydralign.data.encoder_input import mark_for_encoder
+from hydralign.encoder_input import mark_for_encoder
 from hydralign.errors import ModelError, TokenizerError
 from hydralign.models.backbones.rope import rope_limit
 from hydralign.models.fixed import freeze_fixed
