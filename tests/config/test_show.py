@@ -118,7 +118,7 @@ def test_diff_names_keys_with_both_values() -> None:
     assert diff(recipe(), other) == [
         "seed: 0 ≠ 3",
         "model.form: {type: full} ≠ {type: lora, rank: 8, alpha: 32.0, targets: none, adapter: none, "
-        "unfrozen_layers: none, decoder_only: no}",
+        "unfrozen_layers: none, decoder_only: false}",
         "ppo.rewards.0.weight: 1.0 ≠ 2.0",
         "ppo.kl.coefficient: 0.05 ≠ 0.1",
     ]
