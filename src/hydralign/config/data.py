@@ -180,6 +180,8 @@ class SourceConfig(Config):
     """Our name: theirs, for columns that are called otherwise (prompt: question)."""
     replace: dict[str, str] = Field(default_factory=dict)
     """Replacements in every text, made one after the other before anything else ("<br />": "\\n")."""
+    where: dict[str, Annotated[tuple[str | int | bool, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    """Use only rows whose column has one of these values, compared as text (label_name: [neither, offensive])."""
     filter: FilterConfig = FilterConfig()
     """Bounds on length."""
     part: PartConfig = PartConfig()

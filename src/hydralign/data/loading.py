@@ -31,6 +31,7 @@ from hydralign.config.data import (
     require_read_columns,
 )
 from hydralign.data.candidates import Candidate, LeftOut, Outcome, Parser, Record, split_key, within_bounds
+from hydralign.data.chosen_rows import left_out_by, require_columns_of_where
 from hydralign.data.comparisons import comparison_parser
 from hydralign.data.demonstrations import demonstration_parser, labelled_parser
 from hydralign.data.openings import cut_to_openings
@@ -292,6 +293,7 @@ def _gather(
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> _Gathered[Record]:
     table = _read(config, rows)
+    require_columns_of_where(table, config.where)
     parse = parser(table, tokenizer)
     order = range(len(table.rows)) if config.limit is None else table.order
     blocks = ([table.rows[place] for place in order[start : start + _BLOCK]] for start in range(0, len(order), _BLOCK))
@@ -317,7 +319,8 @@ def _outcomes(
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> Iterator[Outcome[Record]]:
     """What became of each row, in order."""
-    parsed = within_bounds([_parsed(row, parse, config.filter) for row in rows], config.filter, tokenizer)
+    chosen = [left_out_by(row, config.where) or _parsed(row, parse, config.filter) for row in rows]
+    parsed = within_bounds(chosen, config.filter, tokenizer)
     finished = iter(finish([one for one in parsed if isinstance(one, Candidate)]))
     for one in parsed:
         done = one if isinstance(one, LeftOut) else next(finished)
