@@ -11,7 +11,7 @@ from hydralign.config.data import NoSplit
 from hydralign.data import load_labelled
 from hydralign.errors import ConfigError, DataError
 
-ROWS = [
+ROWS: list[dict[str, Any]] = [
     {"text": "a", "label": 0, "kind": "hate"},
     {"text": "b", "label": 1, "kind": "neither"},
     {"text": None, "label": None, "kind": "skip"},
