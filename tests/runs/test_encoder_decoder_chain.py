@@ -113,3 +113,51 @@ def test_forms_and_methods_without_a_critic_on_a_folder(form: dict[str, Any], tm
     ]
     for name in ("objective/kl", "ppo/mean_scores", "ppo/loss/policy", "ppo/policy/grad_norm"):
         assert ends[0][name] == pytest.approx(ends[1][name], abs=1e-6), name
+
+
+def test_long_prompts_are_cut_where_the_recipe_says_and_answers_stay_whole(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [{"text": f"{text} {'thing ' * 30}{n}", "answer": f"{text[:4]} words"} for n, text in enumerate(OPENINGS)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    source = {
+        "source": str(tmp_path / "rows.jsonl"),
+        "template": "Shorten: {text}\nShort:",
+        "held_out": {"by": "hash", "percent": 40},
+        "too_long_prompt": "cut_start",
+    }
+    data = {"prompts": source, "demonstrations": {**source, "columns": {"completion": "answer"}}}
+    model = {"new": {"family": "t5", "layers": 1, "width": 32, "heads": 2, "context": 24, "vocabulary": 300}}
+    recipe = write_recipe(tmp_path, data=data, model={**model, "precision": "fp32"}, compare=None)
+    assert main(["run", str(recipe), "--sft.epochs", "1", "--ppo.steps", "1", "--sft.max_tokens", "8"]) == 0
+    shown = capsys.readouterr().err
+    side = "with a prompt longer than 24 tokens, cut at the beginning"
+    ahead, _, _ = shown.partition("sequences with")
+    assert f"{side}, " in ahead
+    assert f"{side} (held out)" in ahead
+    assert "completion longer" not in ahead
+    assert f"Of them 64 {side}." in shown
+    # Left out, nothing stays; an error without a choice names the setting.
+    for choice, said in (("leave_out", "Nothing is left to train on"), ("error", "Set too_long_prompt of its source")):
+        settings = ["--output", str(tmp_path / choice), "--sft", "null", "--ppo.steps", "1"]
+        model_path = ["--model", f"{{path: {tmp_path / 'out/sft/model'}, precision: fp32}}"]
+        assert main(["run", str(recipe), *settings, *model_path, "--data.prompts.too_long_prompt", choice]) == 2
+        assert said in capsys.readouterr().err
+
+
+def test_texts_are_learned_from_their_openings(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "texts.jsonl").write_text(
+        "".join(json.dumps({"text": f"{text} more and more of it"}) + "\n" for text in OPENINGS)
+    )
+    source = {
+        "source": str(tmp_path / "texts.jsonl"),
+        "cut": {"min_tokens": 2, "max_tokens": 4},
+        "held_out": {"by": "last_percent", "percent": 30},
+    }
+    recipe = write_recipe(tmp_path, data={"prompts": source, "demonstrations": source}, ppo=None, compare=None)
+    assert main(["sft", str(recipe), "--dry-run"]) == 0
+    assert main(["sft", str(recipe), "--sft.epochs", "1"]) == 0
+    shown = capsys.readouterr()
+    assert "prompts of up to 64 tokens, completions of up to 64" in shown.out
+    assert "64 rows read, 45 to train on, 19 held out." in shown.err
+    assert "45 sequences with" in shown.err

@@ -11,9 +11,10 @@ from typing import Any
 
 import pytest
 
-from hydralign.config import Recipe, read_config
+from hydralign.config import Recipe, SourceConfig, read_config
+from hydralign.config.data import FilterConfig
 from hydralign.runs import inputs
-from hydralign.runs.inputs import changes, inputs_of
+from hydralign.runs.inputs import _without_new_defaults, changes, inputs_of
 from hydralign.runs.kinds import SECTIONS
 from hydralign.runs.same_settings import comparable, comparable_text
 from hydralign.runs.steps import Step
@@ -195,3 +196,14 @@ def test_keys_of_the_users_own_are_never_taken_for_settings(recipe: Recipe) -> N
     before, now = (inputs_of(one, step(one)) for one in records)
     assert before["inputs"]["data.prompts"]["settings"]["columns"] == {"source": "article"}
     assert changes(before, now) == (["data.prompts has other settings"], [])
+
+
+def test_setting_that_an_earlier_version_did_not_know_changes_nothing_until_it_is_set() -> None:
+    before = {"limit": None, "filter": {"min_characters": 3}}
+    plain = SourceConfig(source="rows.jsonl", filter=FilterConfig(min_characters=3))
+    for config, kept in ((plain, []), (plain.model_copy(update={"where": {"kind": ("a",)}}), ["where"])):
+        value = {name: part for name, part in config.model_dump().items() if name != "source"}
+        found = _without_new_defaults(value, before, config)
+        assert found["filter"] == before["filter"]
+        assert sorted(found.keys() - before.keys()) == kept
+    assert _without_new_defaults({"limit": 3}, {"limit": None}, plain) == {"limit": 3}

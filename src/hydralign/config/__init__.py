@@ -1,7 +1,7 @@
 """Recipes as frozen, strict configs. Imports nothing heavy."""
 
 from hydralign.config.base import Config
-from hydralign.config.data import DataConfig, PromptSourceConfig, SourceConfig
+from hydralign.config.data import DataConfig, DemonstrationSourceConfig, PromptSourceConfig, SourceConfig
 from hydralign.config.loading import (
     dump_config,
     dump_recipe,
@@ -19,6 +19,7 @@ from hydralign.config.show import batch_arithmetic, describe, diff
 __all__ = [
     "Config",
     "DataConfig",
+    "DemonstrationSourceConfig",
     "FullForm",
     "HydraForm",
     "LoraForm",

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import SequenceMatcher
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
 from hydralign.config.base import Config
+from hydralign.config.templates import split_template, template_columns
 from hydralign.errors import ConfigError, did_you_mean
 
 RESERVED_COLUMNS = frozenset({"prompts", "completions", "finished", "completion_tokens"})
@@ -65,7 +66,9 @@ class FilterConfig(Config):
     """Rows outside these bounds are left out, counted and reported. Bounds are inclusive; None is no bound.
 
     What is measured: of a prompt its text, or the whole text that it is cut from; of a demonstration prompt and
-    completion together; of a comparison prompt and answer together, and both answers must fit.
+    completion together; of a comparison prompt and answer together, and both answers must fit. With a `template`, of
+    prompts and demonstrations alike, the texts that fill it together, without its own words and without a completion:
+    the same bounds then choose the same rows of both.
     """
 
     min_characters: int | None = Field(default=None, ge=0)
@@ -83,7 +86,8 @@ class FilterConfig(Config):
 class CutConfig(Config):
     """Makes prompts of raw texts: the first n tokens of each, n drawn uniformly per text by seed.
 
-    A beginning-of-sequence token that the tokenizer puts first comes on top of the n.
+    A demonstration's completion is what follows. A beginning-of-sequence token that the tokenizer puts first comes on
+    top of the n.
     """
 
     min_tokens: int = Field(default=2, ge=1)
@@ -104,13 +108,17 @@ class CutConfig(Config):
 class HashSplit(Config):
     """Holds out rows by a hash of their prompt (of a cut one, of what is left): none stands on both sides.
 
-    Common cut prompts, which would make the share a matter of chance, stay on the training side.
+    Common cut prompts, which would make the share a matter of chance, stay on the training side. Demonstrations that
+    are cut out of texts go by the whole text; prompts that are cut out of the same texts do so with `of: text`, so that
+    no text held out from one is learned by the other.
     """
 
     by: Literal["hash"] = "hash"
     """Tag of this kind of split."""
     percent: float = Field(default=5.0, gt=0, lt=100)
     """Expected share of rows that are held out."""
+    of: Literal["prompt", "text"] = "prompt"
+    """What is hashed of a cut prompt: what is left, or the whole text. Other rows have one text that decides."""
 
 
 class LastSplit(Config):
@@ -172,6 +180,8 @@ class SourceConfig(Config):
     """Our name: theirs, for columns that are called otherwise (prompt: question)."""
     replace: dict[str, str] = Field(default_factory=dict)
     """Replacements in every text, made one after the other before anything else ("<br />": "\\n")."""
+    where: dict[str, Annotated[tuple[str | int | bool, ...], Field(min_length=1)]] = Field(default_factory=dict)
+    """Use only rows whose column has one of these values, compared as text (label_name: [neither, offensive])."""
     filter: FilterConfig = FilterConfig()
     """Bounds on length."""
     part: PartConfig = PartConfig()
@@ -185,11 +195,45 @@ class SourceConfig(Config):
     """
 
 
-class PromptSourceConfig(SourceConfig):
-    """Prompts: a `prompt` or `query` column, or the first tokens of a `text` column."""
+class WithPromptsConfig(SourceConfig):
+    """What sources of prompts and of demonstrations share: how a row becomes a prompt, and how long it may be."""
 
+    template: str | None = None
+    """The prompt's text, in which {column} stands for a column of the row, by our name or its own; {{ is a brace.
+
+    "Summarize the conversation.\n\n{dialogue}\n\nSummary:\n", for example. None takes the prompt as it stands.
+    """
     cut: CutConfig | None = None
     """Cut prompts out of a `text` column."""
+    max_prompt_tokens: int | None = Field(default=None, ge=4)
+    """Longest prompt, special tokens included. None is what an encoder reads (the smaller of its positions and its
+    tokenizer's model_max_length), and no bound for a decoder, which reads prompt and answer together.
+    """
+    too_long_prompt: Literal["error", "cut_start", "cut_end", "leave_out"] = "error"
+    """What happens to longer prompts: an error, they lose their beginning or their end (not the special tokens around
+    it), or their rows are left out. Counted and reported.
+    """
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_a_plain_source(cls, settings: Any) -> Any:
+        return dict(settings) if isinstance(settings, SourceConfig) and not isinstance(settings, cls) else settings
+
+    @model_validator(mode="after")
+    def _one_way_to_a_prompt(self) -> WithPromptsConfig:
+        if self.template is None:
+            return self
+        split_template(self.template)
+        if self.cut is not None:
+            raise ValueError(
+                "template and cut are both set: a prompt is either rendered from columns or cut out of a text, and it "
+                "is unclear which. Leave one out."
+            )
+        return self
+
+
+class PromptSourceConfig(WithPromptsConfig):
+    """Prompts: a `prompt` or `query` column, a `template` of columns, or the first tokens of a `text` column."""
 
     @model_validator(mode="after")
     def _usable_names(self) -> PromptSourceConfig:
@@ -204,12 +248,18 @@ class PromptSourceConfig(SourceConfig):
         return self
 
 
+class DemonstrationSourceConfig(WithPromptsConfig):
+    """Demonstrations: `prompt` (or a `template` of columns) and `completion`; chat `messages`; or `text`, all of which
+    is the completion, or with `cut` what follows its first tokens.
+    """
+
+
 class DataConfig(Config):
     """The data sets of a recipe by kind. A loop names the kind that it needs."""
 
     prompts: PromptSourceConfig | None = None
     """What PPO answers."""
-    demonstrations: SourceConfig | None = None
+    demonstrations: DemonstrationSourceConfig | None = None
     """Texts to imitate: `text`, or `prompt` + `completion`, or chat `messages`."""
     comparisons: SourceConfig | None = None
     """`prompt`, `chosen`, `rejected`; or `chosen` and `rejected` that begin with the same prompt."""
@@ -220,5 +270,7 @@ class DataConfig(Config):
     def _read_names(self) -> DataConfig:
         for kind in ("demonstrations", "comparisons", "labelled"):
             source: SourceConfig | None = getattr(self, kind)
-            require_read_columns(kind, source.columns if source else (), others=False)
+            template = source.template if isinstance(source, WithPromptsConfig) else None
+            columns = set(source.columns if source else ()) - set(template_columns(template) if template else ())
+            require_read_columns(kind, columns, others=False)
         return self

@@ -11,7 +11,7 @@ from hydralign.errors import ConfigError, shortened
 
 PATH_FIELDS = frozenset({"path", "adapter", "before", "after", "source", "function"})
 """Fields that name something to read, wherever they stand."""
-USER_MAPPINGS = frozenset({"columns", "replace", "names"})
+USER_MAPPINGS = frozenset({"columns", "replace", "names", "where"})
 """Fields that are mappings of the user's own keys: none of those is a setting."""
 LONGEST_NAME = 255
 """Bytes in one part of a path: the limit of Linux, macOS and Windows file systems."""

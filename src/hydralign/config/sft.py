@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from hydralign.config.data import SourceConfig
+from hydralign.config.data import DemonstrationSourceConfig
 from hydralign.config.model import ModelConfig
 from hydralign.config.training import SupervisedConfig
 
@@ -18,10 +18,12 @@ class SFTConfig(SupervisedConfig):
     """Folder of this item when the recipe has several: OUT/sft/NAME."""
     model: ModelConfig | None = None
     """What is trained; None is the recipe's model."""
-    data: SourceConfig | None = None
+    data: DemonstrationSourceConfig | None = None
     """Demonstrations; None is the recipe's data.demonstrations."""
     max_tokens: int | None = Field(default=None, ge=8)
-    """Longest sequence; None is the model's context, but no more than 1,024, since memory grows with it."""
+    """Longest sequence, of an encoder–decoder the longest completion (its prompts are bounded by the source's
+    `max_prompt_tokens`); None is the model's context, but no more than 1,024, since memory grows with it.
+    """
     packing: bool = True
     """Fill each sequence with several demonstrations, which cannot see each other; an encoder–decoder reads each by
     itself.

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from hydralign.config.data import FilterConfig
 from hydralign.data.rows import Row
@@ -24,13 +24,18 @@ Record = TypeVar("Record")
 class Candidate(Generic[Record]):
     """A record that may be used.
 
-    `shortened` says that a chat template left out part of an answer. `written` is what the row's author wrote of the
-    record, where a template wrote the rest of it; None stands for all of its texts.
+    `shortened` says that a chat template left out part of an answer, `cut` that a prompt that was too long lost part of
+    itself. `written` is what the row's author wrote of the record, where a template wrote the rest of it; None stands
+    for all of its texts. `measured` is what bounds on length measure, where that is not the record's texts. `key` is
+    the text that decides on which side of a split the record falls, where that is not its prompt.
     """
 
     record: Record
     shortened: bool = False
     written: tuple[str, ...] | None = None
+    measured: str | None = None
+    key: str | None = None
+    cut: bool = False
 
     @property
     def texts(self) -> tuple[str, ...]:
@@ -62,9 +67,9 @@ def texts_of(record: object) -> tuple[str, ...]:
     raise AssertionError(f"a record of type {type(record).__name__}")
 
 
-def split_key(record: object) -> str:
-    """The text that decides on which side of a split a record falls: its prompt, or its only text."""
-    return next(filter(None, texts_of(record)), "")
+def split_key(candidate: Candidate[Any]) -> str:
+    """The text that decides on which side of a split a candidate falls: its prompt, or its only text."""
+    return candidate.key if candidate.key is not None else next(filter(None, texts_of(candidate.record)), "")
 
 
 def within_bounds(
@@ -72,8 +77,8 @@ def within_bounds(
 ) -> list[Outcome[Record]]:
     """The same outcomes in the same order, candidates outside the bounds replaced by the reason.
 
-    A candidate is measured by all of its texts, each answer together with its prompt. Tokens are counted as prompts
-    are encoded, and only where a bound on them and a tokenizer are given.
+    A candidate is measured by all of its texts, each answer together with its prompt, or by its `measured`. Tokens are
+    counted as prompts are encoded, and only where a bound on them and a tokenizer are given.
     """
     low, high = bounds.min_characters, bounds.max_characters
     bounded = [_bounded(one, [len(text) for text in _measured(one)], low, high, "characters") for one in outcomes]
@@ -87,6 +92,8 @@ def within_bounds(
 def _measured(outcome: Outcome[Record]) -> list[str]:
     if isinstance(outcome, LeftOut):
         return []
+    if outcome.measured is not None:
+        return [outcome.measured]
     prompt, *answers = texts_of(outcome.record)
     return [prompt + answer for answer in answers] or [prompt]
 

@@ -4,7 +4,7 @@ Every kind of data goes the same way; the kinds differ in how a row becomes a ca
 the end. Rows are worked on in blocks, so that a `limit` stops early and tokenisers see many texts at once.
 
 A text that prompts are cut out of decides on the row's part; on which side it is held out, the cut prompt decides,
-since that is what a policy sees.
+since that is what a policy sees, or the text, where the recipe says so. Demonstrations that are cut always go by text.
 """
 
 from __future__ import annotations
@@ -21,7 +21,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, cast
 from hydralign.config.data import (
     RESERVED_COLUMNS,
     DataConfig,
+    DemonstrationSourceConfig,
     FilterConfig,
+    HashSplit,
     PartConfig,
     PromptSourceConfig,
     SourceConfig,
@@ -29,14 +31,18 @@ from hydralign.config.data import (
     require_read_columns,
 )
 from hydralign.data.candidates import Candidate, LeftOut, Outcome, Parser, Record, split_key, within_bounds
+from hydralign.data.chosen_rows import left_out_by, require_columns_of_where
 from hydralign.data.comparisons import comparison_parser
 from hydralign.data.demonstrations import demonstration_parser, labelled_parser
-from hydralign.data.prompts import cut_to_prompts, prompt_parser, tokenised
+from hydralign.data.openings import cut_to_openings
+from hydralign.data.prompt_limits import prompt_limit
+from hydralign.data.prompts import cut_to_prompts, prompt_parser, tokenised, within_limit
 from hydralign.data.reading import IN_MEMORY, read_table
 from hydralign.data.report import DataReport, DataSet
 from hydralign.data.rows import EmptyTextError, Row, Table
 from hydralign.data.special_tokens import count_special_tokens
 from hydralign.data.splits import in_part, split_rows
+from hydralign.data.templates import prompt_renderer
 from hydralign.errors import ConfigError, DataError
 from hydralign.types import Demonstration, LabelledText, Preference, Prompt
 
@@ -49,6 +55,9 @@ Source = (
     SourceConfig | str | os.PathLike[str] | Mapping[str, Any] | Iterable[str | os.PathLike[str] | Mapping[str, Any]]
 )
 """A config, the path of a file, the settings of a config, a list of paths, or rows."""
+
+Finish = Callable[[Sequence[Candidate[Record]]], Sequence[Outcome[Record]]]
+"""What becomes of candidates in the end, in order."""
 
 _BLOCK = 2048
 
@@ -84,30 +93,60 @@ def load_prompts(
             f"tokenizer={tokenizer!r:.80} is none: prompts could not be encoded. Give the policy's, policy.tokenizer."
         )
 
-    def finish(prompts: Sequence[Prompt]) -> Sequence[Prompt | LeftOut]:
-        if config.cut is None:
-            return tokenised(prompts, tokenizer)
-        return cut_to_prompts(prompts, tokenizer, config.cut, seed=seed)
+    is_cut, limit = config.cut is not None, prompt_limit(config, tokenizer)
+    by_text = is_cut and isinstance(config.held_out, HashSplit) and config.held_out.of == "text"
 
-    is_cut = config.cut is not None
-    parser, seen = partial(prompt_parser, from_text=is_cut), attrgetter("record.token_ids")
-    loaded = _load("prompts", parser, config, tokenizer, rows, held_out_limit, finish, seen=seen, common_stay=is_cut)
+    def finish(candidates: Sequence[Candidate[Prompt]]) -> Sequence[Outcome[Prompt]]:
+        prompts = [one.record for one in candidates]
+        made: Sequence[Prompt | LeftOut] = (
+            tokenised(prompts, tokenizer)
+            if config.cut is None
+            else cut_to_prompts(prompts, tokenizer, config.cut, seed=seed)
+        )
+        keyed = [replace(one, key=split_key(one)) for one in candidates] if by_text else candidates
+        return within_limit(keyed, made, limit, tokenizer)
+
+    loaded = _load(
+        "prompts",
+        partial(prompt_parser, from_text=is_cut, template=config.template),
+        config,
+        tokenizer,
+        rows,
+        held_out_limit,
+        finish,
+        seen=attrgetter("record.token_ids"),
+        common_stay=is_cut and not by_text,
+    )
     withheld = tuple(sorted(RESERVED_COLUMNS.intersection(loaded.report.columns)))
-    return replace(loaded, report=replace(loaded.report, withheld=withheld))
+    notes = limit.consequence if limit else ""
+    return replace(loaded, report=replace(loaded.report, withheld=withheld, how_cut=notes))
 
 
 def load_demonstrations(
     config: Source,
     tokenizer: PreTrainedTokenizerBase | None = None,
     *,
+    seed: int = 0,
     rows: InMemory | None = None,
     held_out_limit: int | None = None,
 ) -> DataSet[Demonstration]:
-    """Texts to imitate, not tokenised. The tokenizer is needed for chats and for filters on tokens only.
+    """Texts to imitate, not tokenised. The tokenizer is needed for chats, filters on tokens and cuts only.
 
-    `rows` and `held_out_limit` are those of `load_prompts`. Raises as it does.
+    `seed`, `rows` and `held_out_limit` are those of `load_prompts`: with equal seeds, `config.cut` parts a text behind
+    the prompt that `load_prompts` makes of it. Raises as it does. A bound on prompts is kept where they are encoded.
     """
-    return _load("demonstrations", demonstration_parser, config, tokenizer, rows, held_out_limit)
+    config, rows = source_config(DemonstrationSourceConfig, config, rows)
+    cut = config.cut
+    if cut is not None and tokenizer is None:
+        raise ConfigError("cut counts tokens, and no tokenizer is given: nobody can count. Give the policy's.")
+
+    def finish(candidates: Sequence[Candidate[Demonstration]]) -> Sequence[Outcome[Demonstration]]:
+        if cut is None or tokenizer is None:
+            return candidates
+        return cut_to_openings(candidates, tokenizer, cut, seed=seed)
+
+    parser = partial(demonstration_parser, from_text=cut is not None, template=config.template)
+    return _load("demonstrations", parser, config, tokenizer, rows, held_out_limit, finish)
 
 
 def load_comparisons(
@@ -146,9 +185,12 @@ def training_texts(config: DataConfig) -> list[str]:
     Raises DataError without either.
     """
     if config.demonstrations is not None:
-        return [row.prompt + row.completion for row in load_demonstrations(config.demonstrations).train]
+        return [row.prompt + row.completion for row in load_uncut(config.demonstrations).train]
     if config.prompts is not None:
         table = _read(config.prompts)
+        if config.prompts.template is not None:
+            render = prompt_renderer(table, config.prompts.template)
+            return [render(row).text for row in table.rows]
         name = table.first("text", "prompt", "query")
         if name is not None:
             return [row.text(name) for row in table.rows]
@@ -156,6 +198,13 @@ def training_texts(config: DataConfig) -> list[str]:
         "model.new needs texts to train its tokenizer on, and the recipe's data name none: nothing could be encoded. "
         "Add data.demonstrations or data.prompts."
     )
+
+
+def load_uncut(config: SourceConfig) -> DataSet[Demonstration]:
+    """Demonstrations before there is a tokenizer to cut them with: a text that is to be cut stands whole, on the same
+    side of the split.
+    """
+    return load_demonstrations(config.model_copy(update={"cut": None}))
 
 
 def source_config(
@@ -186,14 +235,14 @@ def _load(
     tokenizer: PreTrainedTokenizerBase | None,
     rows: InMemory | None,
     held_out_limit: int | None,
-    finish: Callable[[Sequence[Record]], Sequence[Record | LeftOut]] = list,
+    finish: Finish[Record] = list,
     *,
     seen: Callable[[Candidate[Record]], Hashable] | None = None,
     common_stay: bool = False,
 ) -> DataSet[Record]:
     """Both sides of one kind of data.
 
-    `parser` says how a table's rows become candidates, `finish` makes the final records of a block of theirs. `seen`
+    `parser` says how a table's rows become candidates, `finish` what becomes of a block of theirs in the end. `seen`
     and `common_stay` are those of `split_rows`. Raises ConfigError for slips in the names of columns.
     """
     config, rows = source_config(SourceConfig, source, rows)
@@ -207,7 +256,7 @@ def _load(
         source, split = config.held_out.source, config.held_out.split
         changes = {"source": source, "split": split, "part": PartConfig(), "limit": held_out_limit}
         gathered.append(_gather(config.model_copy(update=changes), None, parser, finish, tokenizer))
-    keyed, *other = ([(split_key(one.record), one) for one in part.candidates] for part in gathered)
+    keyed, *other = ([(split_key(one), one) for one in part.candidates] for part in gathered)
     sides = split_rows(keyed, config.held_out, *other, seen=seen, common_stay=common_stay)
     sources = [part.table.source for part in gathered]
     dropped = sum((part.dropped for part in gathered), Counter())
@@ -221,6 +270,7 @@ def _load(
         dropped=dict(dropped),
         columns=tuple(dict.fromkeys(name for part in gathered for name in part.table.columns)),
         shortened=sum(one.shortened for part in gathered for one in part.candidates),
+        cut_prompts=sum(one.cut for one in (*sides.train, *sides.held_out)),
         special_tokens=count_special_tokens((one.texts for one in (*sides.train, *sides.held_out)), tokenizer),
     )
     if not sides.train:
@@ -239,10 +289,11 @@ def _gather(
     config: SourceConfig,
     rows: InMemory | None,
     parser: Callable[[Table, PreTrainedTokenizerBase | None], Parser[Record]],
-    finish: Callable[[Sequence[Record]], Sequence[Record | LeftOut]],
+    finish: Finish[Record],
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> _Gathered[Record]:
     table = _read(config, rows)
+    require_columns_of_where(table, config.where)
     parse = parser(table, tokenizer)
     order = range(len(table.rows)) if config.limit is None else table.order
     blocks = ([table.rows[place] for place in order[start : start + _BLOCK]] for start in range(0, len(order), _BLOCK))
@@ -263,24 +314,20 @@ def _gather(
 def _outcomes(
     rows: Sequence[Row],
     parse: Parser[Record],
-    finish: Callable[[Sequence[Record]], Sequence[Record | LeftOut]],
+    finish: Finish[Record],
     config: SourceConfig,
     tokenizer: PreTrainedTokenizerBase | None,
 ) -> Iterator[Outcome[Record]]:
     """What became of each row, in order."""
-    parsed = within_bounds([_parsed(row, parse, config.filter) for row in rows], config.filter, tokenizer)
-    finished = iter(finish([one.record for one in parsed if isinstance(one, Candidate)]))
+    chosen = [left_out_by(row, config.where) or _parsed(row, parse, config.filter) for row in rows]
+    parsed = within_bounds(chosen, config.filter, tokenizer)
+    finished = iter(finish([one for one in parsed if isinstance(one, Candidate)]))
     for one in parsed:
-        if isinstance(one, LeftOut):
-            yield one
-            continue
-        record = next(finished)
-        if isinstance(record, LeftOut):
-            yield record
-        elif not in_part(split_key(one.record), config.part):
-            yield LeftOut(f"outside the part {config.part.low:g}-{config.part.high:g} %")
+        done = one if isinstance(one, LeftOut) else next(finished)
+        if isinstance(one, LeftOut) or isinstance(done, LeftOut) or in_part(split_key(one), config.part):
+            yield done
         else:
-            yield replace(one, record=record)
+            yield LeftOut(f"outside the part {config.part.low:g}-{config.part.high:g} %")
 
 
 def _parsed(row: Row, parse: Parser[Record], bounds: FilterConfig) -> Outcome[Record]:

@@ -2,7 +2,8 @@
 
 A sequence is prompt, completion and one end-of-sequence token, unless the completion spells a stop token itself, as
 rendered chats do. Prompt and completion are tokenised apart: no token spans both, so a completion is
-learned as it will be sampled.
+learned as it will be sampled. A decoder reads both in one row, so its bound is on both together; an encoder–decoder
+reads them apart, and each has a bound of its own.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from hydralign.data.prompt_limits import PromptLimit
 from hydralign.data.tokens import encode_completions, encode_prompts
 from hydralign.encoder_input import feeds_encoder
 from hydralign.types import Demonstration
@@ -48,27 +50,37 @@ def sequences(
     *,
     max_tokens: int,
     too_long: TooLong = "cut",
+    prompts: PromptLimit | None = None,
 ) -> tuple[tuple[TokenSequence, ...], dict[str, int]]:
     """The records as sequences of at most `max_tokens`, in order, and counts of what was shortened or left out.
 
+    Of an encoder–decoder, completions have at most `max_tokens`. Prompts are first brought within the limit `prompts`.
     `cut` keeps the first tokens, `split` makes several sequences of the completion, each with no memory of the one
     before (of a record with a prompt, the rest is dropped and counted), `leave_out` takes the record out.
     """
     used: list[TokenSequence] = []
     counts: Counter[str] = Counter()
+    apart, longer = feeds_encoder(tokenizer), f"longer than {max_tokens:,} tokens"
+    if apart:
+        longer = f"with a completion {longer}"
     for start in range(0, len(records), _BLOCK):
-        for ids, prompt in _encoded(records[start : start + _BLOCK], tokenizer, stop_ids):
-            if len(ids) <= max_tokens:
+        for encoded in _encoded(records[start : start + _BLOCK], tokenizer, stop_ids):
+            kept = encoded if prompts is None else _within(encoded, prompts, counts)
+            if kept is None:
+                continue
+            ids, prompt = kept
+            most = max_tokens + (prompt if apart else 0)
+            if len(ids) <= most:
                 pieces = [TokenSequence(ids, prompt)]
             elif too_long == "leave_out":
-                counts[f"longer than {max_tokens:,} tokens, left out"] += 1
+                counts[f"{longer}, left out"] += 1
                 continue
             elif too_long == "split" and prompt == 0:
-                counts[f"longer than {max_tokens:,} tokens, split"] += 1
+                counts[f"{longer}, split"] += 1
                 pieces = [TokenSequence(piece, 0) for piece in _pieces(ids, max_tokens)]
             else:
-                counts[f"longer than {max_tokens:,} tokens, cut at the end"] += 1
-                pieces = [TokenSequence(ids[:max_tokens], prompt)]
+                counts[f"{longer}, cut at the end"] += 1
+                pieces = [TokenSequence(ids[:most], prompt)]
             learnable = [piece for piece in pieces if piece.learned > 0]
             used += learnable
             if not learnable:
@@ -76,6 +88,18 @@ def sequences(
             elif len(learnable) < len(pieces):
                 counts["with pieces of a single token, which were left out"] += 1
     return tuple(used), dict(counts)
+
+
+def _within(
+    encoded: tuple[NDArray[np.int32], int], limit: PromptLimit, counts: Counter[str]
+) -> tuple[NDArray[np.int32], int] | None:
+    """A record's ids and how many of them are prompt, the prompt within the limit; None where it is left out."""
+    ids, prompt = encoded
+    if prompt <= limit.tokens:
+        return encoded
+    counts[limit.consequence] += 1
+    kept = limit.apply(tuple(ids[:prompt].tolist()))
+    return None if kept is None else (np.concatenate([np.array(kept, dtype=np.int32), ids[prompt:]]), len(kept))
 
 
 def _pieces(ids: NDArray[np.int32], max_tokens: int) -> list[NDArray[np.int32]]:

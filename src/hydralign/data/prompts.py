@@ -12,9 +12,11 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from hydralign.config.data import RESERVED_COLUMNS, CutConfig
-from hydralign.data.candidates import Candidate, LeftOut, Parser
+from hydralign.data.candidates import Candidate, LeftOut, Outcome, Parser, split_key
 from hydralign.data.chat import contents_of, is_chat, messages_of, render_prompt
+from hydralign.data.prompt_limits import PromptLimit
 from hydralign.data.rows import Row, Table
+from hydralign.data.templates import prompt_renderer
 from hydralign.data.tokens import encode_plain, encode_prompts, prompt_frame, without_first
 from hydralign.errors import DataError
 from hydralign.types import Prompt
@@ -25,11 +27,16 @@ if TYPE_CHECKING:
 _HEAD_CHARACTERS_PER_TOKEN = 24
 
 
-def prompt_parser(table: Table, tokenizer: PreTrainedTokenizerBase | None, *, from_text: bool) -> Parser[Prompt]:
+def prompt_parser(
+    table: Table, tokenizer: PreTrainedTokenizerBase | None, *, from_text: bool, template: str | None = None
+) -> Parser[Prompt]:
     """How this table's rows become prompts, not yet tokenised. Raises DataError when its columns do not allow it.
 
-    A column that the recipe maps, of whatever kind, goes before all others.
+    A template names the columns that are read. Without one, a column that the recipe maps, of whatever kind, goes
+    before all others.
     """
+    if template is not None:
+        return _template_parser(table, template)
     usual = ("text",) if from_text else ("prompt", "query")
     name = table.first(*usual, *(other for other in ("prompt", "query", "text") if other in table.mapped))
     if name is None:
@@ -43,6 +50,17 @@ def prompt_parser(table: Table, tokenizer: PreTrainedTokenizerBase | None, *, fr
         messages = messages_of(row, name)
         text = render_prompt(row, name, messages, tokenizer)
         return Candidate(Prompt(text, (), others), written=contents_of(messages))
+
+    return parse
+
+
+def _template_parser(table: Table, template: str) -> Parser[Prompt]:
+    render = prompt_renderer(table, template)
+
+    def parse(row: Row) -> Candidate[Prompt]:
+        made = render(row)
+        record = Prompt(made.text, (), row.without(*RESERVED_COLUMNS))
+        return Candidate(record, written=made.filled, measured=made.measured)
 
     return parse
 
@@ -68,6 +86,34 @@ def tokenised(prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase) -> 
     return [replace(prompt, token_ids=ids) for prompt, ids in zip(prompts, encoded, strict=True)]
 
 
+def within_limit(
+    candidates: Sequence[Candidate[Prompt]],
+    prompts: Sequence[Prompt | LeftOut],
+    limit: PromptLimit | None,
+    tokenizer: PreTrainedTokenizerBase,
+) -> list[Outcome[Prompt]]:
+    """The candidates with these records of theirs, those that are too long cut or left out.
+
+    A cut prompt stays on the side of the split where the whole one was. Raises DataError where the limit does.
+    """
+    outcomes: list[Outcome[Prompt]] = []
+    for one, prompt in zip(candidates, prompts, strict=True):
+        if isinstance(prompt, LeftOut):
+            outcomes.append(prompt)
+            continue
+        made = replace(one, record=prompt)
+        if limit is None or len(prompt.token_ids) <= limit.tokens:
+            outcomes.append(made)
+            continue
+        ids = limit.apply(prompt.token_ids)
+        if ids is None:
+            outcomes.append(LeftOut(limit.consequence))
+            continue
+        text = tokenizer.decode(list(limit.body(ids)), clean_up_tokenization_spaces=False)
+        outcomes.append(replace(made, record=replace(prompt, text=text, token_ids=ids), key=split_key(made), cut=True))
+    return outcomes
+
+
 def cut_to_prompts(
     prompts: Sequence[Prompt], tokenizer: PreTrainedTokenizerBase, cut: CutConfig, *, seed: int
 ) -> list[Prompt | LeftOut]:
@@ -81,11 +127,16 @@ def cut_to_prompts(
     encoded = [without_first(ids, first) for ids in _heads(tokenizer, texts, cut.max_tokens + len(first))]
     heads = [ids[:n] for ids, n in zip(encoded, lengths, strict=True)]
     decoded = tokenizer.batch_decode([list(head) for head in heads], clean_up_tokenization_spaces=False)
-    short = LeftOut(f"with fewer tokens than the length drawn ({cut.min_tokens} to {cut.max_tokens})")
+    short = too_short_to_cut(cut)
     return [
         replace(prompt, text=text, token_ids=(*first, *head, *last)) if len(head) == n else short
         for prompt, head, text, n in zip(prompts, heads, decoded, lengths, strict=True)
     ]
+
+
+def too_short_to_cut(cut: CutConfig) -> LeftOut:
+    """What becomes of a text with fewer tokens than are to be cut out of it."""
+    return LeftOut(f"with fewer tokens than the length drawn ({cut.min_tokens} to {cut.max_tokens})")
 
 
 def cut_length(text: str, cut: CutConfig, *, seed: int) -> int:

@@ -27,6 +27,12 @@ class DataReport:
     shortened: int = 0
     """Rows of which the chat template left out part of an answer."""
 
+    cut_prompts: int = 0
+    """Rows of which the prompt was too long, and lost part of itself."""
+
+    how_cut: str = ""
+    """Which prompts are too long, and what became of them, to stand behind their number."""
+
     columns: tuple[str, ...] = ()
     """All columns that some row of the sources has, under our names."""
 
@@ -45,6 +51,8 @@ class DataReport:
         used = f"{self.source}: {self.rows_read:,} rows read, {f'{self.kept:,} {purpose}' if purpose else sides}."
         reasons = ", ".join(f"{count:,} {reason}" for reason, count in self.dropped.items())
         lines = [used, f"Left out: {reasons}."] if reasons else [used]
+        if self.cut_prompts:
+            lines.append(f"Of them {self.cut_prompts:,} {self.how_cut}.")
         if self.special_tokens:
             counts = ", ".join(f"{token!r} in {count:,} rows" for token, count in self.special_tokens.items())
             lines.append(f"Special tokens spelled out in texts, which are read as the real tokens: {counts}.")

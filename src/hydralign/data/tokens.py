@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 
 from hydralign.data.detokenise import decode_completion
 from hydralign.encoder_input import feeds_encoder
+from hydralign.errors import TokenizerError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -51,6 +52,27 @@ def encode_plain(tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]) -> li
         return []
     rows = tokenizer(list(texts), add_special_tokens=False, return_attention_mask=False, verbose=False).input_ids
     return [tuple(ids) for ids in rows]
+
+
+def token_ends(
+    tokenizer: PreTrainedTokenizerBase, texts: Sequence[str]
+) -> list[tuple[tuple[int, ...], tuple[int, ...]]]:
+    """(token ids of each text and of nothing else, the character of the text behind each token).
+
+    Raises TokenizerError for a tokenizer that does not know where its tokens stand in a text.
+    """
+    if not texts:
+        return []
+    if not tokenizer.is_fast:
+        raise TokenizerError(
+            f"{type(tokenizer).__name__} does not say where its tokens stand in a text: a text could not be parted "
+            "into an opening and its rest. Use the tokenizer's fast version, or give prompt and completion yourself."
+        )
+    read = tokenizer(
+        list(texts), add_special_tokens=False, return_attention_mask=False, return_offsets_mapping=True, verbose=False
+    )
+    ends = ([end for _, end in offsets] for offsets in read["offset_mapping"])
+    return [(tuple(ids), tuple(row)) for ids, row in zip(read["input_ids"], ends, strict=True)]
 
 
 def encode_completions(

@@ -87,7 +87,7 @@ def check_context(policy: Policy, prompts: Sequence[Prompt], params: SamplingPar
             raise ConfigError(
                 f"The longest prompt has {longest} tokens and answers may have {params.longest}, but encoder and "
                 f"decoder have {policy.context} positions each: later tokens would have none. Shorten answers "
-                f"(max_new_tokens, lengths), or drop prompts with filter.max_tokens: {policy.context}."
+                f"(max_new_tokens, lengths), or bound prompts with max_prompt_tokens: {policy.context}."
             )
     elif longest + params.longest > policy.context:
         room = policy.context - params.longest

@@ -15,7 +15,7 @@ from operator import attrgetter, getitem
 from pathlib import Path
 from typing import Any
 
-from hydralign.config import Recipe
+from hydralign.config import Config, Recipe
 from hydralign.config.paths import PATH_FIELDS, USER_MAPPINGS, file_of, paths_of
 from hydralign.runs.function_files import function_files
 from hydralign.runs.same_settings import comparable_text, comparable_values
@@ -49,8 +49,9 @@ def inputs_of(recipe: Recipe, step: Step, before: Mapping[str, Any] | None = Non
             inputs[setting] = {"name": name}
     values = recipe.model_dump()
     for setting in ("seed", *step.reads(recipe)):
-        value = reduce(getitem, setting.split("."), values)
-        inputs[setting] = {"settings": _without_paths(comparable_values(value, recipe.output))}
+        value = _without_paths(comparable_values(reduce(getitem, setting.split("."), values), recipe.output))
+        old_settings = known.get(setting, {}).get("settings")
+        inputs[setting] = {"settings": _without_new_defaults(value, old_settings, attrgetter(setting)(recipe))}
     return {"output": recipe.output, "inputs": inputs}
 
 
@@ -119,6 +120,20 @@ def _without_paths(value: Any) -> Any:
         function = value.get("function")
         return kept | {"function": function.rpartition(":")[2]} if isinstance(function, str) else kept
     return [_without_paths(part) for part in value] if isinstance(value, list) else value
+
+
+def _without_new_defaults(value: Any, before: Any, config: Any) -> Any:
+    """Settings of this config without those that an earlier record lacks and that have their defaults: the version that
+    wrote it did not know them, and did what their defaults do.
+    """
+    if not (isinstance(value, dict) and isinstance(before, dict) and isinstance(config, Config)):
+        return value
+    fields = type(config).model_fields
+    return {
+        name: _without_new_defaults(part, before.get(name), getattr(config, name))
+        for name, part in value.items()
+        if name in before or getattr(config, name) != fields[name].get_default(call_default_factory=True)
+    }
 
 
 # Files of an input.

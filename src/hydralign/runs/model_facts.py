@@ -22,6 +22,7 @@ from transformers import (
 )
 
 from hydralign.config.model import HydraForm, LoraForm, ModelConfig
+from hydralign.encoder_input import mark_for_encoder
 from hydralign.errors import ModelError
 from hydralign.models.backbones.rope import explain_rope_limit
 from hydralign.models.backbones.slicing import ARCHITECTURE_ERRORS, top_layers
@@ -98,8 +99,8 @@ class ModelSource:
         if isinstance(model.form, LoraForm) and model.form.adapter is not None:
             self._require_adapter(model.form.adapter)
         if writes and facts.tokenizer is not None:
-            encoder = facts.config.is_encoder_decoder
-            prepare_tokenizer(facts.tokenizer, pad_token=model.pad_token, path=model.path, encoder=encoder)
+            reads = facts.context if facts.config.is_encoder_decoder else None
+            prepare_tokenizer(facts.tokenizer, pad_token=model.pad_token, path=model.path, reads=reads)
         return facts
 
     def _require_adapter(self, folder: str) -> None:
@@ -155,6 +156,8 @@ class ModelSource:
         if tokenizer is not None:
             require_rows_for_ids(tokenizer, config, f"Model {str(base)!r}", writes=writes)
         model = SimpleNamespace(config=config)
+        if tokenizer is not None and writes and config.is_encoder_decoder:
+            mark_for_encoder(tokenizer, context_of(model))
         names = ("num_decoder_layers", "decoder_layers", "num_hidden_layers")
         layers = next((n for n in (getattr(text, name, None) for name in names) if isinstance(n, int)), None)
         return ModelFacts(path, config, layers, context_of(model), explain_rope_limit(model), tokenizer)

@@ -19,13 +19,14 @@ from hydralign.data.detokenise import decode_completions
 from hydralign.data.packing import TokenSequence, packed
 from hydralign.data.tokens import encode_text
 from hydralign.distributed import Distributed
-from hydralign.encoder_input import feeds_encoder
+from hydralign.encoder_input import encoder_limit, feeds_encoder
 from hydralign.evaluation.statistics import fewest_changes
 from hydralign.methods.reward import Pair
 from hydralign.methods.sampling import sampling_params
 from hydralign.methods.sft import max_tokens_of, packs
 from hydralign.methods.supervised import steps_of
 from hydralign.models.folders.merged import adapter_config_of
+from hydralign.models.policy import Policy
 from hydralign.models.sizes import sizes_of
 from hydralign.rewards.classifier import ClassifierReward
 from hydralign.rewards.combine import RewardTerm
@@ -52,13 +53,22 @@ def plan_sft(recipe: Recipe, config: SFTConfig, processes: Distributed) -> list[
         loaded.report,
         f"steps      {steps_of(config, rows):,}, each of {config.batch.rows} rows; an epoch has {rows:,} rows",
         *_verdict_lines(len(loaded.held_out)),
-        f"rows       up to {max_tokens_of(config, policy):,} tokens of a context of {policy.context:,}",
+        _length_line(max_tokens_of(config, policy), policy),
         *_start_lines(config.model or recipe.model),
         *_form_lines(config.model or recipe.model),
         *size_lines(policy.trained(), policy.frozen(), config.optimizer.type),
         f"sample     read: {_shown(policy.tokenizer, sample, 0, sample.learned_from)}",
         f"           learned: {_shown(policy.tokenizer, sample, max(1, sample.learned_from), len(sample.ids))}",
     ]
+
+
+def _length_line(longest: int, policy: Policy) -> str:
+    """How long what a supervised policy reads may be."""
+    if not feeds_encoder(policy.tokenizer):
+        return f"rows       up to {longest:,} tokens of a context of {policy.context:,}"
+    limit = encoder_limit(policy.tokenizer)
+    prompts = "of any length" if limit is None else f"of up to {limit:,} tokens"
+    return f"rows       prompts {prompts}, completions of up to {longest:,}; a context of {policy.context:,} for each"
 
 
 def plan_reward(recipe: Recipe, config: RewardConfig, processes: Distributed) -> list[str]:

@@ -128,12 +128,14 @@ def check_sft(recipe: Recipe, config: SFTConfig, models: ModelSource, processes:
     processes.require_shares(config.batch.rows, "batch.rows")
     facts = models.of_config(model)
     require_form(facts, model)
-    data, whole = read_rows(load_demonstrations, source, facts)
+    if facts.tokenizer is None:
+        source = source.model_copy(update={"cut": None})  # nobody can count yet; whole texts have the same columns
+    data, whole = read_rows(load_demonstrations, source, facts, seed=recipe.seed)
     if facts.context is None:
         return
     max_tokens_of(config, facts)  # type: ignore[arg-type]
     if data is not None and facts.tokenizer is not None and whole:
-        sft_run.encode_demonstrations(config, data, facts, (facts.tokenizer.eos_token_id,))
+        sft_run.encode_demonstrations(config, source, data, facts, (facts.tokenizer.eos_token_id,))
 
 
 def check_reward(recipe: Recipe, config: RewardConfig, models: ModelSource, processes: Distributed) -> None:
@@ -256,7 +258,8 @@ def _prompts(recipe: Recipe, facts: ModelFacts) -> tuple[DataSet[Prompt] | None,
     # A tokenizer that is not known yet counts tokens in its own way.
     stand_in = train_tokenizer(["a"], vocabulary=260)
     free = {"min_tokens": None, "max_tokens": None}
-    plain = source.model_copy(update={"filter": source.filter.model_copy(update=free)})
+    unbounded = {"max_prompt_tokens": None, "too_long_prompt": "error"}
+    plain = source.model_copy(update={"filter": source.filter.model_copy(update=free), **unbounded})
     data, whole = read_rows(load_prompts, plain, facts, seed=recipe.seed, stand_in=stand_in)
     return data, whole and source.cut is None and plain == source
 

@@ -5,16 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hydralign.config import Recipe
-from hydralign.config.data import SourceConfig
+from hydralign.config.data import DemonstrationSourceConfig
 from hydralign.config.sft import SFTConfig
 from hydralign.data import DataSet, choose_rows, fingerprint, load_demonstrations
+from hydralign.data.loading import load_uncut
 from hydralign.data.packing import TokenSequence, sequences
+from hydralign.data.prompt_limits import prompt_limit
 from hydralign.data.special_tokens import recount_special_tokens
 from hydralign.distributed import Distributed
 from hydralign.errors import ConfigError, DataError
@@ -104,7 +107,7 @@ def sft_record(difference: Difference, nll_N: Tensor, tokens_N: Tensor) -> dict[
     }
 
 
-def demonstrations_of(recipe: Recipe, config: SFTConfig) -> SourceConfig:
+def demonstrations_of(recipe: Recipe, config: SFTConfig) -> DemonstrationSourceConfig:
     """The demonstrations' source. Raises ConfigError when the recipe names none."""
     source = config.data or recipe.data.demonstrations
     if source is None:
@@ -117,7 +120,7 @@ def demonstrations_of(recipe: Recipe, config: SFTConfig) -> SourceConfig:
 def load_sft(recipe: Recipe, config: SFTConfig, processes: Distributed) -> LoadedSFT:
     """Everything that an sft section needs, with every check that can be made before the first step."""
     source, model = demonstrations_of(recipe, config), config.model or recipe.model
-    data: DataSet[Demonstration] | None = load_demonstrations(source) if model.new else None
+    data = load_uncut(source) if model.new else None
     policy = load_or_make(
         model,
         (row.prompt + row.completion for row in data.train) if data else (),
@@ -127,25 +130,39 @@ def load_sft(recipe: Recipe, config: SFTConfig, processes: Distributed) -> Loade
         device=processes.device,
         seed=recipe.seed,
     )
-    data = recount_special_tokens(data, policy.tokenizer) if data else load_demonstrations(source, policy.tokenizer)
-    encoded = encode_demonstrations(config, data, policy, policy.stop_ids)
+    if data is None or source.cut is not None:
+        data = load_demonstrations(source, policy.tokenizer, seed=recipe.seed)
+    else:
+        data = recount_special_tokens(data, policy.tokenizer)
+    encoded = encode_demonstrations(config, source, data, policy, policy.stop_ids)
     if packs(config, policy):
         require_apart(policy)
     return LoadedSFT(**vars(encoded), policy=policy)
 
 
 def encode_demonstrations(
-    config: SFTConfig, data: DataSet[Demonstration], policy: Any, stop_ids: Sequence[int]
+    config: SFTConfig,
+    source: DemonstrationSourceConfig,
+    data: DataSet[Demonstration],
+    policy: Any,
+    stop_ids: Sequence[int],
 ) -> EncodedDemonstrations:
-    """The demonstrations as the policy, or one of which these facts are known, will read them.
+    """The demonstrations of a source as the policy, or one of which these facts are known, will read them.
 
-    Raises DataError, with what became of all rows, unless some are to learn and some to measure, and TokenizerError
-    for ids that the policy cannot read.
+    Raises DataError, with what became of all rows, unless some are to learn and some to measure, or for prompts that
+    are too long, and TokenizerError for ids that the policy cannot read.
     """
     longest = max_tokens_of(config, policy)
-    train, cut = sequences(data.train, policy.tokenizer, stop_ids, max_tokens=longest, too_long=config.too_long)
+    read = partial(
+        sequences,
+        tokenizer=policy.tokenizer,
+        stop_ids=stop_ids,
+        max_tokens=longest,
+        prompts=prompt_limit(source, policy.tokenizer),
+    )
+    train, cut = read(data.train, too_long=config.too_long)
     chosen = choose_rows(data.held_out, config.evaluation.rows)
-    held_out, cut_apart = sequences(chosen, policy.tokenizer, stop_ids, max_tokens=longest, too_long="cut")
+    held_out, cut_apart = read(chosen, too_long="cut")
     shortened = {**cut, **{f"{reason} (held out)": count for reason, count in cut_apart.items()}}
     report = data.report.describe()
     if shortened:

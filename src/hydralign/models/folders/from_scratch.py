@@ -75,6 +75,8 @@ def make_model(tokenizer: Any, *, family: str, layers: int, width: int, heads: i
     give equal weights; the global random state is left as it was.
     """
     require_writing_family(family)
+    if family in ENCODER_DECODERS:
+        mark_for_encoder(tokenizer, context)
     config = _config(tokenizer, family=family, layers=layers, width=width, heads=heads, context=context)
     return _with_random_weights(LANGUAGE_MODELS[family], config, tokenizer, seed)
 

@@ -136,7 +136,8 @@ def load_model(
     model, encoder, report = read_model(kind, path, way_out, tokenizer=tokenizer, generation_config=generation)
     require_language_model(model.config.architectures, report["unexpected_keys"], path)
     has_encoder = model.config.is_encoder_decoder
-    prepare_tokenizer(encoder, pad_token=pad_token, path=tokenizer or path, encoder=has_encoder)
+    reads = context_of(model) if has_encoder else None
+    prepare_tokenizer(encoder, pad_token=pad_token, path=tokenizer or path, reads=reads)
     check_loaded(model, encoder, report, path)
     if has_encoder:
         say_ignored_settings(model)
@@ -205,12 +206,12 @@ def require_language_model(architectures: Sequence[str] | None, unexpected: Iter
     )
 
 
-def prepare_tokenizer(tokenizer: Any, *, pad_token: str | None, path: str, encoder: bool = False) -> None:
-    """Set the pad token in place if one is named; check that pad and end-of-sequence exist. `encoder` says that the
-    model has one, which reads the prompts.
+def prepare_tokenizer(tokenizer: Any, *, pad_token: str | None, path: str, reads: int | None = None) -> None:
+    """Set the pad token in place if one is named; check that pad and end-of-sequence exist. `reads` says that the
+    model has an encoder, which reads prompts of so many tokens.
     """
-    if encoder:
-        mark_for_encoder(tokenizer)
+    if reads is not None:
+        mark_for_encoder(tokenizer, reads)
     if pad_token is not None:
         known = tokenizer.get_vocab()
         if pad_token not in known:
