@@ -97,6 +97,17 @@ def test_a_policy_starts_at_its_reference_and_learns(family: str, form: str, wor
         assert (policy.evaluate(bare(rows)).logprobs_BR - start_BR).abs().max() > 1e-4
 
 
+@pytest.mark.parametrize(
+    ("family", "form"),
+    [("t5", "full"), ("flan-t5", "lora"), ("t5", "hydra"), ("bart", "decoder-lora"), ("bart", "hydra")],
+)
+def test_in_bf16_a_policy_starts_at_its_reference_too(family: str, form: str, words: Any) -> None:
+    policy = new_policy(family, form, words, precision="bf16")
+    experience = collect(policy, TEXTS, scored, PLAN, micro_batch_size=2)
+    check_start(policy, experience, fresh=True, micro_batch_size=2)
+    assert policy.whole.head.scale == (pytest.approx(32**-0.5) if family == "t5" else 1.0)
+
+
 def bare(rows: TokenBatch) -> TokenBatch:
     return rows.with_trunk(None)
 

@@ -61,7 +61,7 @@ class EncoderDecoderBackbone:
             "values and log-probabilities start from the states that its decoder ends with. Name an encoder–decoder "
             f"of another architecture, such as {self.alternatives}.",
         )
-        with named:
+        with named, self.autocast():
             self.state_scale = scale_before_head(model, self.start_id) if state_scale is None else state_scale
 
     @property
