@@ -8,6 +8,7 @@ import time
 from typing import Any
 
 import torch
+from transformers import T5Config
 
 GEOMETRIES: dict[str, dict[str, int]] = {
     "S": {"layers": 12, "dim": 768, "heads": 12, "vocab": 50257, "q": 8, "r": 16, "batch": 16, "mini": 4},
@@ -50,6 +51,22 @@ def floor_gflop(layer: int, head: int, arguments: argparse.Namespace) -> float:
     reference = a.k * layer * tokens + head * answers
     epochs = a.epochs * (3 * a.k * layer * tokens + 2 * head * answers)
     return 2 * (sampling + reference + epochs) / 1e9
+
+
+def t5_config(*, layers: int, dim: int, heads: int, vocab: int, **_: int) -> T5Config:
+    """The shape of T5's first version: a plain feed-forward block, tied embeddings."""
+    return T5Config(
+        vocab_size=vocab,
+        num_layers=layers,
+        d_model=dim,
+        d_kv=dim // heads,
+        num_heads=heads,
+        d_ff=4 * dim,
+        decoder_start_token_id=0,
+        pad_token_id=0,
+        eos_token_id=0,
+        dropout_rate=0.0,
+    )
 
 
 def matrix_rate(size: int = 2048, runs: int = 9) -> float:

@@ -24,14 +24,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from geometry import add_geometry, fill, floor_gflop, matrices, matrix_rate
+from geometry import add_geometry, fill, floor_gflop, matrices, matrix_rate, t5_config
+from hydralign.data.encoder_input import mark_for_encoder
 from separate import FullSizeReward, separate_policy
 from tokenizers import Tokenizer, models
-from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import PreTrainedTokenizerFast, T5ForConditionalGeneration
 
 from hydralign.config import FullForm, HydraForm, LoraForm
 from hydralign.config.model import Form
-from hydralign.data.encoder_input import mark_for_encoder
 from hydralign.generation.sampler import sample
 from hydralign.methods.advantages import estimate
 from hydralign.methods.policy_update import update
@@ -162,7 +162,7 @@ def build(arguments: argparse.Namespace) -> tuple[Policy, FullSizeReward | None]
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="0", eos_token="0")
     if a.family == "t5":
         mark_for_encoder(tokenizer)
-        model = T5ForConditionalGeneration(t5_config(a))
+        model = T5ForConditionalGeneration(t5_config(layers=a.layers, dim=a.dim, heads=a.heads, vocab=a.vocab))
     else:
         model = make_model(tokenizer, family=a.family, layers=a.layers, width=a.dim, heads=a.heads, context=1024)
     if a.form == "separate":
@@ -174,22 +174,6 @@ def build(arguments: argparse.Namespace) -> tuple[Policy, FullSizeReward | None]
     }
     form = forms[a.form].model_copy(update={"decoder_only": True} if a.decoder_only else {})
     return make_policy(model, tokenizer, form=form, precision=a.dtype), None
-
-
-def t5_config(a: argparse.Namespace) -> T5Config:
-    """The shape of T5's first version: a plain feed-forward block, tied embeddings."""
-    return T5Config(
-        vocab_size=a.vocab,
-        num_layers=a.layers,
-        d_model=a.dim,
-        d_kv=a.dim // a.heads,
-        num_heads=a.heads,
-        d_ff=4 * a.dim,
-        decoder_start_token_id=0,
-        pad_token_id=0,
-        eos_token_id=0,
-        dropout_rate=0.0,
-    )
 
 
 def _time_optimizer(optimizer: torch.optim.Optimizer, clock: Clock) -> None:

@@ -18,7 +18,9 @@ from hydralign import distributed
 from hydralign.cli import main
 from hydralign.distributed import Distributed, launched_count, launched_processes
 from hydralign.errors import ConfigError
-from hydralign.testing import tiny_model
+from hydralign.models.folders.from_scratch import train_tokenizer
+from hydralign.testing import TEXT, tiny_model
+from tests.models.encoder_decoders import new_encoder_decoder
 
 
 def test_shares_cover_all_rows_once() -> None:
@@ -101,9 +103,14 @@ def test_process_that_waits_says_for_whom_and_where(
     assert capsys.readouterr().err.startswith("Process 2 of 2 is waiting for process 1 of 2 at here:29500. ")
 
 
-def write_recipe(folder: Path, tokenizer: Any, form: dict[str, Any]) -> Path:
+def write_recipe(folder: Path, tokenizer: Any, form: dict[str, Any], *, family: str = "gpt2") -> Path:
     """A small recipe: five steps, adaptive KL, running scale, sequence lengths of all kinds."""
-    tiny_model(tokenizer).save_pretrained(folder / "model")
+    if family == "gpt2":
+        model = tiny_model(tokenizer)
+    else:
+        tokenizer = train_tokenizer([TEXT] * 3, vocabulary=300, family=family)
+        model = new_encoder_decoder(family)
+    model.save_pretrained(folder / "model")
     tokenizer.save_pretrained(folder / "model")
     texts = ["that and this thing of words"[:n] for n in range(1, 27)]
     (folder / "prompts.jsonl").write_text("".join(json.dumps({"prompt": text}) + "\n" for text in texts))
@@ -138,14 +145,19 @@ def numbers(folder: Path) -> list[dict[str, float]]:
 
 
 @pytest.mark.parametrize(
-    "form",
-    [{"type": "full"}, {"type": "lora", "rank": 4, "unfrozen_layers": 1}],
-    ids=["full", "lora-on-a-trunk"],
+    ("family", "form"),
+    [
+        ("gpt2", {"type": "full"}),
+        ("gpt2", {"type": "lora", "rank": 4, "unfrozen_layers": 1}),
+        ("t5", {"type": "lora", "rank": 4}),
+        ("bart", {"type": "hydra", "unfrozen_layers": 1}),
+    ],
+    ids=["full", "lora-on-a-trunk", "t5-lora", "bart-hydra"],
 )
 def test_two_processes_give_the_tokens_and_losses_of_one(
-    form: dict[str, Any], tmp_path: Path, tokenizer: Any, capfd: pytest.CaptureFixture[str]
+    family: str, form: dict[str, Any], tmp_path: Path, tokenizer: Any, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    recipe = write_recipe(tmp_path, tokenizer, form)
+    recipe = write_recipe(tmp_path, tokenizer, form, family=family)
     assert main(["ppo", str(recipe), "--output", str(tmp_path / "one")]) == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", "0"]
     arguments = ["-m", "hydralign", "ppo", str(recipe), "--output", str(tmp_path / "two")]

@@ -60,6 +60,10 @@ def test_from_scratch_through_sft_ppo_and_compare(tmp_path: Path, capsys: pytest
     recipe = write_recipe(tmp_path)
     assert main(["run", str(recipe), "--dry-run"]) == 0
     assert main(["run", str(recipe)]) == 0
+    assert main(["ppo", str(recipe), "--dry-run"]) == 0
+    planned = capsys.readouterr().out
+    assert "form full: every layer trained, and a frozen copy" in planned
+    assert "lora: adapters of rank 16 on the decoder" in planned
     loss = json.loads((tmp_path / "out/sft/evaluation.json").read_text())["difference"]
     assert loss["ci_high"] < -0.5  # learned, and not by chance
     lines = [json.loads(line) for line in (tmp_path / "out/ppo/metrics.jsonl").read_text().splitlines()]

@@ -5,26 +5,30 @@ from __future__ import annotations
 import torch
 
 from hydralign.errors import ModelError
+from hydralign.models.backbones.backbone import Backbone
 from hydralign.models.backbones.slicing import named_architecture_errors
 from hydralign.models.branch import Branch
 from hydralign.models.outputs import allowed_gap, require_finite_outputs
 from hydralign.types import TokenBatch
 
-OTHER_ARCHITECTURES = (
-    "Name a model of an architecture that can be read so, such as gpt2, llama, mistral, qwen2, qwen3, gemma2 or phi3; "
-    "of a model for text and images, its text model alone."
-)
-"""The way out where an architecture is refused."""
+
+def other_architectures(backbone: Backbone) -> str:
+    """The way out where an architecture is refused, in words."""
+    return (
+        f"Name a model of an architecture that can be read so, such as {backbone.alternatives}; of a model for text "
+        "and images, its text model alone."
+    )
 
 
 def check_readout(branch: Branch) -> None:
     """Raise ModelError unless body + head reproduce the model's own logits on a short input."""
     backbone = branch.backbone
     model, name = backbone.model, type(backbone.model).__name__
+    way_out = other_architectures(backbone)
     ids_BT = torch.arange(2 * 5, device=backbone.device).view(2, 5) % branch.vocabulary
     named = named_architecture_errors(
         f"{name} cannot be read as a body with a head",
-        f"values and log-probabilities start from its final states. {OTHER_ARCHITECTURES}",
+        f"values and log-probabilities start from its final states. {way_out}",
     )
     with named, torch.no_grad(), backbone.autocast():
         whole, states_BTD = backbone.own_logits(ids_BT)
@@ -33,17 +37,19 @@ def check_readout(branch: Branch) -> None:
         raise ModelError(
             f"{name}: its final states are {states_BTD.shape[-1]} wide, its layers {width}: "
             "a value head of one width cannot read both. Use a model whose embeddings are as wide as its layers, "
-            f"as in most. {OTHER_ARCHITECTURES}"
+            f"as in most. {way_out}"
         )
     with torch.no_grad(), backbone.autocast():
         ours = branch.head.all_logits(states_BTD)
     gap, scale = (whole - ours).abs().max().item(), whole.abs().max().item()
     require_finite_outputs(scale, model)
     if not gap <= allowed_gap(backbone.precision, scale):
+        encoder = (
+            "" if model.config.is_encoder_decoder else "An encoder such as BERT reads both ways and cannot write. "
+        )
         raise ModelError(
             f"{name}: logits from its body and its head differ from its own by {gap:.2g}: this architecture changes "
-            "them in a way that is not known here, and every log-probability would be wrong. An encoder such as BERT "
-            f"reads both ways and cannot write. {OTHER_ARCHITECTURES}"
+            f"them in a way that is not known here, and every log-probability would be wrong. {encoder}{way_out}"
         )
 
 
@@ -58,8 +64,8 @@ def check_decoding(branch: Branch) -> None:
     name = type(backbone.model).__name__
     cause = "most likely its layers keep more from token to token than keys and values"
     way_out = (
-        "Sample from an architecture whose layers are all attention, such as gpt2, llama or qwen3; sft can train this "
-        "one."
+        f"Sample from an architecture whose layers are all attention, such as {backbone.alternatives}; sft can train "
+        "this one."
     )
     with named_architecture_errors(
         f"{name} cannot be sampled with a key-value cache", f"{cause}, and no answer could be drawn. {way_out}"

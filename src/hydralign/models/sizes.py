@@ -91,7 +91,7 @@ def sizes_of(branch: Branch, *, columns: int, answer: int, targets: Collection[s
     assert isinstance(backbone, CausalBackbone), "the only kind that is measured so far"
     model, body = backbone.model, backbone.body
     named = targets or LORA_TARGETS.get(model.config.model_type, ())
-    layers = tuple(_layer_size(layer, named) for layer in layers_of(body))
+    layers = tuple(layer_size(layer, named) for layer in layers_of(body))
     with backbone.autocast():
         after = [p for module in modules_after_layers(body, _states(backbone, 1, 2)) for p in module.parameters()]
     head = {id(p): p.numel() for p in branch.head.linear.parameters()}
@@ -111,7 +111,13 @@ def sizes_of(branch: Branch, *, columns: int, answer: int, targets: Collection[s
     )
 
 
-def _layer_size(layer: nn.Module, targets: Collection[str]) -> LayerSize:
+def adapted_layers(layer: nn.Module, targets: Collection[str]) -> list[Any]:
+    """The linear layers in a layer without adapters that bear one of these names."""
+    return [module for name, module in linear_layers(layer).items() if name.split(".")[-1] in targets]
+
+
+def layer_size(layer: nn.Module, targets: Collection[str]) -> LayerSize:
+    """The parameters of one layer, and what adapters on the linear layers of these names would add to."""
     linear = [
         (name.removesuffix(".base_layer").split(".")[-1], module)
         for name, module in linear_layers(layer).items()
@@ -143,16 +149,16 @@ def _top_layer_alone(backbone: CausalBackbone, *, trained: bool) -> tuple[Any, n
     count = len(layers_of(backbone.body))
     body = slice_layers(backbone.body, count - 1, count)
     layers = layers_of(body)
-    layers[0] = _without_adapters(copy.deepcopy(layers[0])).float().requires_grad_(trained)
+    layers[0] = without_adapters(copy.deepcopy(layers[0])).float().requires_grad_(trained)
     if not trained and backbone.precision == "bf16":
         store_matrices_in_bf16(layers[0])
     return body, layers[0]
 
 
-def _without_adapters(module: nn.Module) -> nn.Module:
+def without_adapters(module: nn.Module) -> nn.Module:
     """The module with every adapted layer replaced by what it adapts."""
     for name, child in module.named_children():
-        setattr(module, name, _without_adapters(getattr(child, "base_layer", child)))
+        setattr(module, name, without_adapters(getattr(child, "base_layer", child)))
     return module
 
 

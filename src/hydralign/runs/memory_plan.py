@@ -17,6 +17,7 @@ from torch import Tensor
 
 from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
 from hydralign.generation.sampler import DRAWN_ELEMENTS
+from hydralign.models.encoder_decoder_sizes import EncoderDecoderSizes
 from hydralign.models.kernels.few_states import PACKED_FROM
 from hydralign.models.kernels.logprobs import BLOCK_ELEMENTS, PASSING_ROWS, STORED_ELEMENTS
 from hydralign.models.sizes import ModelSizes
@@ -163,9 +164,9 @@ def plan_memory(
         trunk_states=rollout,
         kv_cache=work.decode_batch_size * work.columns * sizes.cached * len(sizes.layers),
         reading=work.decode_batch_size * work.prompt * (sizes.frozen.per_token + 2 * FP32 * sizes.width) + harvest,
-        sampling_logits=_sampling_logits(sizes, work, precision, cpu),
+        sampling_logits=sampling_logits(sizes, work, precision, cpu),
         activations=_activations(sizes, form, work, top),
-        update_logits=_update_logits(sizes, work, precision, cpu, learns_head),
+        update_logits=update_logits(sizes, work, precision, cpu, learns_head),
         backward=work.micro_batch_size * work.columns * sizes.trained.per_token / 2,
         loading=max(model, FP32 * whole + table) if fresh else model,
         packed=table if cpu and precision == "fp32" and not learns_head and work.answer >= PACKED_FROM else 0.0,
@@ -225,7 +226,7 @@ def _activations(sizes: ModelSizes, form: Form | Separate, work: Work, top: int)
     return passes * through + tokens * state
 
 
-def _sampling_logits(sizes: ModelSizes, work: Work, precision: str, cpu: bool) -> float:
+def sampling_logits(sizes: ModelSizes | EncoderDecoderSizes, work: Work, precision: str, cpu: bool) -> float:
     """Bytes of the next tokens' logits, and of their probabilities as far as they are drawn from at once."""
     product = BF16 if precision == "bf16" else 0
     drawn = min(work.decode_batch_size, max(1, DRAWN_ELEMENTS // sizes.vocabulary)) if cpu else work.decode_batch_size
@@ -233,7 +234,9 @@ def _sampling_logits(sizes: ModelSizes, work: Work, precision: str, cpu: bool) -
     return float(sizes.vocabulary * (work.decode_batch_size * (FP32 + product) + drawn * (3 * FP32 + 2 * 8)))
 
 
-def _update_logits(sizes: ModelSizes, work: Work, precision: str, cpu: bool, learns_head: bool) -> float:
+def update_logits(
+    sizes: ModelSizes | EncoderDecoderSizes, work: Work, precision: str, cpu: bool, learns_head: bool
+) -> float:
     """Bytes at the output head in an update."""
     tokens, product = work.micro_batch_size * work.answer, BF16 if precision == "bf16" else 0
     most = max(1, STORED_ELEMENTS // sizes.vocabulary) if learns_head else PASSING_ROWS
@@ -311,6 +314,7 @@ def form_name(form: Form | Separate) -> str:
         return "full: every layer trained, and a frozen copy"
     k = f"k = {form.unfrozen_layers}"
     if isinstance(form, LoraForm):
-        where = "all layers" if form.unfrozen_layers is None else f"top layers, {k}"
+        everywhere = "the decoder" if form.decoder_only else "all layers"
+        where = everywhere if form.unfrozen_layers is None else f"top layers, {k}"
         return f"lora: adapters of rank {form.rank} on {where}"
     return f"hydra: {k} layers trained, " + ("value branch" if form.value == "branch" else "value head")

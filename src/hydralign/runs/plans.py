@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import torch
 
 from hydralign.config import PPOConfig, Recipe
 from hydralign.config.compare import CompareConfig
-from hydralign.config.model import HydraForm, LoraForm, ModelConfig
+from hydralign.config.model import Form, HydraForm, LoraForm, ModelConfig
 from hydralign.config.recipe import OUTPUT
 from hydralign.config.reward import Labels, RewardConfig
 from hydralign.config.sft import SFTConfig
@@ -25,6 +25,7 @@ from hydralign.methods.reward import Pair
 from hydralign.methods.sampling import sampling_params
 from hydralign.methods.sft import max_tokens_of, packs
 from hydralign.methods.supervised import steps_of
+from hydralign.models.encoder_decoder_sizes import encoder_decoder_sizes_of
 from hydralign.models.folders.merged import adapter_config_of
 from hydralign.models.policy import Policy
 from hydralign.models.sizes import sizes_of
@@ -36,7 +37,17 @@ from hydralign.runs import held_out_prompts
 from hydralign.runs import ppo as ppo_run
 from hydralign.runs import reward as reward_run
 from hydralign.runs import sft as sft_run
-from hydralign.runs.memory_plan import MB, Stored, Work, memory_lines, other_forms, plan_memory
+from hydralign.runs.encoder_decoder_memory import encoder_decoder_forms, plan_encoder_decoder_memory
+from hydralign.runs.memory_plan import (
+    MB,
+    MemoryPlan,
+    Separate,
+    Stored,
+    Work,
+    memory_lines,
+    other_forms,
+    plan_memory,
+)
 from hydralign.runs.reward_tests import LoadedTest
 from hydralign.runs.same_settings import comparable_text
 from hydralign.runs.steps import Step
@@ -114,7 +125,7 @@ def plan_ppo(recipe: Recipe, config: PPOConfig, processes: Distributed) -> list[
         *_repeated_lines(len(loaded.prompts.train), config.batch.prompts),
         *_start_lines(config.model or recipe.model),
         f"{parameter_line(policy.trained(), policy.frozen())}{_copied(config.model or recipe.model)}",
-        *([] if feeds_encoder(policy.tokenizer) else _memory_of_ppo(recipe, config, loaded, processes)),
+        *_memory_of_ppo(recipe, config, loaded, processes),
         f"answers    up to {sampling_params(config.sampling, recipe.seed).longest} tokens; context {policy.context}",
         *_reward_lines(loaded.terms, loaded.prompts.train, sampling_params(config.sampling, recipe.seed).longest),
         f"prompt     {held_out_prompts.prompt_preview(loaded.prompts.train[0], source)}",
@@ -199,22 +210,25 @@ def _memory_of_ppo(recipe: Recipe, config: PPOConfig, loaded: ppo_run.LoadedPPO,
         minibatch_rows=share[1],
     )
     targets = model.form.targets if isinstance(model.form, LoraForm) else None
-    sizes = sizes_of(policy.whole, columns=work.columns, answer=work.answer, targets=targets)
-    plan = partial(
-        plan_memory,
-        sizes,
-        work=work,
-        precision=model.precision,
-        moments=2 if config.optimizer.type == "adamw" else 0,
-        critic=config.has_critic,
-        fresh=model.new is not None,
-        cpu=processes.device.type == "cpu",
-    )
-    own = plan(model.form, stored=Stored.of(policy.trained().values(), policy.frozen()))
-    others = {
-        name: plan(form) for name, form in other_forms(model.form, len(sizes.layers), critic=config.has_critic).items()
+    settings: dict[str, Any] = {
+        "precision": model.precision,
+        "moments": 2 if config.optimizer.type == "adamw" else 0,
+        "critic": config.has_critic,
+        "fresh": model.new is not None,
+        "cpu": processes.device.type == "cpu",
     }
-    return memory_lines(own, model.form, others, work)
+    plan: Callable[..., MemoryPlan]
+    forms: Mapping[str, Form | Separate]
+    if feeds_encoder(policy.tokenizer):
+        pair = encoder_decoder_sizes_of(policy.whole, prompt=work.prompt, answer=work.answer, targets=targets)
+        plan = partial(plan_encoder_decoder_memory, pair, work=work, **settings)
+        forms = encoder_decoder_forms(model.form, len(pair.decoder.layers), critic=config.has_critic)
+    else:
+        sizes = sizes_of(policy.whole, columns=work.columns, answer=work.answer, targets=targets)
+        plan = partial(plan_memory, sizes, work=work, **settings)
+        forms = other_forms(model.form, len(sizes.layers), critic=config.has_critic)
+    own = plan(model.form, stored=Stored.of(policy.trained().values(), policy.frozen()))
+    return memory_lines(own, model.form, {name: plan(form) for name, form in forms.items()}, work)
 
 
 def plan_compare(recipe: Recipe, config: CompareConfig, processes: Distributed) -> list[str]:

@@ -65,6 +65,8 @@ class Backbone(Protocol):
     """What the model multiplies its final states by before its output head reads them."""
     takes_positions: bool
     """Whether it can be told positions, without which texts cannot share a row."""
+    alternatives: str
+    """Architectures that can be read so, as a list in words: what to use where another one is refused."""
 
     @property
     def device(self) -> torch.device:

@@ -30,6 +30,7 @@ class CausalBackbone:
     """How one causal model, or the layers above a cut, reads token batches. Holds no trained state of its own."""
 
     state_scale = 1.0
+    alternatives = "gpt2, llama, mistral, qwen2, qwen3, gemma2 or phi3"
 
     def __init__(
         self, model: Any, *, precision: str = "fp32", body: Any = None, entry: nn.Module | None = None

@@ -37,6 +37,7 @@ class EncoderDecoderBackbone:
     """How one encoder–decoder, or its decoder's layers above a cut, reads token batches."""
 
     takes_positions = False
+    alternatives = "t5 (flan-t5 too), mt5, umt5, bart, mbart, pegasus, marian or led"
 
     def __init__(
         self,
@@ -50,11 +51,18 @@ class EncoderDecoderBackbone:
         """`body` takes the place of the whole decoder; with `entry`, its first layer, it starts from trunk states.
         `state_scale` None is found by trying.
         """
+        require_one_attention(model)
         self.model, self.precision, self.entry = model, precision, entry
         self.encoder, self.decoder = model.get_encoder(), model.get_decoder()
         self.body = self.decoder if body is None else body
         self.start_id = start_token_of(model)
-        self.state_scale = scale_before_head(model, self.start_id) if state_scale is None else state_scale
+        named = named_architecture_errors(
+            f"{type(model).__name__} cannot be read as an encoder and a decoder with one output head",
+            "values and log-probabilities start from the states that its decoder ends with. Name an encoder–decoder "
+            f"of another architecture, such as {self.alternatives}.",
+        )
+        with named, self.autocast():
+            self.state_scale = scale_before_head(model, self.start_id) if state_scale is None else state_scale
 
     @property
     def device(self) -> torch.device:
@@ -187,6 +195,16 @@ def encoder_mask(lengths_B: Tensor, columns: int, device: torch.device) -> Tenso
     """mask_BQ, True for real tokens; None where no row is padded, which attention reads faster. Lengths on the CPU."""
     mask_BQ = torch.arange(columns) < lengths_B[:, None]
     return None if bool(mask_BQ.all()) else mask_BQ.to(device, non_blocking=True)
+
+
+def require_one_attention(model: Any) -> None:
+    """Raise ModelError for BigBird's block-sparse attention, which the first short text switches off for good."""
+    if getattr(model.config, "attention_type", None) == "block_sparse":
+        raise ModelError(
+            f"{type(model).__name__} has attention_type 'block_sparse': after one short prompt it reads long ones in "
+            "another way too, so log-probabilities would depend on what was read before. Set attention_type to "
+            "'original_full' in its config.json, which reads every prompt alike."
+        )
 
 
 def start_token_of(model: Any) -> int:

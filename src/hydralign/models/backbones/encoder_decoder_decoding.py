@@ -57,8 +57,8 @@ class EncoderDecoderDecoding:
                 width = self.encoder_BQD.shape[2]
                 decoder_BRD = self.encoder_BQD.new_zeros(rows, new_tokens, width, dtype=trunk.dtype)
             self.kept = (trunk.stored(self.encoder_BQD), decoder_BRD)
-        self.position = 0
-        self._read(torch.full((rows,), backbone.start_id, device=device), rows)
+        self.position = self.positions_read = 0
+        self._read(torch.full((rows,), backbone.start_id, device=device))
 
     def predict(self) -> tuple[Tensor, Tensor]:
         """(logits_BV, hidden_BD) of the next position: raw fp32 logits, and the states that they come from."""
@@ -66,8 +66,8 @@ class EncoderDecoderDecoding:
             return self.head(self.hidden_BD), self.hidden_BD
 
     def append(self, tokens_B: Tensor, real: int) -> None:
-        """Run one token per row through the decoder; all but `real` of them belong to rows that have ended."""
-        self._read(tokens_B, real)
+        """Run one token per row through the decoder. Which of them were read for nothing is known at the end."""
+        self._read(tokens_B)
 
     def finish(self, tokens_B: Tensor, real: int) -> None:
         """Nothing: the decoder never reads the last token of an answer."""
@@ -87,10 +87,14 @@ class EncoderDecoderDecoding:
         encoder, answered_B = CausalTrunkStates(encoder_BQD, self.prompt_lengths_B), lengths_B - self.prompt_lengths_B
         if decoder_BRD is None:
             return EncoderDecoderStates(encoder, None)
+        # An answer's last token is read while other rows go on, and its state belongs to nothing: real positions are
+        # as many as answers have tokens.
+        real = int(answered_B.sum())
+        self.trunk.count(real, self.positions_read - real)
         states_BRD = self.trunk.stored(decoder_BRD[:, : int(answered_B.max())])
         return EncoderDecoderStates(encoder, CausalTrunkStates(states_BRD, answered_B))
 
-    def _read(self, tokens_B: Tensor, real: int) -> None:
+    def _read(self, tokens_B: Tensor) -> None:
         backbone, last = self.backbone, None if self.trunk is None else self.trunk.last
         caught = nullcontext(list[Tensor]()) if last is None else capture_output(last)
         with backbone.autocast(), caught as seen:
@@ -99,6 +103,6 @@ class EncoderDecoderDecoding:
             )
         self.hidden_BD = states_B1D[:, -1]
         if self.trunk is not None and self.kept is not None and self.kept[1] is not None:
-            self.trunk.count(real, len(tokens_B) - real)
+            self.positions_read += len(tokens_B)
             self.kept[1][self.place_B, self.position] = seen[0][:, -1].to(self.trunk.dtype)
         self.position += 1

@@ -237,9 +237,12 @@ def prepare_model(model: Any, tokenizer: Any) -> Any:
     """Switch dropout off for good and tell the config which token pads."""
     model.config.pad_token_id = tokenizer.pad_token_id
     # The embedding that is marked as padding gets no gradient: where EOS pads, it could never be learned.
-    stacks = (model.get_encoder(), model.get_decoder()) if model.config.is_encoder_decoder else (model,)
-    for embedding in (model.get_input_embeddings(), *(stack.get_input_embeddings() for stack in stacks)):
-        embedding.padding_idx = None
+    stacks = (model, model.get_encoder(), model.get_decoder()) if model.config.is_encoder_decoder else (model,)
+    for stack in stacks:
+        # What has no embeddings under that name is refused when it is read.
+        if hasattr(stack, "get_input_embeddings"):
+            stack.get_input_embeddings().padding_idx = None
+    record_own_head(model)
     if getattr(model, "generation_config", None) is not None:
         model.generation_config.pad_token_id = tokenizer.pad_token_id
     mend_generation_settings(model)
@@ -248,6 +251,21 @@ def prepare_model(model: Any, tokenizer: Any) -> Any:
             module.p = 0.0
     freeze_fixed(model)
     return model.eval()
+
+
+def record_own_head(model: Any) -> None:
+    """Write into the config that an encoder–decoder's head is not tied to its embeddings, where that is so.
+
+    transformers 5 sets `tie_word_embeddings` of T5 and its kin to true and goes by the weights; transformers 4 goes by
+    the setting, and would put the embeddings in the head's place. T5's scaling hangs on the same setting, so a model
+    that scales keeps it.
+    """
+    config = model.config
+    if not config.is_encoder_decoder or getattr(config, "scale_decoder_outputs", False):
+        return
+    head, embedding = model.get_output_embeddings(), model.get_input_embeddings()
+    if head is not None and embedding is not None and head.weight is not embedding.weight:
+        config.tie_word_embeddings = False
 
 
 def stop_ids_of(model: Any, tokenizer: Any) -> tuple[int, ...]:
