@@ -25,13 +25,13 @@ from typing import Any
 
 import torch
 from geometry import add_geometry, fill, floor_gflop, matrices, matrix_rate, t5_config
-from hydralign.data.encoder_input import mark_for_encoder
 from separate import FullSizeReward, separate_policy
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, T5ForConditionalGeneration
 
 from hydralign.config import FullForm, HydraForm, LoraForm
 from hydralign.config.model import Form
+from hydralign.encoder_input import mark_for_encoder
 from hydralign.generation.sampler import sample
 from hydralign.methods.advantages import estimate
 from hydralign.methods.policy_update import update
