@@ -1,8 +1,8 @@
 """How large an encoder–decoder is: parameters of both stacks, and what their layers keep while they work.
 
 Parameters are counted. What autograd saves is measured on copies of a stack's two lowest layers: the second adds what
-every further layer does, the first owns what all of them share, such as T5's position bias. Rows are measured without
-padding.
+every further layer does, the first owns what all of them share, such as T5's position bias. Prompts are measured
+with padding, as most batches have it: T5 then holds one bias per row, head and pair of positions.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hydralign.models.backbones.encoder_decoder import EncoderDecoderBackbone
+from hydralign.models.backbones.encoder_decoder import EncoderDecoderBackbone, encoder_mask
 from hydralign.models.backbones.slicing import layers_of, modules_after_layers, slice_layers
 from hydralign.models.branch import Branch
 from hydralign.models.kernels.cache import RoomyCache
@@ -207,7 +207,12 @@ def _bytes_saved(
         kept.append(tensor)
         return tensor
 
-    more: dict[str, Any] = {"encoder_hidden_states": _states(backbone, rows, prompt).requires_grad_()} if prompt else {}
+    # As of a row beside a longer one.
+    mask = encoder_mask(torch.full((rows,), (prompt or columns) - 1), prompt or columns, backbone.device)
+    more: dict[str, Any] = {"attention_mask": mask}
+    if prompt:
+        encoder_BQD = _states(backbone, rows, prompt).requires_grad_()
+        more = {"encoder_hidden_states": encoder_BQD, "encoder_attention_mask": mask}
     saving = torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
     with torch.enable_grad(), backbone.autocast(), saving:
         made_of = body(inputs_embeds=_states(backbone, rows, columns).requires_grad_(), **more, **_uncached(stack))
