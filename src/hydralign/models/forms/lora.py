@@ -75,7 +75,7 @@ def adapt(model: Any, settings: LoraForm, *, seed: int) -> Any:
     peft = load_adapter(model, adapter, read_language_adapter(adapter), trained=True)
     freeze_fixed(model)
     if parts is not None:
-        _require_within(peft, parts)
+        _require_within(peft, parts, settings)
     return peft
 
 
@@ -114,15 +114,16 @@ def require_adapter(folder: str) -> None:
         )
 
 
-def _require_within(peft: Any, parts: Sequence[Any]) -> None:
+def _require_within(peft: Any, parts: Sequence[Any], settings: LoraForm) -> None:
     """Raise ModelError when something is trained outside of these modules, the decoder or its top layers."""
     inside = {id(p) for part in parts for p in part.parameters()}
     outside = [name for name, p in peft.named_parameters() if p.requires_grad and id(p) not in inside]
     if outside:
+        top = settings.unfrozen_layers
+        where, setting = ("the decoder", "decoder_only") if top is None else (f"the top {top} layers", "unfrozen_layers")
         raise ModelError(
-            f"model.form: the adapter changes {outside[0]}, which is not in the top {len(parts)} layers, or in the "
-            "decoder: what is shared must stay as it is. Leave unfrozen_layers and decoder_only out, or name another "
-            "adapter."
+            f"model.form: the adapter changes {outside[0]}, which is not in {where}: what is shared must stay as it is. "
+            f"Leave {setting} out, or name another adapter."
         )
 
 
