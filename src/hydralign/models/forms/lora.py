@@ -119,11 +119,11 @@ def _require_within(peft: Any, parts: Sequence[Any], settings: LoraForm) -> None
     inside = {id(p) for part in parts for p in part.parameters()}
     outside = [name for name, p in peft.named_parameters() if p.requires_grad and id(p) not in inside]
     if outside:
-        top = settings.unfrozen_layers
-        where, setting = ("the decoder", "decoder_only") if top is None else (f"the top {top} layers", "unfrozen_layers")
+        top, setting = settings.unfrozen_layers, "decoder_only" if settings.unfrozen_layers is None else "unfrozen_layers"
+        where = "the decoder" if top is None else f"the top {top} layers"
         raise ModelError(
-            f"model.form: the adapter changes {outside[0]}, which is not in {where}: what is shared must stay as it is. "
-            f"Leave {setting} out, or name another adapter."
+            f"model.form: the adapter changes {outside[0]}, which is not in {where}: what is shared must stay as it "
+            f"is. Leave {setting} out, or name another adapter."
         )
 
 
