@@ -119,8 +119,9 @@ def _require_within(peft: Any, parts: Sequence[Any], settings: LoraForm) -> None
     inside = {id(p) for part in parts for p in part.parameters()}
     outside = [name for name, p in peft.named_parameters() if p.requires_grad and id(p) not in inside]
     if outside:
-        top, setting = settings.unfrozen_layers, "decoder_only" if settings.unfrozen_layers is None else "unfrozen_layers"
-        where = "the decoder" if top is None else f"the top {top} layers"
+        where, setting = "the decoder", "decoder_only"
+        if settings.unfrozen_layers is not None:
+            where, setting = f"the top {settings.unfrozen_layers} layers", "unfrozen_layers"
         raise ModelError(
             f"model.form: the adapter changes {outside[0]}, which is not in {where}: what is shared must stay as it "
             f"is. Leave {setting} out, or name another adapter."
