@@ -78,7 +78,8 @@ def _template_parser(table: Table, template: str) -> Parser[Demonstration]:
     def parse(row: Row) -> Candidate[Demonstration]:
         made, completion = render(row), row.text("completion")
         record = Demonstration(made.text, completion, row.without("completion"))
-        return Candidate(record, written=(*made.filled, completion), measured=made.measured)
+        written = (*made.filled, completion)
+        return Candidate(record, written=written, measured=made.measured, key=made.measured)
 
     return parse
 

@@ -60,7 +60,7 @@ def _template_parser(table: Table, template: str) -> Parser[Prompt]:
     def parse(row: Row) -> Candidate[Prompt]:
         made = render(row)
         record = Prompt(made.text, (), row.without(*RESERVED_COLUMNS))
-        return Candidate(record, written=made.filled, measured=made.measured)
+        return Candidate(record, written=made.filled, measured=made.measured, key=made.measured)
 
     return parse
 

@@ -19,7 +19,7 @@ class RenderedPrompt:
 
     @property
     def measured(self) -> str:
-        """What bounds on length measure."""
+        """What bounds on length measure, and what decides on which side of a split the row falls."""
         return "".join(self.filled)
 
 
