@@ -26,6 +26,18 @@ def start_of(recipe: Recipe) -> ModelConfig:
     return recipe.ppo.model
 
 
+def test_openings_are_not_learned_from_texts_that_prompts_hold_out() -> None:
+    source = {"source": ["a.jsonl", "b.jsonl"], "cut": {}}
+    data: dict[str, Any] = {"prompts": source, "demonstrations": source | {"source": "b.jsonl"}}
+    with pytest.raises(ConfigError, match="cut out of the same texts.*of: text"):
+        resolved({}, {}, data=data)
+    data["prompts"] = source | {"held_out": {"by": "hash", "of": "text"}}
+    resolved({}, {}, data=data)
+    with pytest.raises(ConfigError, match="cut out of the same texts.*of: text"):
+        resolved({}, {"data": source}, data={"prompts": source})
+    resolved({}, {"data": source | {"source": "c.jsonl"}}, data={"prompts": source})
+
+
 @pytest.mark.parametrize("form", [HYDRA, {"type": "full"}])
 def test_ppo_in_another_form_starts_from_the_adapter_that_sft_made(form: dict[str, Any]) -> None:
     recipe = resolved({"form": form}, {"model": {"path": "base", "form": LORA}})

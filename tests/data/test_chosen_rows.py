@@ -33,6 +33,20 @@ def test_rows_are_used_where_each_column_has_one_of_the_values() -> None:
     )
 
 
+def test_values_are_compared_as_what_they_are() -> None:
+    rows: list[dict[str, Any]] = [
+        {"text": "a", "label": "x", "yes": True, "score": 1.0},
+        {"text": "b", "label": "x", "yes": False, "score": 2.5},
+        {"text": "c", "label": "x", "yes": None, "score": None},
+    ]
+    for where, expected in (
+        ({"yes": [True]}, ["a"]), ({"yes": ["true"]}, ["a"]), ({"yes": ["None", False]}, ["b"]),
+        ({"score": [1]}, ["a"]), ({"score": ["2.5"]}, ["b"]), ({"score": ["None", 1]}, ["a"]),
+    ):  # fmt: skip
+        config = SourceConfig.model_validate({"source": "unused", "held_out": {"by": "none"}, "where": where})
+        assert [row.text for row in load_labelled(config, rows=rows).train] == expected
+
+
 def test_unknown_column_and_empty_choice_are_refused() -> None:
     with pytest.raises(DataError, match=r"where names column 'kinds'.*Did you mean 'kind'\?"):
         texts(kinds=["hate"])

@@ -65,6 +65,19 @@ def test_same_template_puts_a_row_on_the_same_side_for_sft_and_ppo(tokenizer: An
     assert {one.text for one in asked.held_out}.isdisjoint({one.prompt for one in shown.train})
 
 
+def test_row_falls_on_one_side_whatever_the_template_says(tokenizer: Any) -> None:
+    settings: dict[str, Any] = {"held_out": HashSplit(percent=30)}
+    asked = prompts(TEMPLATE, tokenizer, ROWS, **settings)
+    shown = demonstrations("Short:\n{dialogue}", ROWS, **settings)
+    columns = {"prompt": "dialogue", "completion": "summary"}
+    plain = load_demonstrations(
+        DemonstrationSourceConfig(source="unused", columns=columns, held_out=HashSplit(percent=30)), rows=ROWS
+    )
+    held_out = {one.columns["dialogue"] for one in asked.held_out}
+    assert {one.prompt.removeprefix("Short:\n") for one in shown.held_out} == held_out
+    assert {one.prompt for one in plain.held_out} == held_out
+
+
 def test_bounds_measure_what_fills_the_template(tokenizer: Any) -> None:
     rows = [{"dialogue": "x" * length, "summary": "y" * 500} for length in (3, 4, 9, 10)]
     bounds = FilterConfig(min_characters=4, max_characters=9)
@@ -101,6 +114,12 @@ def test_template_that_cannot_be_filled_is_refused_with_the_recipe(template: str
 def test_template_and_cut_exclude_each_other() -> None:
     with pytest.raises(ConfigError, match="template and cut are both set"):
         PromptSourceConfig(source="unused", template="{a}", cut={})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("side", ["cut_start", "cut_end"])
+def test_template_would_lose_its_own_words_to_a_cut(side: str) -> None:
+    with pytest.raises(ConfigError, match=f"too_long_prompt={side} with a template: .*Use leave_out"):
+        PromptSourceConfig(source="unused", template="{a}", too_long_prompt=side)  # type: ignore[arg-type]
 
 
 def test_unknown_column_is_named_with_the_nearest(tokenizer: Any) -> None:

@@ -212,7 +212,7 @@ def test_saved_classifier_gives_plain_transformers_the_same_scores(tokenizer: An
 
 def test_balanced_labels_weigh_the_same_in_all(tokenizer: Any) -> None:
     texts = [Labelled((5, 6), 0), Labelled((7,), 0), Labelled((8, 9), 0), Labelled((10, 11, 12), 1)]
-    weights_C = balanced_weights(texts)
+    weights_C = balanced_weights(texts, ("COMMON", "RARE"))
     assert weights_C.tolist() == pytest.approx([4 / 6, 2.0])
     judge = scorer(tokenizer, labels=("COMMON", "RARE"))
     each = [float(label_loss(judge, [text], 1.0)[0].detach()) for text in texts]
@@ -221,3 +221,5 @@ def test_balanced_labels_weigh_the_same_in_all(tokenizer: Any) -> None:
     plain, same = label_loss(judge, texts, 4.0)
     assert float(plain.detach()) == pytest.approx(sum(each) / 4, abs=1e-5)
     assert numbers == same
+    with pytest.raises(DataError, match="no text to train on has the label 'NEVER'"):
+        balanced_weights(texts, ("COMMON", "RARE", "NEVER"))

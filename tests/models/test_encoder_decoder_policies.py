@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 
 from hydralign.config.model import Form, FullForm, HydraForm, LoraForm
+from hydralign.encoder_input import encoder_limit, feeds_encoder
 from hydralign.errors import ModelError
 from hydralign.methods.advantages import estimate
 from hydralign.methods.policy_update import update
@@ -204,6 +205,22 @@ def test_a_saved_adapter_gives_peft_the_same_logits_and_merged_too(
         plain.merge_and_unload().save_pretrained(tmp_path / "merged")
         merged = AutoModelForSeq2SeqLM.from_pretrained(tmp_path / "merged").eval()
         torch.testing.assert_close(merged(**inputs).logits, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_adapters_stay_in_the_part_that_is_named(words: Any) -> None:
+    model = new_encoder_decoder("t5")
+    form = LoraForm(decoder_only=True, targets=("encoder.block.0.layer.0.SelfAttention.q",))
+    with pytest.raises(ModelError, match=r"encoder.block.0.* not in the decoder.*name other targets"):
+        make_policy(model, words, form=form)
+
+
+def test_a_tokenizer_learns_from_the_model_that_an_encoder_reads(words: Any) -> None:
+    words.feeds_encoder = False
+    make_policy(new_encoder_decoder("bart"), words, form=FORMS["full"])
+    assert feeds_encoder(words)
+    assert encoder_limit(words) == 64
+    make_policy(new_encoder_decoder("t5"), words, form=FORMS["full"])
+    assert encoder_limit(words) is None
 
 
 def test_a_causal_model_has_no_encoder_to_leave_out(tokenizer: Any) -> None:

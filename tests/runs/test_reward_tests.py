@@ -108,7 +108,7 @@ def test_groups_stay_with_their_rows_when_some_are_left_out(
 
 
 CASES: dict[str, tuple[dict[str, Any], str]] = {
-    "column": ({"by": "kid"}, "test suite: test.by='kid': no row to test on has such a column.*Did you mean 'kind'"),
+    "column": ({"by": "kid"}, r"reward.test \(name: suite\).by='kid': no row to test .*Did you mean 'kind'"),
     "name of a label": ({"names": {"1": "hat", "0": "nothate"}}, "calls '1' 'hat'.*Did you mean 'hate'"),
     "label without a name": ({"names": {"1": "hate"}}, "labels that training rows lack: '0'.*test.names"),
     "labels of their own": ({"names": {}}, "labels that training rows lack: '0', '1'.*test.names"),

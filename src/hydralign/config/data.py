@@ -224,6 +224,11 @@ class WithPromptsConfig(SourceConfig):
         if self.template is None:
             return self
         split_template(self.template)
+        if self.too_long_prompt in ("cut_start", "cut_end"):
+            raise ValueError(
+                f"too_long_prompt={self.too_long_prompt} with a template: what is cut off would be the template's own "
+                "words, such as the question. Use leave_out, or bound the texts that fill it with filter."
+            )
         if self.cut is not None:
             raise ValueError(
                 "template and cut are both set: a prompt is either rendered from columns or cut out of a text, and it "
@@ -252,6 +257,16 @@ class DemonstrationSourceConfig(WithPromptsConfig):
     """Demonstrations: `prompt` (or a `template` of columns) and `completion`; chat `messages`; or `text`, all of which
     is the completion, or with `cut` what follows its first tokens.
     """
+
+
+def parts_by_other_texts(prompts: PromptSourceConfig, demonstrations: DemonstrationSourceConfig) -> bool:
+    """Whether both are cut out of a file that they share and split by hash, one by what is cut, one by whole texts."""
+    files = [{one.source} if isinstance(one.source, str) else {*one.source} for one in (prompts, demonstrations)]
+    held_out = prompts.held_out
+    by_cut = prompts.cut and isinstance(held_out, HashSplit) and held_out.of == "prompt"
+    return bool(
+        by_cut and demonstrations.cut and isinstance(demonstrations.held_out, HashSplit) and files[0] & files[1]
+    )
 
 
 class DataConfig(Config):

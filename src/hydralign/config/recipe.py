@@ -10,7 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from hydralign.config.base import Config
 from hydralign.config.compare import CompareConfig
-from hydralign.config.data import DataConfig
+from hydralign.config.data import DataConfig, parts_by_other_texts
 from hydralign.config.model import LoraForm, ModelConfig
 from hydralign.config.paths import require_path_fits
 from hydralign.config.ppo import PPOConfig
@@ -79,6 +79,19 @@ class Recipe(Config):
                 raise ValueError(
                     f"{section} is a list with the names {names}: each item writes into a folder of its own, called "
                     f"by its name. Give every item of {section} another name."
+                )
+        return self
+
+    @model_validator(mode="after")
+    def _held_out_texts_stay_apart(self) -> Recipe:
+        items = self.sft if isinstance(self.sft, tuple) else (self.sft,)
+        prompts = self.data.prompts
+        for source in (item.data or self.data.demonstrations for item in items if item):
+            if source and prompts and parts_by_other_texts(prompts, source):
+                raise ValueError(
+                    "data.prompts and the demonstrations are cut out of the same texts, and data.prompts.held_out goes "
+                    "by the cut prompt, demonstrations by the whole text: sft would learn most of what the comparison "
+                    "holds out. Set data.prompts.held_out: {by: hash, of: text}."
                 )
         return self
 

@@ -49,7 +49,9 @@ class Labels(Config):
     crops: CropsConfig | None = None
     """Also learn from pieces of each text."""
     class_weights: Literal["balanced"] | None = None
-    """balanced: in the loss every label weighs as much as every other, however rare its texts are."""
+    """balanced: in the loss every label weighs as much as every other, however rare its texts are. Probabilities are
+    then about texts of which all labels are equally common, whatever `calibrate` makes of their sharpness.
+    """
     calibrate: bool = True
     """Divide the outputs by a temperature fitted on held-out rows, so that probabilities mean what they say."""
 

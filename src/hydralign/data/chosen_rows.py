@@ -22,8 +22,18 @@ def require_columns_of_where(table: Table, where: Where) -> None:
 
 
 def left_out_by(row: Row, where: Where) -> LeftOut | None:
-    """Why this row is not used; None for one that each column's values allow. Values are compared as text."""
+    """Why this row is not used; None for one that each column's values allow. Numbers and their text are equal, as are true
+    and "True"; a missing value is equal to nothing.
+    """
     for name, wanted in where.items():
-        if str(row.values.get(name)) not in map(str, wanted):
+        if _as_text(row.values.get(name)) not in map(_as_text, wanted):
             return LeftOut(f"whose {name} is not {' or '.join(map(str, wanted))}")
     return None
+
+
+def _as_text(value: object) -> str | None:
+    if isinstance(value, bool) or (isinstance(value, str) and value.lower() in ("true", "false")):
+        return str(value).lower()
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return None if value is None else str(value)

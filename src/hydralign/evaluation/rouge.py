@@ -17,7 +17,7 @@ import re
 from collections.abc import Iterable, Sequence
 from importlib.metadata import version
 
-from hydralign.errors import ConfigError, DataError, shortened
+from hydralign.errors import ConfigError, DataError, did_you_mean, shortened
 from hydralign.types import Prompt
 
 ROUGE = {"rouge-1": "rouge1", "rouge-2": "rouge2", "rouge-l": "rougeL"}
@@ -73,7 +73,7 @@ def require_reference_columns(columns: Sequence[str], known: Iterable[str] | Non
         if name not in (there := sorted(known or ())):
             raise ConfigError(
                 f"compare.references names column {name!r}: the prompts' data have no such column, so there is nothing "
-                f"to compare answers with. Columns here: {', '.join(there) or 'none'}."
+                f"to compare answers with. Columns here: {', '.join(there) or 'none'}. {did_you_mean(name, there)}"
             )
 
 

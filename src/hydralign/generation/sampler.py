@@ -83,11 +83,15 @@ def check_context(policy: Policy, prompts: Sequence[Prompt], params: SamplingPar
         )
     longest = max(len(prompt.token_ids) for prompt in prompts)
     if feeds_encoder(policy.tokenizer):
-        if max(longest, params.longest) > policy.context:
+        if longest > policy.context:
             raise ConfigError(
-                f"The longest prompt has {longest} tokens and answers may have {params.longest}, but encoder and "
-                f"decoder have {policy.context} positions each: later tokens would have none. Shorten answers "
-                f"(max_new_tokens, lengths), or bound prompts with max_prompt_tokens: {policy.context}."
+                f"The longest prompt has {longest} tokens, but the encoder is made for {policy.context}. Bound prompts "
+                f"with max_prompt_tokens: {policy.context}."
+            )
+        if params.longest > policy.context:
+            raise ConfigError(
+                f"Answers may have {params.longest} tokens, but the decoder is made for {policy.context}. Shorten them "
+                "(max_new_tokens, lengths)."
             )
     elif longest + params.longest > policy.context:
         room = policy.context - params.longest

@@ -22,7 +22,7 @@ from hydralign.config.reward import CropsConfig, RewardConfig
 from hydralign.data.detokenise import decode_completion
 from hydralign.data.stream import Stream
 from hydralign.distributed import SINGLE_PROCESS, Distributed
-from hydralign.errors import NonFiniteError
+from hydralign.errors import DataError, NonFiniteError
 from hydralign.generation.keyed import CROPS, keyed_uniforms
 from hydralign.methods.supervised import SupervisedTask, learn, steps_of
 from hydralign.micro_batches import longest_first, map_micro_batches
@@ -107,13 +107,14 @@ def train_on_labels(
             for (text, copy), uniform in zip(drawn, uniform_B2, strict=True)
         ]
 
+    weights_C = balanced_weights(parts.train, parts.classifier.labels) if balanced else None
     task: SupervisedTask[Labelled] = SupervisedTask(
         name="classifier",
         trained=parts.classifier.trained(),
         steps=steps_of(config, len(stream.rows)),
         batch=batch,
         count=len,
-        loss=partial(label_loss, parts.classifier, weights_C=balanced_weights(parts.train) if balanced else None),
+        loss=partial(label_loss, parts.classifier, weights_C=weights_C),
         measure=partial(_measure, parts, config.batch.micro_batch_size, judge_labels),
         size=lambda text: len(text.ids),
     )
@@ -127,11 +128,17 @@ def pair_loss(classifier: SequenceClassifier, pairs: Sequence[Pair], count: floa
     return pairwise_logistic_loss(chosen_B, rejected_B, count=count)
 
 
-def balanced_weights(texts: Sequence[Labelled]) -> Tensor:
+def balanced_weights(texts: Sequence[Labelled], labels: Sequence[str]) -> Tensor:
     """weights_C of the labels, texts ÷ (labels · texts of the label): each weighs the same in all, and a text 1 on
-    average.
+    average. Raises DataError for a label without a text.
     """
-    counts_C = torch.tensor([text.label for text in texts]).bincount().double()
+    counts_C = torch.tensor([text.label for text in texts]).bincount(minlength=len(labels)).double()
+    missing = [label for label, count in zip(labels, counts_C.tolist(), strict=True) if not count]
+    if missing:
+        raise DataError(
+            f"class_weights=balanced, but no text to train on has the label {missing[0]!r}: no weight makes up for "
+            "none. Add such texts, leave the label out of names, or leave class_weights out."
+        )
     return (len(texts) / (len(counts_C) * counts_C)).float()
 
 

@@ -270,8 +270,8 @@ def require_known_labels(records: Sequence[LabelledText], known: Collection[str]
     if unknown:
         raise DataError(
             f"held-out or test rows have labels that training rows lack: {', '.join(map(repr, sorted(unknown)))}. "
-            "No answer about them could be right. Leave them out, train on them too, or say in test.names what rows to "
-            "test on call the labels."
+            "No answer about them could be right. Leave them out, train on them too, or map them with "
+            "test.names."
         )
 
 

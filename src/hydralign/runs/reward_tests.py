@@ -138,4 +138,4 @@ def _without_name(one: GroupAccuracy) -> Mapping[str, Any]:
 
 
 def _key(test: RewardTestConfig) -> str:
-    return f"test {test.name}: test" if test.name else "test"
+    return f"reward.test (name: {test.name})" if test.name else "reward.test"

@@ -24,7 +24,11 @@ TOKENS = ("eos_token_id", "bos_token_id", "pad_token_id", "decoder_start_token_i
 SWITCHES = ("do_sample", "num_beams", "return_dict_in_generate", "use_cache")
 """Settings that say whether others have a meaning, so they are kept first."""
 
-SEARCHES = ("num_beams", "no_repeat_ngram_size", "forced_bos_token_id", "forced_eos_token_id", "bad_words_ids")
+SEARCHES = (
+    *("num_beams", "length_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "repetition_penalty"),
+    *("min_length", "min_new_tokens", "forced_bos_token_id", "forced_eos_token_id", "forced_decoder_ids"),
+    *("bad_words_ids", "suppress_tokens", "begin_suppress_tokens"),
+)
 """Settings that force or forbid tokens, or search for likely answers."""
 
 

@@ -135,11 +135,9 @@ def load_model(
     generation = read_generation_config(path)
     model, encoder, report = read_model(kind, path, way_out, tokenizer=tokenizer, generation_config=generation)
     require_language_model(model.config.architectures, report["unexpected_keys"], path)
-    has_encoder = model.config.is_encoder_decoder
-    reads = context_of(model) if has_encoder else None
-    prepare_tokenizer(encoder, pad_token=pad_token, path=tokenizer or path, reads=reads)
+    prepare_tokenizer(encoder, pad_token=pad_token, path=tokenizer or path)
     check_loaded(model, encoder, report, path)
-    if has_encoder:
+    if model.config.is_encoder_decoder:
         say_ignored_settings(model)
     return prepare_model(model, encoder).to(device), encoder
 
@@ -234,7 +232,9 @@ def prepare_tokenizer(tokenizer: Any, *, pad_token: str | None, path: str, reads
 
 
 def prepare_model(model: Any, tokenizer: Any) -> Any:
-    """Switch dropout off for good and tell the config which token pads."""
+    """Switch dropout off for good, tell the config which token pads, and the tokenizer whether an encoder reads prompts."""
+    if model.config.is_encoder_decoder and model.can_generate():
+        mark_for_encoder(tokenizer, context_of(model))
     model.config.pad_token_id = tokenizer.pad_token_id
     # The embedding that is marked as padding gets no gradient: where EOS pads, it could never be learned.
     stacks = (model, model.get_encoder(), model.get_decoder()) if model.config.is_encoder_decoder else (model,)

@@ -70,7 +70,10 @@ def adapt(model: Any, settings: LoraForm, *, seed: int) -> Any:
     model.requires_grad_(False)
     adapter = settings.adapter
     if adapter is None:
-        return place_adapters(model, settings, f"in {kind}", seed=seed, **_placement(model, settings, parts))
+        fresh = place_adapters(model, settings, f"in {kind}", seed=seed, **_placement(model, settings, parts))
+        if parts is not None:
+            _require_within(fresh, parts, settings)
+        return fresh
     require_adapter(adapter)
     peft = load_adapter(model, adapter, read_language_adapter(adapter), trained=True)
     freeze_fixed(model)
@@ -124,7 +127,7 @@ def _require_within(peft: Any, parts: Sequence[Any], settings: LoraForm) -> None
             where, setting = f"the top {settings.unfrozen_layers} layers", "unfrozen_layers"
         raise ModelError(
             f"model.form: the adapter changes {outside[0]}, which is not in {where}: what is shared must stay as it "
-            f"is. Leave {setting} out, or name another adapter."
+            f"is. Leave {setting} out, or name {'another adapter' if settings.adapter else 'other targets'}."
         )
 
 
