@@ -22,8 +22,8 @@ def require_columns_of_where(table: Table, where: Where) -> None:
 
 
 def left_out_by(row: Row, where: Where) -> LeftOut | None:
-    """Why this row is not used; None for one that each column's values allow. Numbers and their text are equal, as are true
-    and "True"; a missing value is equal to nothing.
+    """Why this row is not used; None for one that each column's values allow. Numbers equal their text, and true equals
+    "True"; a missing value equals nothing.
     """
     for name, wanted in where.items():
         if _as_text(row.values.get(name)) not in map(_as_text, wanted):

@@ -232,7 +232,7 @@ def prepare_tokenizer(tokenizer: Any, *, pad_token: str | None, path: str, reads
 
 
 def prepare_model(model: Any, tokenizer: Any) -> Any:
-    """Switch dropout off for good, tell the config which token pads, and the tokenizer whether an encoder reads prompts."""
+    """Switch dropout off for good; tell the config what pads, and the tokenizer whether an encoder reads prompts."""
     if model.config.is_encoder_decoder and model.can_generate():
         mark_for_encoder(tokenizer, context_of(model))
     model.config.pad_token_id = tokenizer.pad_token_id
