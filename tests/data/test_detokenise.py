@@ -10,6 +10,7 @@ import torch
 
 from hydralign.data.detokenise import CONTEXT_TOKENS, decode_completion, decode_completions, decode_tokens
 from hydralign.data.packing import sequences
+from hydralign.encoder_input import mark_for_encoder
 from hydralign.types import Demonstration
 from tests.tokenizers_of_every_kind import (
     byte_level_tokenizer,
@@ -34,6 +35,17 @@ def test_completion_keeps_the_space_between_it_and_its_prompt(make: Callable[[],
     prompt, answer = cut_in_two(tokenizer, "the capital of France is", " Paris end")
     assert decode_completion(tokenizer, prompt, [*answer, tokenizer.eos_token_id]) == " Paris end"
     assert decode_tokens(tokenizer, [prompt], [[*answer, tokenizer.eos_token_id]])[0][-1].strip() == "</s>"
+    assert "".join(decode_tokens(tokenizer, [prompt], [answer])[0]) == " Paris end"
+
+
+@pytest.mark.parametrize("make", KINDS)
+def test_answer_of_a_decoder_keeps_its_space_whatever_the_encoder_read(make: Callable[[], Any]) -> None:
+    tokenizer = make()
+    prompt, answer = cut_in_two(tokenizer, "the capital of France is", " Paris end")
+    mark_for_encoder(tokenizer)
+    assert decode_completion(tokenizer, prompt, [*answer, tokenizer.eos_token_id]) == " Paris end"
+    assert decode_completion(tokenizer, [tokenizer.eos_token_id], answer) == " Paris end"
+    assert decode_tokens(tokenizer, [prompt], [answer])[0][0].startswith(" ")
     assert "".join(decode_tokens(tokenizer, [prompt], [answer])[0]) == " Paris end"
 
 

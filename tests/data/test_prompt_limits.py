@@ -63,6 +63,20 @@ def test_prompt_is_cut_on_the_named_side_and_keeps_its_frame(too_long: str, text
     assert f"Of them 1 with a prompt longer than 8 tokens, cut at the {side}." in data.report.describe()
 
 
+@pytest.mark.parametrize(("too_long", "text"), [("cut_end", "<<abcd>>"), ("cut_start", "<<ijkl>>")])
+def test_words_of_a_template_stay_when_what_fills_it_is_cut(too_long: Any, text: str) -> None:
+    tokenizer = encoder(10)
+    settings: dict[str, Any] = {"template": "<<{prompt}>>", "too_long_prompt": too_long}
+    (made,) = load(tokenizer, LONG, **settings).train
+    assert (made.text, made.token_ids) == (text, tuple(tokenizer(text).input_ids))
+    config = DemonstrationSourceConfig(source="unused", held_out=NONE, **settings)
+    rows = load_demonstrations(config, rows=[{"prompt": LONG, "completion": "x"}]).train
+    (one,), _ = sequences(rows, tokenizer, (1,), max_tokens=8, prompts=prompt_limit(config, tokenizer))
+    assert one.ids[: one.learned_from].tolist() == tokenizer(text).input_ids
+    with pytest.raises(DataError, match="words of the template have 6 tokens.*at most 6 are read"):
+        load(encoder(6), LONG, **settings)
+
+
 def test_decoders_read_long_prompts_as_before_until_a_bound_is_named(tokenizer: Any) -> None:
     assert [prompt.text for prompt in load(tokenizer, LONG).train] == [LONG]
     data = load(tokenizer, LONG, max_prompt_tokens=5, too_long_prompt="cut_start")

@@ -116,12 +116,6 @@ def test_template_and_cut_exclude_each_other() -> None:
         PromptSourceConfig(source="unused", template="{a}", cut={})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("side", ["cut_start", "cut_end"])
-def test_template_would_lose_its_own_words_to_a_cut(side: str) -> None:
-    with pytest.raises(ConfigError, match=f"too_long_prompt={side} with a template: .*Use leave_out"):
-        PromptSourceConfig(source="unused", template="{a}", too_long_prompt=side)  # type: ignore[arg-type]
-
-
 def test_unknown_column_is_named_with_the_nearest(tokenizer: Any) -> None:
     with pytest.raises(DataError, match=r"'dialog', which rows in memory does not have.*Did you mean 'dialogue'\?"):
         prompts("{dialog}", tokenizer, ROWS)

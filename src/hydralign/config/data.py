@@ -211,7 +211,7 @@ class WithPromptsConfig(SourceConfig):
     """
     too_long_prompt: Literal["error", "cut_start", "cut_end", "leave_out"] = "error"
     """What happens to longer prompts: an error, they lose their beginning or their end (not the special tokens around
-    it), or their rows are left out. Counted and reported.
+    it, nor the words with which a template begins and ends), or their rows are left out. Counted and reported.
     """
 
     @model_validator(mode="before")
@@ -224,11 +224,6 @@ class WithPromptsConfig(SourceConfig):
         if self.template is None:
             return self
         split_template(self.template)
-        if self.too_long_prompt in ("cut_start", "cut_end"):
-            raise ValueError(
-                f"too_long_prompt={self.too_long_prompt} with a template: what is cut off would be the template's own "
-                "words, such as the question. Use leave_out, or bound the texts that fill it with filter."
-            )
         if self.cut is not None:
             raise ValueError(
                 "template and cut are both set: a prompt is either rendered from columns or cut out of a text, and it "

@@ -39,12 +39,13 @@ def decode_completions(
     """The text of each completion as it continues its prompt: text of both minus text of the prompt.
 
     A character that begins in the prompt's last bytes belongs to the completion, as does white space that decoding
-    both rewrites. Where the two texts agree on less than that, the completion is decoded alone; so is every answer to a
-    prompt that an encoder reads.
+    both rewrites. Where the two texts agree on less than that, the completion is decoded alone. An answer to a prompt
+    that an encoder reads has none of its tokens before it: it is read after an ordinary word, so that prompt and answer
+    can be joined to one text.
     """
-    if feeds_encoder(tokenizer):
-        return tokenizer.batch_decode([list(ids) for ids in completions], skip_special_tokens=skip_special_tokens)
     settings = {"skip_special_tokens": skip_special_tokens}
+    if feeds_encoder(tokenizer):
+        prompts = [_anchor(tokenizer)] * len(completions)
     context = [tuple(prompt[-CONTEXT_TOKENS:]) for prompt in prompts]
     known: dict[tuple[int, ...], str] = dict.fromkeys(context, "")
     known.update(zip(known, tokenizer.batch_decode([list(ids) for ids in known], **settings), strict=True))

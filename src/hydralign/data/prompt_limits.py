@@ -1,7 +1,7 @@
 """Prompts that are longer than their bound: cut on one side, left out, or an error.
 
 A prompt's bound is `max_prompt_tokens` of its source, or what an encoder reads. The special tokens that stand around
-every prompt count, and stay when it is cut.
+every prompt count, and stay when it is cut; so do the words with which a template begins and ends.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from hydralign.config.data import WithPromptsConfig
-from hydralign.data.tokens import prompt_frame
+from hydralign.config.templates import split_template
+from hydralign.data.tokens import encode_plain, prompt_frame
 from hydralign.encoder_input import encoder_limit
 from hydralign.errors import ConfigError, DataError
 
@@ -22,11 +23,14 @@ Ids = tuple[int, ...]
 
 @dataclass(frozen=True)
 class PromptLimit:
-    """Most tokens of a prompt, what happens to longer ones, and the special tokens around each (before and after)."""
+    """Most tokens of a prompt, what happens to longer ones, the special tokens around each, and the ids of the words
+    with which a template begins and ends (each before and after).
+    """
 
     tokens: int
     too_long: Literal["error", "cut_start", "cut_end", "leave_out"]
     frame: tuple[Ids, Ids]
+    words: tuple[Ids, Ids] = ((), ())
 
     def apply(self, ids: Ids) -> Ids | None:
         """The prompt's ids, cut where they are too many; None where it is to be left out. Raises DataError."""
@@ -40,9 +44,22 @@ class PromptLimit:
                 "too_long_prompt of its source to cut_start or cut_end (what is cut off) or leave_out, or bound texts "
                 "with filter."
             )
-        first, last = self.frame
-        room, body = self.tokens - len(first) - len(last), self.body(ids)
-        return (*first, *(body[:room] if self.too_long == "cut_end" else body[-room:]), *last)
+        start, end = self._kept(self.body(ids))
+        room, inner = self.tokens - start - end, ids[start : len(ids) - end]
+        if room < 1:
+            raise DataError(
+                f"the words of the template have {start + end} tokens with the special ones, and at most "
+                f"{self.tokens:,} are read: nothing of the row would be left. Shorten the template, or raise "
+                "max_prompt_tokens."
+            )
+        return (*ids[:start], *(inner[:room] if self.too_long == "cut_end" else inner[-room:]), *ids[len(ids) - end :])
+
+    def _kept(self, body: Ids) -> tuple[int, int]:
+        """How many ids stay at both ends: special tokens, and the template's words as far as they are tokens there too,
+        as a word next to what fills the template may run into it.
+        """
+        (first, last), (opening, closing) = self.frame, self.words
+        return len(first) + _shared(body, opening), len(last) + _shared(body[::-1], closing[::-1])
 
     def body(self, ids: Ids) -> Ids:
         """A prompt's ids without the special tokens around it."""
@@ -74,4 +91,14 @@ def prompt_limit(config: WithPromptsConfig, tokenizer: PreTrainedTokenizerBase) 
             f"too_long_prompt={config.too_long_prompt} without max_prompt_tokens: this model has no bound on prompts "
             "alone, so none could be too long. Set max_prompt_tokens, or leave too_long_prompt out."
         )
-    return None if tokens is None else PromptLimit(tokens, config.too_long_prompt, prompt_frame(tokenizer))
+    if tokens is None:
+        return None
+    pieces = split_template(config.template) if config.template else [("", None)]
+    opening, closing = encode_plain(tokenizer, [pieces[0][0], pieces[-1][0]])
+    return PromptLimit(tokens, config.too_long_prompt, prompt_frame(tokenizer), (opening, closing))
+
+
+def _shared(ids: Ids, words: Ids) -> int:
+    """With how many of the same ids both begin."""
+    pairs = enumerate(zip(ids, words, strict=False))
+    return next((place for place, (one, word) in pairs if one != word), min(len(ids), len(words)))
